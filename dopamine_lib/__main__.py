@@ -1,0 +1,146 @@
+"""The command line: ``python -m dopamine_lib COMMAND``. Bad input ends with status 2 and one line."""
+
+import argparse
+import json
+import os
+import sys
+
+from dopamine_lib import __version__
+from dopamine_lib.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        """End with status 2 and what was wrong."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _settings(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = Parser(prog="python -m dopamine_lib", description="Differentially private secure federated learning.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("reproduce", help="train the five settings and draw Figure 1")
+    _experiment_arguments(run)
+    run.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
+    run.add_argument("--runs", type=int, default=5, help="runs of each setting (default: 5)")
+    run.add_argument("--aggregation", choices=["plain"], default="plain", help="how hospitals' messages are added")
+    run.add_argument("--noise", choices=["float"], default="float", help="Gaussian noise in floating point")
+    run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    run.add_argument("--out", required=True, metavar="DIR", help="where results.json, figure1.png and models go")
+    run.set_defaults(call=_reproduce)
+
+    search = commands.add_parser("tune", help="learning rates and clips, scored on validation patients")
+    _experiment_arguments(search)
+    search.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
+    search.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    search.add_argument("--runs", type=int, default=1, help="runs of each candidate (default: 1)")
+    search.set_defaults(call=_tune)
+
+    account = commands.add_parser("epsilon", help="what DP-SGD spends, by three accountants")
+    account.add_argument("--noise-multiplier", type=float, required=True, metavar="S", help="sigma")
+    account.add_argument("--sample-rate", type=float, required=True, metavar="Q", help="Poisson sampling rate q")
+    account.add_argument("--steps", type=int, required=True, metavar="T", help="noisy steps")
+    account.add_argument("--delta", type=float, required=True, metavar="D")
+    account.add_argument("--json", action="store_true", help="print JSON")
+    account.set_defaults(call=_epsilon)
+
+    teach = commands.add_parser("pretrain", help="make the embedded weights from public synthetic patients")
+    teach.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
+    teach.add_argument("--seed", type=int, default=0)
+    teach.set_defaults(call=_pretrain)
+    return top
+
+
+def _experiment_arguments(command: argparse.ArgumentParser) -> None:
+    # choices are checked by Options, which names them: the parser stays quick and loads no torch
+    command.add_argument(
+        "--data", default="synthetic", help="synthetic, retinamnist, aptos, mnist, fashion-mnist, cifar10"
+    )
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
+    command.add_argument("--model", default="head", help="head, cnn, squeezenet")
+    command.add_argument("--weights", metavar="FILE", help="a .npz, .pth or .safetensors file, 'imagenet' or 'random'")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="repeatable, for teaching; default: the operating system"
+    )
+    command.add_argument("--hospitals", type=int, default=10, metavar="K")
+    command.add_argument("--split", default="iid", help="iid, unequal, skewed, quality")
+    command.add_argument("--delta", type=float, default=1e-4, metavar="D")
+    command.add_argument("--accountant", default="prv", help="for --epsilon: rdp_classic, rdp, prv (default)")
+
+
+def _options(arguments):
+    from dataclasses import fields
+
+    from dopamine_lib.experiment import Options
+
+    return Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+
+
+def _reproduce(arguments) -> None:
+    from dopamine_lib.reproduction import reproduce, table
+
+    results = reproduce(_options(arguments), arguments.out, resume=arguments.resume)
+    print(table(results))
+    print(f"{results['seconds']} s; results.json, figure1.png and the models are in {arguments.out}")
+
+
+def _tune(arguments) -> None:
+    from dopamine_lib.experiment import Experiment
+    from dopamine_lib.tuning import tune
+
+    experiment = Experiment(_options(arguments))
+    experiment.hold_out_validation()
+    for name in experiment.options.settings:
+        for score, choice in tune(experiment, name):
+            print(f"{name:6} validation accuracy {100 * score:5.1f} %  {choice}", flush=True)
+
+
+def _epsilon(arguments) -> None:
+    from dopamine_lib.privacy.accounting import SampledGaussian, epsilons
+
+    event = SampledGaussian(arguments.noise_multiplier, arguments.sample_rate, arguments.steps)
+    spent = epsilons(event, arguments.delta)
+    if arguments.json:
+        print(json.dumps({"epsilon": spent, "delta": arguments.delta, **vars(event)}))
+    else:
+        print(
+            f"epsilon {spent['rdp_classic']:.3f} (classic RDP)  {spent['rdp']:.3f} (improved RDP)  "
+            f"{spent['prv']:.3f} (PRV)  at delta {arguments.delta:g}"
+        )
+
+
+def _pretrain(arguments) -> None:
+    from dopamine_lib.pretraining import pretrain
+
+    pretrain(arguments.out, seed=arguments.seed)
+
+
+def main(argv=None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 for an interrupt."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.call(arguments)
+    except InputError as error:
+        print(f"dopamine: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dopamine: interrupted; reproduce --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: nothing is wrong here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

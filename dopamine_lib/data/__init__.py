@@ -1,0 +1,63 @@
+"""Data: every source of images behind one interface, loaded by name.
+
+Entering this room loads NumPy only; a source brings its own libraries when it is asked for.
+"""
+
+from pathlib import Path
+
+from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.errors import InputError
+
+SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
+#: Side of an image in pixels; SqueezeNet's pooling leaves nothing of a smaller one.
+MIN_SIZE, MAX_SIZE = 16, 1024
+#: What a folder holds that has the data of this source.
+_MARKERS = {
+    "retinamnist": ("retinamnist.npz",),
+    "aptos": ("train.csv",),
+    "mnist": ("MNIST/raw", "train-images-idx3-ubyte.gz"),
+    "fashion-mnist": ("FashionMNIST/raw", "train-images-idx3-ubyte.gz"),
+    "cifar10": ("cifar-10-batches-py",),
+}
+
+
+def load(name: str, data_dir=None, *, size: int | None = None, seed: int = 0) -> Dataset:
+    """Load the source called ``name`` (one of ``SOURCES``) with images of ``size`` by ``size`` pixels.
+
+    ``data_dir`` is where its files are; without it ``data/NAME`` and ``data`` of the working directory are
+    looked at. ``size`` defaults to the source's own (synthetic: 64), ``seed`` decides the split, and for
+    "synthetic" the images. Raises InputError for an unknown name, a size out of bounds, and bad data.
+    """
+    if name not in SOURCES:
+        raise InputError(f"data {name!r} is unknown; choose one of {', '.join(SOURCES)}")
+    if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
+        raise InputError(f"size {size} is out of bounds; choose {MIN_SIZE} to {MAX_SIZE} pixels")
+    if name == "synthetic":
+        from dopamine_lib.data.synthetic import load_synthetic
+
+        return load_synthetic(size=size or 64, seed=seed)
+    data_dir = _find(name) if data_dir is None else Path(data_dir)
+    chosen = {} if size is None else {"size": size}
+    if name == "retinamnist":
+        from dopamine_lib.data.retinamnist import load_retinamnist
+
+        return load_retinamnist(data_dir, **chosen, seed=seed)
+    if name == "aptos":
+        from dopamine_lib.data.aptos import load_aptos
+
+        return load_aptos(data_dir, **chosen, seed=seed)
+    from dopamine_lib.data.benchmarks import load_benchmark
+
+    return load_benchmark(name, data_dir, **chosen, seed=seed)
+
+
+def _find(name: str) -> Path:
+    """The folder under the working directory that has this source's files."""
+    places = (Path("data") / name, Path("data"))
+    for place in places:
+        if any((place / marker).exists() for marker in _MARKERS[name]):
+            return place
+    raise InputError(
+        f"no {name} data: looked for {' or '.join(_MARKERS[name])} in {places[0]} and {places[1]}; "
+        f"run: python data_download.py {name}, or name its folder with --data-dir"
+    )

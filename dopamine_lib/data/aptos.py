@@ -1,0 +1,165 @@
+"""APTOS 2019, the paper's data set: fundus images in Kaggle's layout, decoded once and memory-mapped."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.images import read_image
+from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path, cache_dir
+
+#: Labelled images in the whole set, and the paper's test patients among them (section 4.1).
+FULL_SET, FULL_TEST = 3662, 731
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_LEVELS = {str(grade): grade for grade in range(len(GRADES))}
+_CACHE_VERSION = 1  # raise it when the preprocessing changes
+_GET_IT = "get the data with: python data_download.py aptos"
+
+
+def load_aptos(data_dir, *, size: int = 224, seed: int = 0) -> Dataset:
+    """Load ``data_dir/train.csv`` and ``data_dir/train_images/ID.png`` (or .jpg, .jpeg).
+
+    Images are uint8 (N, size, size, 3), preprocessed by ``images.read_image`` and memory-mapped from the
+    kit's cache; labels are int64 (N,) in the order of ``train.csv``. Pixel-identical images count as one
+    person. The split is 2931/731 for the whole set, else 80/20, seeded. Raises InputError, naming file and
+    row, for anything missing, unreadable or out of range.
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {_GET_IT}")
+    if not any(folder.iterdir()):
+        raise InputError(f"{folder}: the folder is empty; {_GET_IT}")
+    table = folder / "train.csv"
+    if not table.is_file():
+        raise InputError(f"{table}: no such file; {_GET_IT}")
+    content = table.read_bytes()
+    ids, labels = _read_table(table, content)
+    files = _find_images(folder / "train_images", ids)
+    images, hashes = _decode_or_reuse(files, size, content)
+    # numbered by first appearance, so that the split is the same at every image size
+    number_of = {pixels: number for number, pixels in enumerate(dict.fromkeys(hashes))}
+    person = np.array([number_of[pixels] for pixels in hashes])
+    fraction = FULL_TEST / FULL_SET if len(ids) == FULL_SET else 0.2
+    train, validation, test = split_by_person(labels, person, test_fraction=fraction, seed=seed)
+    return Dataset(
+        name="aptos",
+        images=images,
+        labels=labels,
+        grades=GRADES,
+        person=person,
+        train=train,
+        validation=validation,
+        test=test,
+        sheet=Datasheet(
+            source="APTOS 2019 Blindness Detection (Kaggle, Aravind Eye Hospital)",
+            licence="competition data: research use only, never redistribute",
+            checksum="sha256:" + hashlib.sha256(content + "".join(hashes).encode()).hexdigest(),
+            notes=(
+                f"{len(ids)} of {FULL_SET} labelled images, resized and cropped to {size}x{size} pixels; "
+                "files of exactly that size are left as they are",
+                _describe_duplicates(labels, person),
+                "no patient numbers are published: two eyes of one patient count as two persons",
+            ),
+        ),
+    )
+
+
+def _read_table(table: Path, content: bytes) -> tuple[list[str], np.ndarray]:
+    """The ids and grades of train.csv, checked row by row."""
+    labels = {}
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        missing = {"id_code", "diagnosis"} - set(rows.fieldnames or ())
+        if missing:
+            raise InputError(f"{table}: no column {' and '.join(sorted(missing))}; {_GET_IT}")
+        for row in rows:
+            where, name, grade = f"{table}, line {rows.line_num}", row["id_code"] or "", row["diagnosis"]
+            # a name made of these cannot leave the image folder
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise InputError(
+                    f"{where}: id_code {name!r} is no file name; use letters, digits, '_', '-' and '.' only"
+                )
+            if name in labels:
+                raise InputError(f"{where}: id_code {name!r} occurs twice; remove one of the rows")
+            if grade not in _LEVELS:
+                raise InputError(f"{where}: diagnosis {grade!r} is no grade; use an integer from 0 to 4")
+            labels[name] = _LEVELS[grade]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: not a UTF-8 CSV file ({error}); {_GET_IT}") from None
+    if not labels:
+        raise InputError(f"{table}: no rows; {_GET_IT}")
+    return list(labels), np.array(list(labels.values()), dtype=np.int64)
+
+
+def _find_images(folder: Path, ids: list[str]) -> list[Path]:
+    """The image file of each id."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {_GET_IT}")
+    present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    files = []
+    for name in ids:
+        found = [name + suffix for suffix in SUFFIXES if name + suffix in present]
+        if not found:
+            raise InputError(
+                f"{folder / name}: no image with suffix {', '.join(SUFFIXES)} for this id_code of train.csv; "
+                "add the file or remove the row"
+            )
+        files.append(folder / found[0])
+    return files
+
+
+def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.ndarray, list[str]]:
+    """Pixels, memory-mapped uint8 (N, size, size, 3), and a hash of each image, from the cache or into it."""
+    key = hashlib.sha256(f"{_CACHE_VERSION} {size}\n".encode() + content)
+    for path in files:
+        stat = path.stat()
+        key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    pixel_file = cache_dir() / f"aptos-{size}-{key.hexdigest()[:16]}.npy"
+    hash_file = pixel_file.with_suffix(".json")
+    if not (pixel_file.exists() and hash_file.exists()):
+        _decode(files, size, pixel_file, hash_file)
+    return np.load(pixel_file, mmap_mode="r"), json.loads(hash_file.read_text())
+
+
+def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> None:
+    """Decode in as many threads as there are CPUs (Pillow works outside Python's lock), write in order."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
+    hashes = []
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with warnings.catch_warnings(), atomic_path(pixel_file) as temporary, open(temporary, "wb") as pixels:
+            # read_image refuses large images itself, with one line
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            np.lib.format.write_array_header_1_0(pixels, header)
+            decoded = pool.map(lambda path: read_image(path, size).tobytes(), files)
+            for image in tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=None):
+                hashes.append(hashlib.sha256(image).hexdigest())
+                pixels.write(image)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    with atomic_path(hash_file) as temporary:
+        temporary.write_text(json.dumps(hashes))
+
+
+def _describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:
+    grades_of = defaultdict(list)
+    for number, label in zip(person.tolist(), labels.tolist(), strict=True):
+        grades_of[number].append(label)
+    groups = [grades for grades in grades_of.values() if len(grades) > 1]
+    conflicting = sum(len(set(grades)) > 1 for grades in groups)
+    return (
+        f"{len(groups)} groups of pixel-identical images ({sum(map(len, groups))} images, {conflicting} "
+        "groups with conflicting grades): a group counts as one person"
+    )

@@ -1,0 +1,116 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 by torchvision's own classes: the paper's other benchmark data sets."""
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from dopamine_lib.data.dataset import Dataset, Datasheet, split_by_person
+from dopamine_lib.data.images import resize_all
+from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path, cache_dir
+
+#: torchvision's class, and the licence its authors give.
+BENCHMARKS = {
+    "mnist": ("MNIST", "CC BY-SA 3.0"),
+    "fashion-mnist": ("FashionMNIST", "MIT"),
+    "cifar10": ("CIFAR10", "none stated; free for research with citation"),
+}
+_MAX_UNPACKED = 64 * 2**20  # the largest file is 47 MB
+
+
+def load_benchmark(name: str, data_dir, *, size: int | None = None, seed: int = 0) -> Dataset:
+    """Load "mnist", "fashion-mnist" or "cifar10" from ``data_dir``, torchvision's ``root``.
+
+    A folder that has the four ``.gz`` files themselves (Debian's dataset-fashion-mnist) will do as well;
+    they are unpacked into the kit's cache. Images are uint8 (70000 or 60000, size, size, 3), by default 28
+    or 32 pixels wide, grey repeated in three channels; grades are the classes' names. The published split,
+    with a seeded, stratified tenth of training as validation. Raises InputError where files are missing or
+    damaged.
+    """
+    if name not in BENCHMARKS:
+        raise InputError(f"benchmark {name!r} is unknown; choose one of {', '.join(BENCHMARKS)}")
+    class_name, licence = BENCHMARKS[name]
+    source = getattr(datasets, class_name)
+    root = _find_root(name, source, Path(data_dir))
+    try:
+        parts = [source(root, train=train, download=False) for train in (True, False)]
+        # contiguous: CIFAR's arrays come transposed
+        images = np.ascontiguousarray(np.concatenate([_three_channels(part.data) for part in parts]))
+        labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
+        if len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < len(parts[0].classes):
+            raise ValueError("labels do not fit the images")
+    except Exception as error:  # torchvision's readers raise many types for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{root}: damaged {name} files ({reason}); {_get_again(name)}") from None
+    index, train = np.arange(len(images)), len(parts[0].data)
+    # the published test part stays as it is; a tenth is dealt out of the training part
+    _, _, validation = split_by_person(labels[:train], index[:train], test_fraction=0.1, seed=seed)
+    checksum = hashlib.sha256(images)
+    checksum.update(labels)
+    return Dataset(
+        name=name,
+        images=images if size is None else resize_all(images, size),
+        labels=labels,
+        grades=tuple(parts[0].classes),
+        person=index,
+        train=index[:train],
+        validation=validation,
+        test=index[train:],
+        sheet=Datasheet(
+            source=f"torchvision.datasets.{class_name}",
+            licence=licence,
+            checksum=f"sha256:{checksum.hexdigest()}",
+            notes=("published split", "every image counts as one person"),
+        ),
+    )
+
+
+def _three_channels(data) -> np.ndarray:
+    """torchvision's data, grey (N, H, W) or colour (N, H, W, 3), as uint8 (N, H, W, 3)."""
+    images = np.asarray(data)
+    return images if images.ndim == 4 else np.repeat(images[..., np.newaxis], 3, axis=-1)
+
+
+def _get_again(name: str) -> str:
+    return f"remove the folder and run: python data_download.py {name}"
+
+
+def _find_root(name: str, source, folder: Path) -> Path:
+    """The folder to give torchvision as root: ``folder``, or where its .gz files have been unpacked."""
+    if name == "cifar10":
+        # torchvision checks each file's md5 before it opens it
+        listed = [*source.train_list, *source.test_list, [source.meta["filename"]]]
+        expected = [folder / source.base_folder / entry[0] for entry in listed]
+    else:
+        packed = [folder / file_name for file_name, _ in source.resources]
+        expected = [folder / source.__name__ / "raw" / path.stem for path in packed]
+        if all(path.is_file() for path in packed):
+            return _unpack(name, source, packed)
+    missing = [str(path) for path in expected if not path.is_file()]
+    if missing:
+        raise InputError(f"no {name} data: missing {', '.join(missing)}; run: python data_download.py {name}")
+    return folder
+
+
+def _unpack(name: str, source, packed: list[Path]) -> Path:
+    """Unpack the .gz files under the cache, by content, in the folders that torchvision wants."""
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in packed)).hexdigest()[:16]
+    root = cache_dir() / f"{name}-{key}"
+    for path in packed:
+        target = root / source.__name__ / "raw" / path.stem
+        if target.exists():
+            continue
+        try:
+            with gzip.open(path) as file:
+                content = file.read(_MAX_UNPACKED + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: damaged ({error}); {_get_again(name)}") from None
+        if len(content) > _MAX_UNPACKED:
+            raise InputError(f"{path}: unpacks to more than {_MAX_UNPACKED} bytes; {_get_again(name)}")
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+    return root

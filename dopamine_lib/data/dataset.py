@@ -1,0 +1,99 @@
+"""One interface for every source of images, and the split into training, validation and test patients."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dopamine_lib.errors import InputError
+
+#: The five grades of diabetic retinopathy (DR), in order of severity (paper, section 4.1).
+GRADES = ("No DR", "Mild DR", "Moderate DR", "Severe DR", "Proliferative DR")
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """What a reader must know of a data set before believing a number made with it."""
+
+    source: str
+    licence: str
+    checksum: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels, split by patient.
+
+    images      uint8 (N, H, W, 3), possibly memory-mapped
+    labels      int64 (N,), index into ``grades``
+    person      int64 (N,), images of one person (pixel-identical files) share a number
+    train, test int64 indices into the images; disjoint in persons
+    validation  a part of ``train``: the server's small set D_G of section 3, for choices made by looking
+    attributes  for each image what else is known of it: age band, camera, eye, …  (name -> str array (N,))
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    grades: tuple[str, ...]
+    person: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    sheet: Datasheet
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image in pixels."""
+        return self.images.shape[1]
+
+    @property
+    def fit(self) -> np.ndarray:
+        """Training patients without the validation patients: what a choice made by looking is trained on."""
+        return np.setdiff1d(self.train, self.validation)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Images per grade in each part, e.g. ``{"train": [1444, 296, …], "test": […]}``."""
+        classes = len(self.grades)
+        return {
+            part: np.bincount(self.labels[getattr(self, part)], minlength=classes).tolist()
+            for part in ("train", "validation", "test")
+        }
+
+
+def split_by_person(labels, person, *, test_fraction: float, seed: int, validation_fraction: float = 0.1):
+    """Split so that nobody is on two sides and every grade keeps its proportion.
+
+    labels, person  int (N,); returns sorted index arrays ``(train, validation, test)``, validation within
+    train. Persons are stratified by the label of their first image, so sizes are met up to a person's images.
+    Raises InputError where a part would be empty.
+    """
+    labels, person = np.asarray(labels), np.asarray(person)
+    rng = np.random.default_rng(seed)
+    _, first, number_of, images_of = np.unique(person, return_index=True, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(first))
+    # shuffled, then sorted by grade and dealt out evenly: a stratified draw; people with several images go
+    # first in their grade, so that the single images after them meet the size exactly
+    order = order[np.lexsort((-images_of[order], labels[first[order]]))]
+
+    def deal(people, fraction):
+        due, dealt, chosen = 0.0, 0, np.zeros(len(people), dtype=bool)
+        for i, images in enumerate(images_of[people]):
+            due += images * fraction
+            if due - dealt >= images - 1e-6:
+                chosen[i], dealt = True, dealt + images
+        return people[chosen], people[~chosen]
+
+    test_people, train_people = deal(order, test_fraction)
+    validation_people, _ = deal(train_people, validation_fraction)
+    parts = [np.flatnonzero(np.isin(number_of, people)) for people in (train_people, validation_people, test_people)]
+    if min(map(len, parts)) == 0:
+        raise InputError(
+            f"{len(labels)} images of {len(first)} persons are too few to split into training, validation "
+            "and test patients; at least 20 are needed"
+        )
+    return tuple(parts)

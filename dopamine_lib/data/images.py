@@ -1,0 +1,85 @@
+"""Turning picture files into arrays: one way for every data set, and for a scan that a patient uploads."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from dopamine_lib.errors import InputError
+
+#: A fundus camera takes up to about 16 million pixels; a file that claims more than this is a bomb.
+MAX_PIXELS = 50_000_000
+#: The shorter side is enlarged where it is small, so a picture one pixel wide would grow without bound.
+MAX_RATIO = 10
+#: A data set kept in memory may take this much after resizing.
+MAX_BYTES = 4 * 2**30
+
+
+def read_image(path, size: int) -> np.ndarray:
+    """Read a PNG or JPEG file as the paper's authors did: uint8 (size, size, 3), RGB.
+
+    The shorter side is resized to ``size * 265 / 224`` pixels, then the centre is cropped; an image that is
+    exactly ``size`` by ``size`` stays as it is. The camera's EXIF rotation is applied, grey becomes RGB,
+    16-bit grey keeps its upper 8 bits, transparency is laid over black (a fundus image's background).
+    Raises InputError for a file that is missing, damaged, of another kind, or too large.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            _refuse_shape(path, *image.size)
+            image.load()
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable PNG or JPEG image ({reason}); get the file again") from None
+    return np.asarray(_resize_and_crop(rgb, size))
+
+
+def _refuse_shape(path, width: int, height: int) -> None:
+    """Refuse what would fill the memory, before it is decoded or enlarged."""
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{path}: {width}x{height} pixels are too many; give at most {MAX_PIXELS} in all")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise InputError(f"{path}: {width}x{height} pixels; one side may be at most {MAX_RATIO} times the other")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255, which makes nearly all of it white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    # as torchvision's Resize(265) and CenterCrop(224), whatever the size
+    shorter = round(size * 265 / 224)
+    width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 (N, H, W, 3) bilinearly to (N, size, size, 3); the same array where nothing is to do.
+
+    Raises InputError where the result would take more than ``MAX_BYTES``.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    if len(images) * size * size * 3 > MAX_BYTES:
+        largest = math.isqrt(MAX_BYTES // (3 * len(images)))
+        raise InputError(
+            f"size {size}: {len(images)} images of that size take more than {MAX_BYTES // 2**30} GiB of "
+            f"memory; choose a size of at most {largest}"
+        )
+    resized = np.empty((len(images), size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(tqdm(images, desc="resizing", unit="image", disable=None)):
+        resized[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return resized

@@ -1,0 +1,61 @@
+"""RetinaMNIST: 1,600 small fundus images with five grades, from MedMNIST v2."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet
+from dopamine_lib.data.images import resize_all
+from dopamine_lib.errors import InputError
+
+#: Where the file is published and what it must be; ``data_download.py`` reads these too.
+FILE_NAME = "retinamnist.npz"
+URL = "https://zenodo.org/records/10519652/files/retinamnist.npz?download=1"
+MD5 = "bd4c0672f1bba3e3a89f0e4e876791e4"
+MAX_BYTES = 4_000_000
+
+
+def load_retinamnist(data_dir, *, size: int = 28, seed: int = 0) -> Dataset:
+    """Load the published file, found at ``data_dir`` itself or in it, with the published split.
+
+    Training is the published training and validation images (1,080 + 120, the latter being ``validation``),
+    test the published 400. Images are uint8 (1600, size, size, 3), resized bilinearly from 28 by 28 pixels.
+    ``seed`` changes nothing, because the split is published. Raises InputError where the file is missing or
+    is not the published one.
+    """
+    path = Path(data_dir)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; get it with: python data_download.py retinamnist")
+    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if md5 != MD5:
+        raise InputError(
+            f"{path}: md5 is {md5}, the published file has {MD5}; remove it and get it again with: "
+            "python data_download.py retinamnist"
+        )
+    with np.load(path, allow_pickle=False) as published:
+        images = np.concatenate([published[f"{part}_images"] for part in ("train", "val", "test")])
+        labels = np.concatenate([published[f"{part}_labels"] for part in ("train", "val", "test")])
+        train, validation = len(published["train_images"]), len(published["val_images"])
+    index = np.arange(len(images))
+    return Dataset(
+        name="retinamnist",
+        images=resize_all(images, size),
+        labels=labels.reshape(-1).astype(np.int64),
+        grades=GRADES,
+        person=index,
+        train=index[: train + validation],
+        validation=index[train : train + validation],
+        test=index[train + validation :],
+        sheet=Datasheet(
+            source="RetinaMNIST of MedMNIST v2 (Yang et al., 2023), Zenodo record 10519652",
+            licence="CC BY 4.0",
+            checksum=f"md5:{MD5}",
+            notes=(
+                "published split; training = published training and validation images",
+                "no patient numbers are published, so every image counts as one person",
+            ),
+        ),
+    )

@@ -1,0 +1,165 @@
+"""The embedded data set: synthetic patients of a diabetic-retinopathy screening, made from a seed.
+
+Two populations: "private", the patients of the hospitals (cameras A to D), and "public", for pre-training
+(cameras P to S); no seed of one gives a patient of the other. Who has which grade, age, camera and eye is decided
+here, independently of each other; ``fundus.py`` and ``photograph.py`` make the pictures. No real patient and no
+real image is involved, so what a model scores here says nothing of its worth in a clinic.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.photograph import PRIVATE_CAMERAS, PUBLIC_CAMERAS, photograph
+from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path, cache_dir
+
+#: Raise with any change of the pictures: it is part of the name under which they are cached.
+VERSION = 1
+
+#: Proportions of the five grades among the 3,662 labelled images of APTOS 2019.
+GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
+
+#: The proportion of APTOS's 3,662 images that the paper keeps for testing.
+TEST_FRACTION = 731 / 3662
+
+AGE_BANDS, AGE_PROPORTIONS = ("<40", "40-60", ">60"), (0.18, 0.47, 0.35)
+EYES, EYE_PROPORTIONS = ("left", "right"), (0.46, 0.54)
+
+#: P(severity drawn | grade recorded): human graders disagree, almost always by one grade.
+GRADER = np.array(
+    [
+        [0.97, 0.03, 0.00, 0.00, 0.00],
+        [0.12, 0.76, 0.12, 0.00, 0.00],
+        [0.00, 0.05, 0.90, 0.05, 0.00],
+        [0.00, 0.00, 0.15, 0.70, 0.15],
+        [0.00, 0.00, 0.00, 0.12, 0.88],
+    ]
+)
+
+#: Cameras and seed domain of each population: the domain is a spawn key, so that no two patients share a stream.
+POPULATIONS = {"private": (PRIVATE_CAMERAS, 1), "public": (PUBLIC_CAMERAS, 2)}
+
+MIN_SIZE, MAX_SIZE, MAX_PATIENTS = 28, 224, 1_000_000
+
+
+def make_population(n=3662, size=64, seed=0, population="private", *, chunk=None, threads=2):
+    """Make ``n`` synthetic patients with one image each.
+
+    n, size     patients (1 to 1,000,000) and pixels a side (28 to 224)
+    seed        non-negative integer; with n, size and population it determines every byte
+    population  "private" or "public"
+    chunk       images drawn at once, by default what fits a processor's cache; changes nothing but speed
+    threads     chunks drawn at once; changes nothing but speed
+    Returns images uint8 (n, size, size, 3), labels int64 (n,) and attributes as ``Dataset`` has them.
+    Raises InputError for a value out of range.
+    """
+    _check(n, size, seed, population)
+    images = np.empty((n, size, size, 3), dtype=np.uint8)
+    draw_into(images, seed, population, chunk=chunk, threads=threads)
+    labels, _, attributes = describe(n, seed, population)
+    return images, labels, attributes
+
+
+def load_synthetic(*, n=3662, size=64, seed=0) -> Dataset:
+    """The private population as a data set, drawn at first use and memory-mapped from the cache afterwards.
+
+    Arguments and errors as for ``make_population``; fewer than 20 patients are too few to split (InputError).
+    """
+    _check(n, size, seed, "private")
+    labels, severity, attributes = describe(n, seed, "private")
+    person = np.arange(n)
+    train, validation, test = split_by_person(labels, person, test_fraction=TEST_FRACTION, seed=seed)
+    images = _cached_images(n, size, seed)
+    notes = (
+        "No real patient: drawn from random numbers, to teach methods; scores here say nothing of a clinic.",
+        f"Grades in the proportions of APTOS 2019: {', '.join(f'{100 * p:.2f} %' for p in GRADE_PROPORTIONS)}.",
+        f"As graders disagree, {100 * np.mean(severity != labels):.1f} % of the patients are drawn with the lesions "
+        "of a neighbouring grade; no model can be right about all of these.",
+        "Age band, camera and eye side change the image and are independent of the grade.",
+    )
+    sheet = Datasheet(
+        source=f"made by this kit, generator version {VERSION}, seed {seed}, {n} patients, {size}x{size} pixels",
+        licence="CC0-1.0",
+        checksum=f"sha256:{hashlib.sha256(images).hexdigest()}",
+        notes=notes,
+    )
+    return Dataset("synthetic", images, labels, GRADES, person, train, validation, test, sheet, attributes)
+
+
+def describe(n, seed, population):
+    """Who the patients are, before any picture is drawn.
+
+    Returns labels int64 (n,), in the exact proportions; the severity drawn int64 (n,), which differs where the
+    grader erred; and the attributes, str (n,) each, drawn independently of both.
+    """
+    cameras, domain = POPULATIONS[population]
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(domain, 0)))
+    labels = rng.permutation(np.repeat(np.arange(len(GRADES)), grade_counts(n)))
+    severity = (rng.random(n)[:, None] > np.cumsum(GRADER, axis=1)[labels]).sum(axis=1)
+    attributes = {
+        "age_band": rng.choice(AGE_BANDS, n, p=AGE_PROPORTIONS),
+        "camera": rng.choice([c.name for c in cameras], n, p=[c.share for c in cameras]),
+        "eye": rng.choice(EYES, n, p=EYE_PROPORTIONS),
+    }
+    return labels, severity, attributes
+
+
+def grade_counts(n):
+    """How many of ``n`` patients have each grade: APTOS's proportions, rounded by largest remainder."""
+    shares = n * np.array(GRADE_PROPORTIONS) / sum(GRADE_PROPORTIONS)
+    counts = np.floor(shares).astype(int)
+    counts[np.argsort(counts - shares, kind="stable")[: n - counts.sum()]] += 1
+    return counts
+
+
+def draw_into(images, seed, population, *, chunk=None, threads=2):
+    """Fill ``images`` uint8 (n, size, size, 3), an array or a memory map, with the population's photographs."""
+    n, size = images.shape[:2]
+    cameras, domain = POPULATIONS[population]
+    _, severity, attributes = describe(n, seed, population)
+    camera = np.searchsorted([c.name for c in cameras], attributes["camera"])
+    age = np.array([AGE_BANDS.index(band) for band in attributes["age_band"]])
+    left = attributes["eye"] == "left"
+    chunk = chunk or max(1, 32 * 64**2 // size**2)
+
+    def draw(start):
+        part = slice(start, min(start + chunk, n))
+        seeds = (np.random.SeedSequence(seed, spawn_key=(domain, 1, i)) for i in range(part.start, part.stop))
+        generators = [np.random.Generator(np.random.SFC64(s)) for s in seeds]
+        images[part] = photograph(generators, severity[part], age[part], left[part], cameras, camera[part], size)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(draw, range(0, n, chunk)):
+            pass
+
+
+def _cached_images(n, size, seed):
+    """The private population's images, memory-mapped read-only from the cache; drawn if they are not there."""
+    path = cache_dir() / f"synthetic-v{VERSION}-private-n{n}-size{size}-seed{seed}.npy"
+    shape = (n, size, size, 3)
+    if path.exists():
+        try:
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError):
+            images = None  # damaged from outside: drawn again below
+        if images is not None and images.shape == shape and images.dtype == np.uint8:
+            return images
+    with atomic_path(path) as temporary:
+        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        draw_into(images, seed, "private")
+        images.flush()
+        del images
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _check(n, size, seed, population):
+    for name, value, low, high in (("n", n, 1, MAX_PATIENTS), ("size", size, MIN_SIZE, MAX_SIZE)):
+        if not isinstance(value, int | np.integer) or not low <= value <= high:
+            raise InputError(f"{name} is {value!r}; synthetic images need a whole number from {low} to {high}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed is {seed!r}; it must be a whole number of at least 0")
+    if population not in POPULATIONS:
+        raise InputError(f"population is {population!r}; choose one of {', '.join(POPULATIONS)}")

@@ -1,0 +1,169 @@
+"""One experiment: the options, and the data, weights, model and hospitals they name.
+
+Everything that determines a result is in ``Options``; nothing is chosen by looking at test images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dopamine_lib import data
+from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.data.hospitals import SPLITS, split_hospitals
+from dopamine_lib.errors import InputError
+from dopamine_lib.federation.settings import CHOICES, DELTA, SETTINGS, Choice, Setting, setting
+from dopamine_lib.federation.training import Training
+from dopamine_lib.models import MODELS, Weights, build, extract_features, load_weights, to_input
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, check_delta, noise_multiplier_for
+from dopamine_lib.privacy.dpsgd import HeadTask, Task
+from dopamine_lib.privacy.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``reproduce`` is asked for; the fields are the command line's.
+
+    seed     None for randomness from the operating system; the split of the patients then uses seed 0
+    epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
+    Raises InputError for a value out of its bounds.
+    """
+
+    data: str = "synthetic"
+    data_dir: str | None = None
+    size: int | None = None
+    model: str = "head"
+    weights: str | None = None
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    runs: int = 5
+    seed: int | None = None
+    hospitals: int = 10
+    split: str = "iid"
+    epsilon: float | None = None
+    delta: float = DELTA
+    accountant: str = "prv"
+
+    def __post_init__(self):
+        for name in self.settings:
+            setting(name)
+        for value, known, what in (
+            (self.data, data.SOURCES, "data"),
+            (self.model, MODELS, "model"),
+            (self.split, SPLITS, "split"),
+            (self.accountant, ACCOUNTANTS, "accountant"),
+        ):
+            if value not in known:
+                raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
+        if not self.settings:
+            raise InputError(f"no setting was named; choose from {', '.join(SETTINGS)}")
+        if not 1 <= self.runs <= 1000:
+            raise InputError(f"runs is {self.runs}, but must lie in [1, 1000]: 5 is the paper's")
+        if not 2 <= self.hospitals <= 1000:
+            raise InputError(f"hospitals is {self.hospitals}, but must lie in [2, 1000]: 10 is the paper's")
+        if self.epsilon is not None and not (math.isfinite(self.epsilon) and 0 < self.epsilon <= 1000):
+            raise InputError(f"epsilon is {self.epsilon}, but must lie in (0, 1000]: a useful bound is below 10")
+        check_delta(self.delta)
+
+    @property
+    def public_seed(self) -> int:
+        """Seed of what protects nobody: splits, initial weights, the draw of participants."""
+        return self.seed or 0
+
+
+class Experiment:
+    """Data, weights, model and hospitals of one set of options, ready to train any of the settings.
+
+    Trains on the data set's training patients and scores on its test images.
+    """
+
+    def __init__(self, options: Options, *, progress: bool = True):
+        self.options = options
+        self.dataset: Dataset = data.load(options.data, options.data_dir, size=options.size, seed=options.public_seed)
+        self.train, self.test = self.dataset.train, self.dataset.test
+        self.weights: Weights = load_weights(options.weights)
+        self.labels = torch.from_numpy(np.array(self.dataset.labels))
+        if options.model == "head":
+            self.features = extract_features(
+                self.weights, self.dataset.images, seed=options.public_seed, progress=progress
+            )
+        self.patients = split_hospitals(self.dataset, options.hospitals, split=options.split, seed=options.public_seed)
+        self._calibrated: dict[str, Setting] = {}
+
+    def hold_out_validation(self) -> None:
+        """From here on train without the validation patients and score on them: for choices made by looking."""
+        self.train, self.test = self.dataset.fit, self.dataset.validation
+        self.patients = [np.intersect1d(own, self.train) for own in self.patients]
+
+    def setting(self, name: str) -> Setting:
+        """The declared setting, with sigma recalibrated where a bound was asked for."""
+        if name not in self._calibrated:
+            declared = setting(name)
+            if self.options.epsilon is not None and declared.private:
+                sigma = noise_multiplier_for(
+                    self.options.epsilon,
+                    declared.sample_rate,
+                    declared.steps,
+                    self.options.delta,
+                    self.options.accountant,
+                )
+                declared = declared.with_noise(sigma)
+            self._calibrated[name] = declared
+        return self._calibrated[name]
+
+    def choice(self, name: str) -> Choice:
+        """Learning rate, clip and averaging of this model."""
+        return CHOICES[self.options.model][name]
+
+    def task(self, run: int = 0) -> Task:
+        """The model with this run's initial weights, and its images."""
+        classes = len(self.dataset.grades)
+        net = build(self.options.model, classes, self.weights, self.options.public_seed + run)
+        if self.options.model == "head":
+            return HeadTask(net, self.features, self.labels)
+        net = net.to(memory_format=torch.channels_last)
+        images, (mean, std) = self.dataset.images, self._normalisation()
+        return Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels)
+
+    def training(self, name: str, run: int = 0, **changes) -> Training:
+        """A run of a setting, not yet begun; ``changes`` replace arguments of Training, e.g. ``choice``."""
+        declared = self.setting(name)
+        arguments = dict(
+            setting=declared,
+            choice=self.choice(name),
+            task=self.task(run),
+            patients=self.patients if declared.federated else [self.train],
+            randomness=Randomness(self.options.seed),
+            delta=self.options.delta,
+            budget=self.options.epsilon if self.options.epsilon is not None else math.inf,
+            accountant=self.options.accountant,
+            seed=self.options.public_seed,
+            run=run,
+        )
+        return Training(**(arguments | changes))
+
+    def predictions(self, training: Training) -> np.ndarray:
+        """Predicted grades of the test images by the model that would be handed out now."""
+        return training.task.logits(training.server.model, torch.as_tensor(self.test)).argmax(1).numpy()
+
+    def accuracy(self, training: Training) -> float:
+        """Share of the test images graded right."""
+        return float(np.mean(self.predictions(training) == self.dataset.labels[self.test]))
+
+    def _normalisation(self):
+        return (self.weights.mean, self.weights.std) if self.options.model == "squeezenet" else ((0.5,) * 3, (0.5,) * 3)
+
+    def metadata(self, name: str, statement: str) -> dict:
+        """What a model file says of itself."""
+        mean, std = self._normalisation() if self.options.model != "head" else (self.weights.mean, self.weights.std)
+        return {
+            "architecture": self.options.model,
+            "preprocessing": {"size": self.dataset.size, "mean": mean, "std": std},
+            "grades": self.dataset.grades,
+            "data": self.options.data,
+            "weights": self.weights.source if self.options.model != "cnn" else "random start",
+            "backbone_sha256": self.weights.sha256 if self.options.model == "head" else None,
+            "backbone_seed": self.options.public_seed,
+            "setting": name,
+            "statement": statement,
+        }

@@ -1,0 +1,84 @@
+"""A hospital: the only party that touches its patients. Algorithm 1, lines 7 to 13."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dopamine_lib.federation.settings import Choice, Setting
+from dopamine_lib.privacy.dpsgd import Task, noise_share
+from dopamine_lib.privacy.randomness import Randomness
+
+
+class Hospital:
+    """One of K hospitals with its own patients.
+
+    number    k, from 0
+    patients  int64 (N_k,), indices of its images in the task
+    shares    K: how many hospitals' noise adds up (1 where a hospital protects its message alone)
+    run       names the run, so that two runs from one seed draw different samples
+    """
+
+    def __init__(
+        self,
+        number: int,
+        patients: np.ndarray,
+        task: Task,
+        setting: Setting,
+        choice: Choice,
+        randomness: Randomness,
+        *,
+        shares: int,
+        run: int = 0,
+    ):
+        self.number, self.patients, self.task = number, torch.as_tensor(patients), task
+        self.setting, self.choice, self.shares, self.run = setting, choice, shares, run
+        self._randomness = randomness
+        # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
+        self._block, self._drawn = max(1, min(32, 2**17 // task.d)), None
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    def sample(self, step: int) -> Tensor:
+        """The Poisson sample of this step, indices into the task (line 8)."""
+        return self.patients[self._draw(step)[0].nonzero().flatten()]
+
+    def noised(self, clipped_sum: Tensor, step: int) -> Tensor:
+        """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
+
+        Sum and noise are added whatever the sample's size: an empty batch is noised like any other.
+        """
+        return clipped_sum + self._draw(step)[1] if self.setting.private else clipped_sum
+
+    def message(self, w: Tensor, step: int) -> Tensor:
+        """What is sent in one round of Algorithm 1: the clipped, noised gradient sum (d,), lines 7 to 13.
+
+        The sum, not the stepped weights: those would carry this hospital's earlier rounds along (register, 19).
+        """
+        return self.noised(self.task.clipped_sums(w, self.sample(step), self.choice.max_grad_norm)[0], step)
+
+    def train_locally(self, w: Tensor, round_number: int) -> Tensor:
+        """What is sent in F and FPDP: the change (d,) of the model over ``local_steps`` steps of its own.
+
+        Momentum starts at zero in every round, so a message depends on this round's samples alone.
+        """
+        expected_batch = self.setting.sample_rate * len(self)
+        local, velocity = w, torch.zeros_like(w)
+        for i in range(self.setting.local_steps):
+            gradient = self.message(local, round_number * self.setting.local_steps + i) / expected_batch
+            velocity = self.choice.momentum * velocity + gradient
+            local = local - self.choice.learning_rate * velocity
+        return local - w
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Who is in the sample of ``step`` (N_k,) and its noise (d,), both from the stream of the step's block."""
+        number, at = divmod(step, self._block)
+        if self._drawn != number:
+            stream = self._randomness.stream(self.setting.name, self.run, self.number, number)
+            present = stream.uniform(self._block * len(self)) < self.setting.sample_rate
+            self._present = present.view(self._block, -1)
+            if self.setting.private:
+                std = noise_share(self.setting.noise_multiplier, self.choice.max_grad_norm, self.shares)
+                self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1)
+            self._drawn = number
+        return self._present[at], self._noise[at] if self.setting.private else None

@@ -1,0 +1,1 @@
+"""Differential privacy: accounting, the DP-SGD step, and the randomness both stand on."""

@@ -1,0 +1,179 @@
+"""What a training run has spent: epsilon by three accountants, its inverse, and the ledger.
+
+What happened is one type, ``SampledGaussian``; accountants interpret it. Opacus does the mathematics:
+Renyi-DP of the Poisson-subsampled Gaussian (Mironov, Talwar, Zhang 2019) and the privacy random variable
+(PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding or removing one patient's image.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dopamine_lib.errors import InputError
+
+#: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
+ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
+#: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv: numerical, an upper bound.
+ACCOUNTANTS = ("rdp_classic", "rdp", "prv")
+
+
+MOST_STEPS = 10**7
+
+
+class BudgetSpent(Exception):
+    """The next step would pass the privacy budget (Algorithm 1, lines 18 to 20)."""
+
+
+def _check(name: str, value, low, high, remedy: str, *, low_open=True, high_open=False) -> None:
+    inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
+    if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and inside):
+        bounds = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
+        raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
+
+
+def check_delta(delta: float) -> None:
+    """Raise InputError unless 0 < delta < 1."""
+    _check("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", high_open=True)
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times.
+
+    noise_multiplier  sigma: the noise's standard deviation in units of the clipping norm C
+    sample_rate       q: every patient takes part in a step independently with this probability
+    Raises InputError for sigma <= 0, q outside (0, 1], or a negative or fractional number of steps.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self):
+        _check("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
+        _check("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
+        _check("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
+        if self.steps != int(self.steps):
+            raise InputError(f"number of steps is {self.steps}, but must be whole: count the noisy steps")
+
+
+@functools.lru_cache(maxsize=4096)
+def _rdp_per_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
+    """RDP of one step at each of ``ORDERS``; it adds up over steps (Mironov 2017, proposition 1)."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _prv_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    return float(accountant.get_epsilon(delta))
+
+
+def epsilon(events, delta: float, accountant: str = "rdp_classic") -> float:
+    """Epsilon at ``delta`` of one SampledGaussian, or of several composed.
+
+    accountant  one of ``ACCOUNTANTS``. Raises InputError for delta outside (0, 1) or an unknown accountant.
+    """
+    check_delta(delta)
+    events = (events,) if isinstance(events, SampledGaussian) else tuple(events)
+    events = tuple(event for event in events if event.steps > 0)
+    if accountant not in ACCOUNTANTS:
+        raise InputError(f"accountant '{accountant}' is unknown; choose one of {', '.join(ACCOUNTANTS)}")
+    if not events:
+        return 0.0
+    if accountant == "prv":
+        return _prv_epsilon(events, delta)
+    rdp = sum(event.steps * _rdp_per_step(event.noise_multiplier, event.sample_rate) for event in events)
+    if accountant == "rdp_classic":
+        return float(np.min(rdp - math.log(delta) / (np.array(ORDERS) - 1)))
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    return float(get_privacy_spent(orders=ORDERS, rdp=rdp, delta=delta)[0])
+
+
+def epsilons(events, delta: float) -> dict[str, float]:
+    """Epsilon by each of the three accountants."""
+    return {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
+
+
+def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: float, accountant="prv") -> float:
+    """The least sigma, to a relative 1e-4 and rounded up, whose epsilon is at most ``target``.
+
+    Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
+    """
+    _check("epsilon", target, 0, 1e3, "a useful bound is below 10")
+
+    def spent(sigma):
+        return epsilon(SampledGaussian(sigma, sample_rate, steps), delta, accountant)
+
+    low, high = 0.2, 1.0
+    while spent(high) > target:
+        low, high = high, 2 * high
+        if high > 1000:
+            raise InputError(
+                f"epsilon {target} at delta {delta} needs a noise multiplier beyond 1000: take fewer steps"
+            )
+    while high - low > 1e-4 * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > target else (low, middle)
+    return high
+
+
+class Ledger:
+    """Steps charged so far at one (sigma, q), and the refusal of the step that would pass the budget.
+
+    budget  epsilon that must not be passed, by ``accountant``; infinity to only keep count. ``charge`` comes
+    before the noise is drawn and is written to disk there, so the ledger is never behind what was spent.
+    """
+
+    def __init__(self, noise_multiplier, sample_rate, delta, budget=math.inf, accountant="rdp_classic", charged=0):
+        self.noise_multiplier, self.sample_rate, self.delta = noise_multiplier, sample_rate, delta
+        self.budget, self.accountant, self.charged = budget, accountant, charged
+        check_delta(delta)
+        self._affordable = self._steps_within_budget()
+
+    def events(self, steps: int | None = None) -> SampledGaussian:
+        """What has happened, or what would have after ``steps``."""
+        return SampledGaussian(self.noise_multiplier, self.sample_rate, self.charged if steps is None else steps)
+
+    def spent(self, accountant: str = "rdp_classic") -> float:
+        """Epsilon of the steps charged so far."""
+        return epsilon(self.events(), self.delta, accountant)
+
+    def charge(self, steps: int = 1) -> None:
+        """Charge the next ``steps``. Raises BudgetSpent, charging nothing, if they would pass the budget."""
+        if self.charged + steps > self._affordable:
+            raise BudgetSpent(
+                f"{steps} more steps would spend epsilon {epsilon(self.events(self.charged + steps), self.delta):.3f}, "
+                f"past the budget of {self.budget}"
+            )
+        self.charged += steps
+
+    @property
+    def left(self) -> float:
+        """Steps that the budget still allows."""
+        return self._affordable - self.charged
+
+    def _steps_within_budget(self) -> float:
+        """The largest number of steps within the budget, by bisection: epsilon grows with every step."""
+        if math.isinf(self.budget):
+            return math.inf
+        _check("epsilon", self.budget, 0, 1e3, "a useful bound is below 10")
+
+        def fits(steps):
+            return epsilon(self.events(steps), self.delta, self.accountant) <= self.budget
+
+        low, high = 0, 1024
+        while fits(high) and high < MOST_STEPS:
+            low, high = high, min(2 * high, MOST_STEPS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low

@@ -1,0 +1,51 @@
+"""Randomness for sampling and noise: AES-256 in counter mode, keyed by the operating system.
+
+A bound on epsilon assumes that nobody can predict the noise. Generators made for simulation (Mersenne
+Twister, PCG) can be: their state follows from their output. AES-CTR is a cryptographic generator, as fast,
+and a stream is named by what it is for, so a resumed run needs no saved generator state.
+"""
+
+import hashlib
+import math
+import os
+
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+TWO_PI = 2 * math.pi
+
+
+class Randomness:
+    """A root key and the independent streams derived from it.
+
+    seed  None for a fresh key from the operating system; a number for a run that can be repeated, which
+          hides nothing from whoever knows the number: for teaching only.
+    """
+
+    def __init__(self, seed: int | None = None):
+        self.seeded = seed is not None
+        self._key = hashlib.sha256(f"dopamine seed {seed}".encode()).digest() if self.seeded else os.urandom(32)
+
+    def stream(self, *purpose) -> "Stream":
+        """The stream for one purpose, e.g. ``stream("FSCDP", run, step, hospital)``: same purpose, same bytes."""
+        return Stream(hashlib.blake2b(repr(purpose).encode(), key=self._key, digest_size=32).digest())
+
+
+class Stream:
+    """A keystream read from its beginning; each call takes what comes next."""
+
+    def __init__(self, key: bytes):
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def uniform(self, n: int) -> torch.Tensor:
+        """n independent float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
+        words = torch.frombuffer(bytearray(self._encryptor.update(bytes(8 * n))), dtype=torch.int64)
+        return (words & ((1 << 53) - 1)).double().mul_(2.0**-53)
+
+    def normal(self, n: int, std: float) -> torch.Tensor:
+        """n independent float32 values from N(0, std^2), by Box and Muller's transform in float64."""
+        half = (n + 1) // 2
+        u = self.uniform(2 * half)
+        radius = u[:half].neg_().log1p_().mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the logarithm is finite
+        angle = u[half:].mul_(TWO_PI)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n].mul_(std).float()

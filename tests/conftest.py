@@ -1,0 +1,86 @@
+"""What all tests share: where the data to measure with lies, and a cache that leaves no trace."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dopamine_lib.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# data_download.py stands at the top level and is no part of the installed package
+sys.path.insert(0, str(REPOSITORY))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data that may not be shipped: ``$DOPAMINE_SHARED``, else ``../shared/data``; without it tests skip."""
+    folder = Path(os.environ.get("DOPAMINE_SHARED", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data, which is not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session():
+    """One cache for all tests, so that what is decoded once is not decoded again, and gone afterwards."""
+    # pytest's own temporary directories would stay, and this one has hundreds of megabytes
+    with tempfile.TemporaryDirectory(prefix="dopamine-") as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOPAMINE_CACHE", cache)
+        yield
+
+
+@pytest.fixture(scope="session")
+def check_dataset():
+    """A function that asserts what holds for a Dataset of every source."""
+
+    def check(data):
+        n = len(data)
+        assert data.images.dtype == np.uint8 and data.images.shape == (n, data.size, data.size, 3)
+        assert data.labels.dtype == np.int64 and data.person.dtype == np.int64 and len(data.person) == n
+        assert 0 <= data.labels.min() and data.labels.max() < len(data.grades)
+        assert np.array_equal(np.sort(np.concatenate([data.train, data.test])), np.arange(n))
+        assert np.isin(data.validation, data.train).all() and 0 < len(data.validation) < len(data.train)
+        for one, other in ((data.train, data.test), (data.fit, data.validation)):
+            assert not np.intersect1d(data.person[one], data.person[other]).size
+        assert data.sheet.source and data.sheet.licence and ":" in data.sheet.checksum and data.sheet.notes
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def refuses():
+    """A context that must end in an InputError of one line, with each of ``said`` in it."""
+
+    @contextlib.contextmanager
+    def context(*said):
+        with pytest.raises(InputError) as error:
+            yield error
+        message = str(error.value)
+        assert "\n" not in message and all(part in message for part in said), message
+
+    return context
+
+
+@pytest.fixture
+def make_aptos():
+    """Write a small set of random images in Kaggle's layout; 0 and 1 are the same, graded otherwise."""
+
+    def make(folder, n=60):
+        rng = np.random.default_rng(0)
+        (folder / "train_images").mkdir(parents=True)
+        rows = ["id_code,diagnosis"]
+        for i in range(n):
+            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "train_images" / f"eye{i}.{'png' if i % 2 else 'jpg'}")
+            rows.append(f"eye{i},{i % 5}")
+        Image.open(folder / "train_images" / "eye0.jpg").save(folder / "train_images" / "eye1.png")
+        (folder / "train.csv").write_text("\n".join(rows) + "\n")
+        return folder
+
+    return make
