@@ -63,6 +63,8 @@ class Options:
             raise InputError(f"hospitals is {self.hospitals}, but must lie in [2, 1000]: 10 is the paper's")
         if self.epsilon is not None and not (math.isfinite(self.epsilon) and 0 < self.epsilon <= 1000):
             raise InputError(f"epsilon is {self.epsilon}, but must lie in (0, 1000]: a useful bound is below 10")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
         check_delta(self.delta)
 
     @property

@@ -67,7 +67,7 @@ def refuses():
     return context
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_aptos():
     """Write a small set of random images in Kaggle's layout; 0 and 1 are the same, graded otherwise."""
 

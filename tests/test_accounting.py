@@ -1,0 +1,137 @@
+"""Epsilons against golden numbers and an independent integral; the ledger; the inverse."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dopamine_lib.federation.settings import SETTINGS
+from dopamine_lib.privacy.accounting import (
+    ACCOUNTANTS,
+    ORDERS,
+    BudgetSpent,
+    Ledger,
+    SampledGaussian,
+    epsilon,
+    epsilons,
+    noise_multiplier_for,
+)
+
+DELTA = 1e-4
+
+#: sigma, q, steps -> classic RDP, improved RDP, PRV; the paper's figure reads 9.1, 10.83 and 19.0.
+GOLDEN = {
+    "CDP": ((1.0, 50 / 2931, 5862), (9.134, 8.229, 7.494)),
+    "FSCDP": ((1.15, 100 / 2930, 3001), (10.832, 9.860, 8.992)),
+    "FSCDP, a curious hospital": ((1.15 * math.sqrt(0.9), 100 / 2930, 3001), (11.87, 10.85, 9.90)),
+    "FPDP": ((2.0, 50 / 293, 1250), (19.075, 17.83, 16.46)),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_epsilons(name):
+    event, golden = GOLDEN[name]
+    spent = epsilons(SampledGaussian(*event), DELTA)
+    assert [spent[key] for key in ACCOUNTANTS] == pytest.approx(golden, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
+def test_declared_settings_are_the_golden_ones(name):
+    declared = SETTINGS[name]
+    assert (declared.noise_multiplier, declared.sample_rate, declared.steps) == GOLDEN[name][0]
+
+
+def test_published_command_would_spend_46():
+    """Register, flaw 14: 30,001 iterations instead of 3,001."""
+    assert epsilon(SampledGaussian(1.15, 100 / 2930, 30001), DELTA) == pytest.approx(46, abs=0.5)
+
+
+def test_rdp_against_numerical_integration():
+    """Opacus's closed forms against the defining integral (Mironov, Talwar, Zhang 2019, section 3.3)."""
+    from scipy.integrate import quad
+
+    from dopamine_lib.privacy.accounting import _rdp_per_step
+
+    sigma, q = 1.15, 100 / 2930
+    rdp = _rdp_per_step(sigma, q)
+    for order in (1.5, 2.9, 5.0):
+
+        def integrand(z, order=order):
+            density = math.exp(-(z**2) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+            return density * (1 - q + q * math.exp((2 * z - 1) / (2 * sigma**2))) ** order
+
+        moment = quad(integrand, -15, 20, epsabs=1e-15, epsrel=1e-12, limit=500)[0]
+        at = int(np.argmin(np.abs(np.array(ORDERS) - order)))
+        assert rdp[at] == pytest.approx(math.log(moment) / (order - 1), rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sigma=st.floats(0.6, 8),
+    q=st.floats(1e-3, 0.3),
+    steps=st.integers(1, 3000),
+    delta=st.floats(1e-8, 1e-2),
+)
+def test_more_steps_cost_more_and_more_noise_costs_less(sigma, q, steps, delta):
+    here = epsilon(SampledGaussian(sigma, q, steps), delta)
+    assert epsilon(SampledGaussian(sigma, q, 2 * steps), delta) >= here
+    assert epsilon(SampledGaussian(sigma * 1.5, q, steps), delta) <= here
+    assert epsilon(SampledGaussian(sigma, q, steps), delta / 10) >= here
+    assert epsilon(SampledGaussian(sigma, q, steps), delta, "rdp") <= here + 1e-9
+
+
+@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+def test_noise_for_a_target_meets_it_and_hardly_more(accountant):
+    sigma = noise_multiplier_for(3.0, 100 / 2930, 3001, DELTA, accountant)
+    event = SampledGaussian(sigma, 100 / 2930, 3001)
+    assert 2.97 < epsilon(event, DELTA, accountant) <= 3.0
+
+
+def test_ledger_refuses_the_step_that_would_pass_the_budget():
+    ledger = Ledger(1.15, 100 / 2930, DELTA, budget=5.0)
+    ledger.charge(int(ledger.left))
+    assert ledger.spent() <= 5.0 < epsilon(ledger.events(ledger.charged + 1), DELTA)
+    before = ledger.charged
+    with pytest.raises(BudgetSpent, match=r"past the budget of 5\.0"):
+        ledger.charge()
+    assert ledger.charged == before
+
+
+def test_ledger_without_budget_only_counts():
+    ledger = Ledger(1.0, 50 / 2931, DELTA)
+    ledger.charge(5862)
+    assert ledger.left == math.inf and ledger.spent() == pytest.approx(9.134, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "event, said",
+    [
+        ((0, 0.1, 10), ("noise multiplier is 0", "no bound")),
+        ((math.nan, 0.1, 10), ("noise multiplier is nan",)),
+        ((1.0, 0, 10), ("sample rate is 0", "probability")),
+        ((1.0, 1.5, 10), ("sample rate is 1.5", "(0, 1]")),
+        ((1.0, 0.1, -1), ("number of steps is -1",)),
+        ((1.0, 0.1, 2.5), ("number of steps is 2.5", "whole")),
+    ],
+)
+def test_bad_events_are_refused(refuses, event, said):
+    with refuses(*said):
+        SampledGaussian(*event)
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1e-5, math.nan, math.inf])
+def test_bad_delta_is_refused(refuses, delta):
+    with refuses("delta", "1e-6"):
+        epsilon(SampledGaussian(1.0, 0.1, 10), delta)
+
+
+@pytest.mark.parametrize("target", [0, -1, math.nan, math.inf])
+def test_bad_target_is_refused(refuses, target):
+    with refuses("epsilon"):
+        noise_multiplier_for(target, 0.1, 10, DELTA)
+
+
+def test_no_steps_spend_nothing():
+    assert epsilon(SampledGaussian(1.0, 0.1, 0), DELTA, "prv") == 0

@@ -1,0 +1,102 @@
+"""The DP-SGD step against a plain loop over samples, and the randomness under it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from dopamine_lib.models import cnn, squeezenet
+from dopamine_lib.privacy.dpsgd import HeadTask, Task, clipped_sums_reference, noise_share
+from dopamine_lib.privacy.randomness import Randomness
+
+
+def make_task(kind):
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 3, 32, 32, dtype=torch.float64), torch.arange(12) % 5
+    if kind == "head":
+        features = torch.randn(12, 512, dtype=torch.float64)
+        task = HeadTask(nn.Linear(512, 5).double(), features, y)
+        task.features, task.onehot = task.features.double(), task.onehot.double()
+        return task, features, y
+    net = {"cnn": cnn, "squeezenet": squeezenet}[kind]().double()
+    return Task(net, lambda index: x[index], y, chunk=5), x, y
+
+
+@pytest.mark.parametrize("kind", ["head", "cnn", "squeezenet"])
+@pytest.mark.parametrize("rows", [list(range(12)), [3], []], ids=["batch", "one", "empty"])
+@pytest.mark.parametrize("clip", [0.05, 1.0, math.inf])
+def test_clipped_sums_equal_the_plain_loop(kind, rows, clip):
+    task, x, y = make_task(kind)
+    index, group = torch.tensor(rows, dtype=torch.int64), torch.tensor(rows, dtype=torch.int64) % 3
+    own = task.clipped_sums(task.start, index, clip, group, 4)
+    task.load(task.start)
+    reference = clipped_sums_reference(task.net, x[index], y[index], clip, group, 4)
+    assert own.shape == (4, task.d)
+    assert torch.allclose(own, reference, atol=1e-10, rtol=0)
+    assert not own[3].any()  # nobody is in group 3
+
+
+@pytest.mark.parametrize("kind", ["head", "cnn"])
+def test_no_patient_moves_the_sum_by_more_than_the_clip(kind):
+    task, _, _ = make_task(kind)
+    everybody = torch.arange(12)
+    whole = task.clipped_sums(task.start, everybody, 0.3)[0]
+    for patient in range(12):
+        without = task.clipped_sums(task.start, everybody[everybody != patient], 0.3)[0]
+        assert (whole - without).norm() <= 0.3 * (1 + 1e-9)
+
+
+def test_squeezenet_has_the_parameters_the_paper_says():
+    assert sum(p.numel() for p in squeezenet(5).parameters()) == 725_061
+
+
+def test_shares_of_noise_add_up_to_sigma_c():
+    """Lemma 1 with the right variance: K shares of sigma C / sqrt(K) make sigma C."""
+    total = sum(noise_share(1.15, 2.0, 10) ** 2 for _ in range(10))
+    assert math.sqrt(total) == pytest.approx(1.15 * 2.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4001])
+def test_normal_draws_are_as_many_as_asked(n):
+    assert Randomness(0).stream("x").normal(n, 1.0).shape == (n,)
+
+
+@pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])
+def test_normal_has_the_right_scale(scale, accepted):
+    draws = Randomness(1).stream("noise").normal(20_000, scale).double().numpy()
+    assert (stats.kstest(draws, "norm").pvalue > 0.01) == accepted
+
+
+def test_uniform_fills_the_unit_interval():
+    draws = Randomness(2).stream("sample").uniform(50_000).numpy()
+    assert draws.min() >= 0 and draws.max() < 1
+    assert stats.kstest(draws, "uniform").pvalue > 0.01
+
+
+def test_streams_repeat_when_seeded_and_differ_by_purpose():
+    first = Randomness(7).stream("noise", 1).uniform(8)
+    assert torch.equal(first, Randomness(7).stream("noise", 1).uniform(8))
+    assert not torch.equal(first, Randomness(7).stream("noise", 2).uniform(8))
+    assert not torch.equal(first, Randomness(8).stream("noise", 1).uniform(8))
+
+
+def test_without_a_seed_the_key_comes_from_the_operating_system():
+    draws = {tuple(Randomness().stream("noise").uniform(4).tolist()) for _ in range(20)}
+    assert len(draws) == 20
+
+
+def test_a_stream_goes_on_where_it_stopped():
+    stream, whole = Randomness(3).stream("x"), Randomness(3).stream("x").uniform(10)
+    assert torch.equal(torch.cat([stream.uniform(4), stream.uniform(6)]), whole)
+
+
+def test_poisson_sizes_are_binomial():
+    """The size of a Poisson sample of n at rate q has mean nq and variance nq(1-q)."""
+    present = Randomness(4).stream("x").uniform(2000 * 300).view(2000, 300) < 0.1
+    sizes = present.sum(1).numpy()
+    assert abs(sizes.mean() - 30) < 4 * math.sqrt(27 / 2000)
+    assert abs(sizes.var() - 27) < 5
+    assert np.corrcoef(sizes[:-1], sizes[1:])[0, 1] < 0.1

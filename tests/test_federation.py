@@ -1,0 +1,246 @@
+"""Algorithm 1: equal to the paper's text, sound where the text is not, and able to stop and go on."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dopamine_lib.federation.settings import CHOICES, EPOCHS, SETTINGS, Choice
+from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.dpsgd import HeadTask
+from dopamine_lib.privacy.randomness import Randomness
+
+PATIENTS, HOSPITALS, FEATURES = 120, 5, 8
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(0)
+    features, labels = torch.randn(PATIENTS, FEATURES), torch.arange(PATIENTS) % 3
+    return HeadTask(torch.nn.Linear(FEATURES, 3), features, labels)
+
+
+def make_training(task, name="FSCDP", *, sizes=None, choice=None, seed=0, declared=None, **more):
+    declared = declared or SETTINGS[name]
+    cuts = np.cumsum(sizes)[:-1] if sizes else HOSPITALS
+    split = np.split if sizes else np.array_split
+    patients = split(np.arange(PATIENTS), cuts) if declared.federated else [np.arange(PATIENTS)]
+    choice = choice or CHOICES["head"][name]
+    return Training(declared, choice, task, patients, Randomness(seed), **more)
+
+
+class Recorder:
+    """An aggregation that keeps what it was sent."""
+
+    def __init__(self):
+        self.messages = []
+
+    def total(self, messages):
+        self.messages.append(torch.stack(list(messages)))
+        return self.messages[-1].sum(0)
+
+
+def run(training, save=lambda: None):
+    for _ in training.epochs(save):
+        pass
+    return training
+
+
+def short(name, rounds):
+    return replace(SETTINGS[name], rounds=rounds)
+
+
+def test_equals_algorithm_1_as_written(task):
+    """Lines 5 to 21 with momentum at every hospital and weights averaged: the same model (linearity)."""
+    quiet = replace(short("FSCDP", 150), noise_multiplier=None)
+    choice = Choice(0.2, 0.5, momentum=0.9)
+    training = run(make_training(task, declared=quiet, choice=choice))
+
+    # the paper's text, with lines 13 (public expected batch) and 15 (step from the global model) corrected
+    hospitals = make_training(task, declared=quiet, choice=choice).hospitals
+    w_global, momentum = task.start.clone(), [torch.zeros(task.d) for _ in hospitals]
+    for t in range(150):
+        local = []
+        for k, hospital in enumerate(hospitals):
+            batch = hospital.sample(t)  # line 8
+            gradient = task.clipped_sums(w_global, batch, 0.5)[0]  # lines 9 to 12
+            gradient = gradient / (quiet.sample_rate * PATIENTS / HOSPITALS)  # line 13
+            momentum[k] = gradient + 0.9 * momentum[k]  # line 14
+            local.append(w_global - 0.2 * momentum[k])  # line 15
+        w_global = sum(local) / HOSPITALS  # line 21
+    assert torch.allclose(training.server.w, w_global, atol=1e-6, rtol=0)
+    assert (training.server.w - task.start).norm() > 0.1
+
+
+@pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
+def test_a_hospital_alone_sends_what_the_batched_pass_sends(task, name):
+    recorder = Recorder()
+    training = make_training(task, name, declared=short(name, 40), aggregation=recorder)
+    for _ in training.epochs():
+        break
+    first = training.schedule[0]
+    alone = make_training(task, name)
+    for k, sent in zip(first, recorder.messages[0], strict=True):
+        if alone.setting.local_steps > 1:
+            here = sum(len(alone.hospitals[j]) for j in first)
+            own = alone.hospitals[k].train_locally(task.start, 0) * len(alone.hospitals[k]) / here
+        else:
+            own = alone.hospitals[k].message(task.start, 0)
+        assert torch.allclose(own, sent, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])
+def test_the_total_carries_noise_of_sigma_c(task, scale, accepted):
+    """Rejects 0.9 and 1.1 times the declared scale: neither too little nor too much noise is added."""
+    choice, recorder = Choice(0.0, 0.5), Recorder()  # a learning rate of 0 keeps the clean sum computable
+    training = run(make_training(task, declared=short("FSCDP", 300), choice=choice, aggregation=recorder))
+    clean = make_training(task, declared=replace(short("FSCDP", 300), noise_multiplier=None), choice=choice)
+    noise = []
+    for number, messages in enumerate(recorder.messages):
+        noise.append(messages.sum(0) - sum(hospital.message(task.start, number) for hospital in clean.hospitals))
+    draws = torch.cat(noise).double().numpy() / (scale * training.setting.noise_multiplier * 0.5)
+    assert (stats.kstest(draws, "norm").pvalue > 0.01) == accepted
+
+
+def test_an_empty_batch_is_noised_like_any_other(task):
+    training = make_training(task, sizes=[1, 29, 30, 30, 30], choice=Choice(0.1, 1.0))
+    hospital = training.hospitals[0]
+    empty = [step for step in range(600) if len(hospital.sample(step)) == 0]
+    assert len(empty) > 400  # one patient at q = 0.034
+    draws = torch.cat([hospital.message(task.start, step) for step in empty]).double().numpy()
+    share = 1.15 / math.sqrt(HOSPITALS)
+    assert stats.kstest(draws / share, "norm").pvalue > 0.01
+    assert stats.kstest(draws / (0.9 * share), "norm").pvalue < 0.01
+
+
+@pytest.mark.parametrize("sizes", [[24] * 5, [2, 8, 10, 40, 60]], ids=["equal", "unequal"])
+def test_no_hospital_is_too_small_for_the_bound(task, sizes):
+    """A patient moves the averaged gradient by at most C / (q N), wherever it is; the noise is sigma C / (q N)."""
+    everybody = replace(SETTINGS["FSCDP"], sample_rate=1.0, noise_multiplier=None)
+    training = make_training(task, declared=everybody, sizes=sizes, choice=Choice(1.0, 0.1, momentum=0.0))
+    with_all = sum(hospital.message(task.start, 0) for hospital in training.hospitals) / PATIENTS
+    for hospital in training.hospitals:
+        patient = hospital.patients[:1]
+        moved = task.clipped_sums(task.start, patient, 0.1)[0] / PATIENTS
+        assert moved.norm() <= 0.1 / PATIENTS * (1 + 1e-6)
+    assert training.population == PATIENTS and torch.isfinite(with_all).all()
+    noisy = make_training(task, sizes=sizes, choice=Choice(1.0, 0.1))
+    assert all(hospital.shares == HOSPITALS for hospital in noisy.hospitals)
+    # in FPDP the bound depends on q and on how often a hospital takes part, not on its size
+    parallel = make_training(task, "FPDP", sizes=sizes)
+    assert len({(ledger.noise_multiplier, ledger.sample_rate) for ledger in parallel.ledgers}) == 1
+
+
+def test_dividing_by_the_own_batch_would_break_the_bound_of_a_small_hospital():
+    """Register, flaw 2: with weights 1 / (K b_k) the small hospital's patient meets far less relative noise."""
+    batches = np.array([2.0, 8, 10, 40, 60]) * 0.5
+    sigma = 1.15
+    noise = sigma / math.sqrt(5) * np.sqrt(np.sum((1 / (5 * batches)) ** 2))
+    effective = noise / (1 / (5 * batches[0]))
+    assert effective < 0.55 * sigma
+    sound = epsilon(SampledGaussian(sigma, 0.034, 3001), 1e-4)
+    assert epsilon(SampledGaussian(effective, 0.034, 3001), 1e-4) > 3 * sound
+
+
+def test_fpdp_accounts_for_actual_participation(task):
+    means = []
+    for number in range(5):
+        training = Training(
+            SETTINGS["FPDP"], CHOICES["head"]["FPDP"], task, np.array_split(np.arange(PATIENTS), 10), Randomness(0), run=number
+        )
+        took_part = np.bincount(np.concatenate(training.schedule), minlength=10)
+        assert took_part.sum() == 500
+        run(training)
+        assert [ledger.charged for ledger in training.ledgers] == (25 * took_part).tolist()
+        means.append(np.mean(training.epsilons("rdp_classic")))
+    assert 18.5 < np.mean(means) < 19.6
+
+
+@pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
+@pytest.mark.parametrize("accountant", ["rdp_classic", "rdp"])
+def test_training_stops_before_the_step_that_would_pass_the_budget(task, name, accountant):
+    training = run(make_training(task, name, budget=5.0, accountant=accountant))
+    assert max(training.epsilons(accountant)) <= 5.0
+    charged = [ledger.charged for ledger in training.ledgers]
+    spent = [ledger.events(steps + training.setting.local_steps) for ledger, steps in zip(training.ledgers, charged, strict=True)]
+    assert all(epsilon(event, 1e-4, accountant) > 5.0 for event in spent)
+    assert max(charged) < training.setting.steps
+    assert np.isfinite(training.server.w).all()
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+def killed_midway(task, name, seed, epochs):
+    """A run that dies in an epoch, after its steps were charged; returns what was on disk then."""
+    disk = []
+    training = make_training(task, name, seed=seed)
+
+    def save():
+        vectors, record = training.state()
+        disk.append(({key: value.clone() for key, value in vectors.items()}, record))
+        if training.progress.reserved > epochs:
+            raise Killed
+
+    with pytest.raises(Killed):
+        for epoch in training.epochs(save):
+            training.progress.history.append({"epoch": epoch})
+    return disk[-1]
+
+
+@pytest.mark.parametrize("name", ["C", "CDP", "F", "FPDP", "FSCDP"])
+def test_seeded_resume_gives_the_same_numbers_and_the_same_ledger(task, name):
+    whole = run(make_training(task, name, seed=3))
+    vectors, record = killed_midway(task, name, 3, epochs=37)
+    resumed = make_training(task, name, seed=3)
+    resumed.restore(vectors, record)
+    run(resumed)
+    assert torch.equal(whole.server.model, resumed.server.model)
+    assert [ledger.charged for ledger in whole.ledgers] == [ledger.charged for ledger in resumed.ledgers]
+
+
+@pytest.mark.parametrize("name", ["CDP", "FPDP", "FSCDP"])
+def test_unseeded_resume_never_spends_twice(task, name):
+    """Noise that may have been seen is not drawn again: the begun epoch stays charged and is skipped."""
+    vectors, record = killed_midway(task, name, None, epochs=37)
+    assert record["reserved"] == 38 and record["epoch"] == 37
+    resumed = make_training(task, name, seed=None)
+    resumed.restore(vectors, record)
+    epochs = [epoch for epoch in resumed.epochs()]
+    assert epochs[0] == 39 and epochs[-1] == EPOCHS
+    whole = make_training(task, name, seed=None)
+    run(whole)
+    assert [ledger.charged for ledger in whole.ledgers] == [ledger.charged for ledger in resumed.ledgers]
+
+
+def test_the_ledger_on_disk_is_never_behind_the_noise_in_use(task):
+    training = make_training(task)
+    on_disk = []
+
+    class Watch(Recorder):
+        def total(self, messages):
+            super().total(messages)
+            assert len(self.messages) <= on_disk[-1]
+            return self.messages[-1].sum(0)
+
+    training.aggregation = Watch()
+    run(training, lambda: on_disk.append(training.state()[1]["charged"][0]))
+    assert on_disk[-1] == 3001 == len(training.aggregation.messages)
+
+
+def test_private_training_needs_a_clip(task):
+    with pytest.raises(ValueError, match="finite max_grad_norm"):
+        make_training(task, choice=Choice(0.1, math.inf))
+
+
+def test_averaging_weighs_as_it_says(task):
+    """With a = 0 the model handed out is the plain mean of the iterates."""
+    iterates, training = [], make_training(task, declared=short("FSCDP", 100), choice=Choice(0.1, 1.0, averaging=0.0))
+    for _ in training.epochs():
+        iterates.append(training.server.w)
+    assert torch.allclose(training.server.model, torch.stack(iterates).mean(0), atol=1e-6)

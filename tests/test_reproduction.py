@@ -1,0 +1,236 @@
+"""The main job from the command line: its files, its errors, and being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from dopamine_lib.__main__ import main
+from dopamine_lib.checkpoints import load_model
+from dopamine_lib.data import load
+from dopamine_lib.experiment import Experiment, Options
+from dopamine_lib.federation.settings import EPOCHS, SETTINGS
+from dopamine_lib.models import to_input
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.reproduction import reproduce, table
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, make_aptos):
+    """Options of a quick experiment: 60 small images, a random backbone, the paper's step counts."""
+    folder = make_aptos(tmp_path_factory.mktemp("eyes"))
+    return dict(data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=4)
+
+
+def arguments(small, out, *more):
+    pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in small.items()]
+    return ["reproduce", *(word for pair in pairs for word in pair), "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    return reproduce(Options(**small, runs=2, seed=5), out, progress=False), out
+
+
+def test_results_have_what_readers_hold_on_to(finished):
+    results, out = finished
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["data"] == "aptos" and results["model"] == "head" and results["weights"] == "random start"
+    assert "teaching" in results["randomness"]
+    assert list(results["settings"]) == list(SETTINGS)
+    for name, result in results["settings"].items():
+        declared = SETTINGS[name]
+        assert (result["sample_rate"], result["steps"]) == (declared.sample_rate, declared.steps)
+        accuracy = result["test_accuracy"]
+        assert len(accuracy["runs"]) == 2 and accuracy["mean"] == pytest.approx(np.mean(accuracy["runs"]))
+        assert accuracy["std"] == pytest.approx(np.std(accuracy["runs"], ddof=1))
+        assert len(result["recall_per_grade"]) == 5 and len(result["quadratic_kappa"]["runs"]) == 2
+        assert [record["epoch"] for record in result["history"]] == list(range(1, EPOCHS + 1))
+        assert result["history"][-1]["accuracy_mean"] == pytest.approx(accuracy["mean"])
+        if declared.private:
+            assert set(result["epsilon"]) == set(ACCOUNTANTS)
+            spent = [record["epsilon_rdp_classic"] for record in result["history"]]
+            assert all(np.diff(spent) >= 0) and spent[-1] == pytest.approx(result["epsilon"]["rdp_classic"])
+            assert "Neighbours" in result["statement"] and "SEEDED" in result["statement"]
+        else:
+            assert result["epsilon"] is None and "not private" in result["statement"]
+    assert results["settings"]["FPDP"]["epsilon_worst"]["prv"] >= results["settings"]["FPDP"]["epsilon"]["prv"]
+    curious = results["settings"]["FSCDP"]["adversaries"]["hospital"]["prv"]
+    assert curious > results["settings"]["FSCDP"]["adversaries"]["server"]["prv"]
+    assert results["settings"]["CDP"]["adversaries"]["server"] is None
+
+
+def test_figure_and_table_come_from_the_results(finished):
+    results, out = finished
+    from PIL import Image
+
+    with Image.open(out / "figure1.png") as picture:
+        assert picture.size[0] > 800
+    text = table(results)
+    for name, result in results["settings"].items():
+        assert f"{100 * result['test_accuracy']['mean']:.1f}" in next(line for line in text.splitlines() if name in line)
+
+
+def test_figure_draws_every_setting_and_the_paper(finished):
+    from dopamine_lib.figures import figure1
+
+    above, below = figure1(finished[0]).axes
+    assert len(above.lines) == 10 and len(below.lines) == 3
+    assert below.lines[0].get_ydata()[-1] == pytest.approx(9.134, abs=0.01)
+    assert len(figure1(finished[0], paper=False).axes[0].lines) == 5
+
+
+def test_a_saved_model_grades_as_it_did(finished, small):
+    results, out = finished
+    dataset = load("aptos", small["data_dir"], size=32, seed=5)
+    for name in SETTINGS:
+        net, metadata = load_model(out / f"{name}-1.safetensors")
+        assert metadata["setting"] == name and tuple(metadata["grades"]) == dataset.grades
+        shape = metadata["preprocessing"]
+        with torch.no_grad():
+            logits = net(to_input(dataset.images[dataset.test], shape["mean"], shape["std"]))
+        accuracy = float(np.mean(logits.argmax(1).numpy() == dataset.labels[dataset.test]))
+        assert accuracy == pytest.approx(results["settings"][name]["test_accuracy"]["runs"][1])
+        assert metadata["statement"].startswith(name)
+
+
+def test_the_same_seed_gives_the_same_numbers(finished, small, tmp_path):
+    again = reproduce(Options(**small, runs=1, seed=5, settings=("FSCDP",)), tmp_path, progress=False)
+    first = finished[0]["settings"]["FSCDP"]["test_accuracy"]["runs"][0]
+    assert again["settings"]["FSCDP"]["test_accuracy"]["runs"] == [first]
+
+
+def test_killed_at_any_moment_it_goes_on(finished, small, tmp_path):
+    """SIGKILL several times; the end is the uninterrupted run's, number for number."""
+    command = [sys.executable, "-m", "dopamine_lib", *arguments(small, tmp_path, "--runs", "2", "--seed", "5")]
+    seen, kills = 0, 0
+    while kills < 3:
+        process = subprocess.Popen(command + ["--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            files = [(path.name, path.stat().st_mtime_ns) for path in sorted((tmp_path / "runs").glob("*.*"))]
+            if files and hash(tuple(files)) != seen:
+                seen = hash(tuple(files))
+                time.sleep(0.3)
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert not (tmp_path / "results.json").exists()
+    resumed = reproduce(Options(**small, runs=2, seed=5), tmp_path, resume=True, progress=False)
+    for name, result in finished[0]["settings"].items():
+        assert resumed["settings"][name] == result
+    leftovers = [path.name for path in (tmp_path / "runs").iterdir() if path.suffix != ".json"]
+    assert not leftovers
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, small, capsys):
+    _, out = finished
+    before = json.loads((out / "results.json").read_text())["settings"]
+    assert main(arguments(small, out, "--runs", "2", "--seed", "5", "--resume")) == 0
+    assert json.loads((out / "results.json").read_text())["settings"] == before
+    assert "FSCDP" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_overwritten(finished, small, capsys):
+    _, out = finished
+    assert main(arguments(small, out, "--runs", "2", "--seed", "5")) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_resume_with_other_options_is_refused(finished, small, capsys):
+    _, out = finished
+    assert main(arguments(small, out, "--runs", "3", "--seed", "5", "--resume")) == 2
+    assert "runs = 2, not 3" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(small, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "FSCDP-0.safetensors").write_bytes(b"torn")
+    assert main(arguments(small, tmp_path, "--runs", "1", "--settings", "FSCDP")) == 2
+    assert "ledger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--model", "resnet"], "model 'resnet' is unknown"),
+        (["--data", "imagenet"], "data 'imagenet' is unknown"),
+        (["--settings", "C,XDP"], "setting 'XDP' is unknown"),
+        (["--settings", ","], "no setting"),
+        (["--runs", "0"], "runs is 0"),
+        (["--hospitals", "1"], "hospitals is 1"),
+        (["--hospitals", "999"], "hospitals for"),
+        (["--split", "random"], "split 'random' is unknown"),
+        (["--epsilon", "-1"], "epsilon is -1"),
+        (["--epsilon", "nan"], "epsilon is nan"),
+        (["--delta", "0"], "delta is 0"),
+        (["--delta", "2"], "delta is 2"),
+        (["--weights", "nowhere.npz"], "nowhere.npz does not exist"),
+        (["--size", "5"], "size 5"),
+        (["--seed", "-3"], "seed is -3"),
+        (["--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(small, tmp_path, capsys, more, said):
+    assert main(arguments(small, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["reproduce"], ["epsilon", "--steps", "2.5"], ["reproduce", "--runs", "x"]])
+def test_a_wrong_command_line_is_one_line_and_status_2(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_an_out_that_is_a_file_is_refused(small, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert main(arguments(small, tmp_path / "taken")) == 2
+    assert "taken" in capsys.readouterr().err and (tmp_path / "taken").read_text() == "mine"
+
+
+def test_epsilon_command(capsys):
+    words = ["--noise-multiplier", "1.15", "--sample-rate", str(100 / 2930), "--steps", "3001", "--delta", "1e-4"]
+    assert main(["epsilon", *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["epsilon"]["rdp_classic"] == pytest.approx(10.832, abs=0.01)
+    assert main(["epsilon", *words]) == 0
+    assert "10.832 (classic RDP)" in capsys.readouterr().out
+
+
+def test_a_bound_asked_for_is_kept(small, tmp_path):
+    options = Options(**small, runs=1, seed=0, settings=("CDP", "FPDP", "FSCDP"), epsilon=3.0, accountant="rdp")
+    results = reproduce(options, tmp_path, progress=False)
+    for result in results["settings"].values():
+        assert max(result["epsilon"]["rdp"], result.get("epsilon_worst", result["epsilon"])["rdp"]) <= 3.0
+        assert result["epsilon"]["rdp"] > 2.0
+
+
+def test_validation_patients_are_held_out_for_choices(small):
+    experiment = Experiment(Options(**small), progress=False)
+    experiment.hold_out_validation()
+    dataset = experiment.dataset
+    assert set(experiment.test) == set(dataset.validation)
+    seen = np.concatenate([*experiment.patients, experiment.train])
+    assert not np.isin(seen, dataset.validation).any() and not np.isin(seen, dataset.test).any()
+
+
+def test_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import dopamine_lib; took = time.perf_counter() - start;"
+        "heavy = {'torch', 'opacus', 'tenseal', 'syft', 'numpy'} & set(sys.modules); print(took, sorted(heavy))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    took, heavy = answer.stdout.split(maxsplit=1)
+    assert float(took) < 0.3 and heavy.strip() == "[]"
