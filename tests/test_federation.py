@@ -150,7 +150,12 @@ def test_fpdp_accounts_for_actual_participation(task):
     means = []
     for number in range(5):
         training = Training(
-            SETTINGS["FPDP"], CHOICES["head"]["FPDP"], task, np.array_split(np.arange(PATIENTS), 10), Randomness(0), run=number
+            SETTINGS["FPDP"],
+            CHOICES["head"]["FPDP"],
+            task,
+            np.array_split(np.arange(PATIENTS), 10),
+            Randomness(0),
+            run=number,
         )
         took_part = np.bincount(np.concatenate(training.schedule), minlength=10)
         assert took_part.sum() == 500
@@ -166,7 +171,10 @@ def test_training_stops_before_the_step_that_would_pass_the_budget(task, name, a
     training = run(make_training(task, name, budget=5.0, accountant=accountant))
     assert max(training.epsilons(accountant)) <= 5.0
     charged = [ledger.charged for ledger in training.ledgers]
-    spent = [ledger.events(steps + training.setting.local_steps) for ledger, steps in zip(training.ledgers, charged, strict=True)]
+    spent = [
+        ledger.events(steps + training.setting.local_steps)
+        for ledger, steps in zip(training.ledgers, charged, strict=True)
+    ]
     assert all(epsilon(event, 1e-4, accountant) > 5.0 for event in spent)
     assert max(charged) < training.setting.steps
     assert np.isfinite(training.server.w).all()

@@ -75,7 +75,9 @@ def test_figure_and_table_come_from_the_results(finished):
         assert picture.size[0] > 800
     text = table(results)
     for name, result in results["settings"].items():
-        assert f"{100 * result['test_accuracy']['mean']:.1f}" in next(line for line in text.splitlines() if name in line)
+        assert f"{100 * result['test_accuracy']['mean']:.1f}" in next(
+            line for line in text.splitlines() if name in line
+        )
 
 
 def test_figure_draws_every_setting_and_the_paper(finished):
@@ -187,7 +189,9 @@ def test_bad_input_is_one_line_and_status_2(small, tmp_path, capsys, more, said)
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["reproduce"], ["epsilon", "--steps", "2.5"], ["reproduce", "--runs", "x"]])
+@pytest.mark.parametrize(
+    "words", [[], ["fly"], ["reproduce"], ["epsilon", "--steps", "2.5"], ["reproduce", "--runs", "x"]]
+)
 def test_a_wrong_command_line_is_one_line_and_status_2(capsys, words):
     with pytest.raises(SystemExit) as end:
         main(words)

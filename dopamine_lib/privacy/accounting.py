@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, check_within
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
@@ -26,16 +26,9 @@ class BudgetSpent(Exception):
     """The next step would pass the privacy budget (Algorithm 1, lines 18 to 20)."""
 
 
-def _check(name: str, value, low, high, remedy: str, *, low_open=True, high_open=False) -> None:
-    inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
-    if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and inside):
-        bounds = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
-        raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
-
-
 def check_delta(delta: float) -> None:
     """Raise InputError unless 0 < delta < 1."""
-    _check("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", high_open=True)
+    check_within("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", high_open=True)
 
 
 @dataclass(frozen=True)
@@ -52,9 +45,9 @@ class SampledGaussian:
     steps: int
 
     def __post_init__(self):
-        _check("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
-        _check("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
-        _check("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
+        check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
+        check_within("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
+        check_within("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
         if self.steps != int(self.steps):
             raise InputError(f"number of steps is {self.steps}, but must be whole: count the noisy steps")
 
@@ -108,7 +101,7 @@ def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: f
 
     Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
     """
-    _check("epsilon", target, 0, 1e3, "a useful bound is below 10")
+    check_within("epsilon", target, 0, 1e3, "a useful bound is below 10")
 
     def spent(sigma):
         return epsilon(SampledGaussian(sigma, sample_rate, steps), delta, accountant)
@@ -165,7 +158,7 @@ class Ledger:
         """The largest number of steps within the budget, by bisection: epsilon grows with every step."""
         if math.isinf(self.budget):
             return math.inf
-        _check("epsilon", self.budget, 0, 1e3, "a useful bound is below 10")
+        check_within("epsilon", self.budget, 0, 1e3, "a useful bound is below 10")
 
         def fits(steps):
             return epsilon(self.events(steps), self.delta, self.accountant) <= self.budget
