@@ -4,7 +4,7 @@ Everything that determines a result is in ``Options``; nothing is chosen by look
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -114,8 +114,16 @@ class Experiment:
         return self._calibrated[name]
 
     def choice(self, name: str) -> Choice:
-        """Learning rate, clip and averaging of this model."""
-        return CHOICES[self.options.model][name]
+        """Learning rate, clip and averaging of this model.
+
+        Where a bound asked for needs more noise than was declared, the learning rate shrinks in proportion, so
+        that the noise moves the model as far as before (validation patients agree at epsilon 1 and 3).
+        """
+        choice, used = CHOICES[self.options.model][name], self.setting(name)
+        if not used.private or used.noise_multiplier <= SETTINGS[name].noise_multiplier:
+            return choice
+        shrink = SETTINGS[name].noise_multiplier / used.noise_multiplier
+        return replace(choice, learning_rate=choice.learning_rate * shrink)
 
     def task(self, run: int = 0) -> Task:
         """The model with this run's initial weights, and its images."""

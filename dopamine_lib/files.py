@@ -29,6 +29,7 @@ def atomic_path(path):
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's file is the owner's alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

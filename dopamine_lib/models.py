@@ -25,7 +25,7 @@ MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
 EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
 #: torchvision's ImageNet checkpoint, used only where the user has it already: nothing is downloaded unasked.
-TORCHVISION_FILE = "squeezenet1_1-b8a52dc0.pth"
+IMAGENET_FILE, IMAGENET_URL = "squeezenet1_1-b8a52dc0.pth", "https://download.pytorch.org/models/"
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -114,8 +114,13 @@ def load_weights(source=None) -> Weights:
     """
     if source == "random":
         return Weights("random start", None, {}, *HALF)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILE if source == "imagenet" else source or EMBEDDED
-    path = Path(path)
+    path = Path(source or EMBEDDED)
+    if source == "imagenet":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+        if not path.is_file():
+            raise InputError(
+                f"torchvision's checkpoint is not at {path}; download {IMAGENET_URL}{IMAGENET_FILE} to there"
+            )
     state, metadata = read_state(path)
     reference = squeezenet(5).state_dict()
     state = {key: value.float() for key, value in state.items() if key in reference}
@@ -137,7 +142,12 @@ def load_weights(source=None) -> Weights:
     else:
         name = f"file: {path.name}"
     normalise = HALF if "mean 0.5 std 0.5" in metadata.get("preprocessing", "").replace(",", "") else IMAGENET
-    return Weights(name, _sha256(path), state, *normalise)
+    sha256 = _sha256(path)
+    if source == "imagenet" and not sha256.startswith(IMAGENET_FILE[-12:-4]):
+        raise InputError(
+            f"{path} is damaged: its SHA-256 does not begin with {IMAGENET_FILE[-12:-4]}; download it again"
+        )
+    return Weights(name, sha256, state, *normalise)
 
 
 def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Module:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from dopamine_lib.data.synthetic import make_population
+from dopamine_lib.data.synthetic import describe, make_population
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models import HALF, squeezenet, to_input
@@ -30,8 +30,9 @@ def pretrain(out, *, n: int = 25_000, epochs: int = 16, seed: int = 0, progress:
     out, began = Path(out), time.perf_counter()
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} ends in '{out.suffix}'; the weights are written as .safetensors")
-    images, labels, _ = make_population(n + HELD_OUT, SIZE, seed, "public")
-    labels = torch.from_numpy(labels)
+    images, _, _ = make_population(n + HELD_OUT, SIZE, seed, "public")
+    # the severity that was drawn, not one grader's opinion: as if a panel had graded the public reference images
+    labels = torch.from_numpy(describe(n + HELD_OUT, seed, "public")[1])
     torch.manual_seed(seed)
     net = squeezenet(5).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=1e-3)

@@ -229,9 +229,13 @@ def table(results: dict) -> str:
     for name, result in results["settings"].items():
         accuracy, bound = result["test_accuracy"], result["epsilon"]
         numbers = [f"{bound[key]:.2f}" if bound else "-" for key in ACCOUNTANTS]
+        percent, kappa = (
+            f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}",
+            result["quadratic_kappa"]["mean"],
+        )
         lines.append(
-            f"{name:8} {100 * accuracy['mean']:7.1f} ± {100 * accuracy['std']:4.1f} {result['quadratic_kappa']['mean']:6.2f}"
-            f"   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}   {published[name][-10:].mean():6.1f}"
+            f"{name:8} {percent:>14} {kappa:6.2f}   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}"
+            f"   {published[name][-10:].mean():6.1f}"
         )
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}; "

@@ -12,12 +12,20 @@ from scipy.special import expit, ndtri
 
 from dopamine_lib.data import fundus
 
-#: Relative absorption of red, green and blue light by blood: it is dark in green and blue.
-BLOOD = np.array([0.38, 1.0, 0.9])
+def _colour(red, green, blue):
+    return np.array([red, green, blue])[:, None, None]
 
-#: What reflects light: colours of (near-)white things as red, green, blue.
-DISC, CUP = (0.98, 0.80, 0.50), (1.0, 0.93, 0.72)
-EXUDATE, COTTON, DRUSEN, GLARE = (1.0, 0.93, 0.42), (1.0, 0.96, 0.86), (0.95, 0.72, 0.36), (0.92, 0.95, 1.0)
+
+#: Relative absorption of light by blood: it is dark in green and blue.
+BLOOD = _colour(0.38, 1.0, 0.9)
+
+#: Colours of what reflects light.
+DISC, CUP, VEIL = _colour(0.98, 0.80, 0.50), _colour(1.0, 0.93, 0.72), _colour(0.62, 0.45, 0.30)
+EXUDATE, COTTON = _colour(1.0, 0.93, 0.42), _colour(1.0, 0.96, 0.86)
+DRUSEN, GLARE = _colour(0.95, 0.72, 0.36), _colour(0.92, 0.95, 1.0)
+
+#: Random numbers that a patient's eye and camera take; ``fundus.Draws`` refuses to hand out more.
+NUMBERS = 2400
 
 
 @dataclass(frozen=True)
@@ -45,17 +53,17 @@ class Camera:
 #: The hospitals' cameras, from a good table-top instrument to a hand-held one.
 PRIVATE_CAMERAS = (
     Camera("A", 0.44, (0.92, 0.98), (0.000, 0.010), 0.012, (1.00, 1.00, 1.00), 0.15, 0.0),
-    Camera("B", 0.28, (0.98, 1.10), (0.006, 0.016), 0.018, (1.06, 0.92, 0.80), 0.30, 0.5),
-    Camera("C", 0.18, (0.84, 0.92), (0.008, 0.018), 0.024, (0.90, 1.00, 1.12), 0.20, 0.5),
-    Camera("D", 0.10, (0.90, 1.04), (0.022, 0.036), 0.045, (1.08, 0.95, 0.68), 0.45, 1.0),
+    Camera("B", 0.28, (0.98, 1.10), (0.006, 0.016), 0.016, (1.06, 0.92, 0.80), 0.30, 0.5),
+    Camera("C", 0.18, (0.84, 0.92), (0.008, 0.018), 0.020, (0.90, 1.00, 1.12), 0.20, 0.5),
+    Camera("D", 0.10, (0.90, 1.04), (0.020, 0.034), 0.040, (1.08, 0.95, 0.68), 0.45, 1.0),
 )
 
 #: The cameras of the public population for pre-training: of the same kind, but none of the above.
 PUBLIC_CAMERAS = (
     Camera("P", 0.40, (0.90, 1.00), (0.000, 0.012), 0.014, (1.04, 0.97, 0.92), 0.20, 0.0),
     Camera("Q", 0.25, (0.86, 0.94), (0.004, 0.014), 0.020, (0.94, 1.04, 1.06), 0.10, 0.5),
-    Camera("R", 0.20, (1.00, 1.14), (0.010, 0.020), 0.028, (1.10, 0.90, 0.72), 0.35, 0.5),
-    Camera("S", 0.15, (0.92, 1.06), (0.018, 0.032), 0.038, (0.98, 1.00, 0.86), 0.40, 1.0),
+    Camera("R", 0.20, (1.00, 1.14), (0.010, 0.020), 0.024, (1.10, 0.90, 0.72), 0.35, 0.5),
+    Camera("S", 0.15, (0.92, 1.06), (0.018, 0.032), 0.034, (0.98, 1.00, 0.86), 0.40, 1.0),
 )
 
 
@@ -82,54 +90,48 @@ def photograph(generators, grade, age, left, cameras, camera, size):
     tint = of["cast"] * np.exp(0.10 * ndtri(draws.uniform(0.01, 0.99, 3)))
     tint = tint * (1 - np.array([0.0, 0.05, 0.16]) * age[:, None])  # the lens yellows with age
     exposure = draws.uniform(0.75, 1.1)[:, None] * tint
-    gamma = draws.uniform(0.85, 1.2)[:, None, None, None]
+    gamma = _over_pixels(draws.uniform(0.85, 1.2))
     x, y = view.grid()
     edge = x**2 + y**2
-    tilt = draws.uniform(-0.14, 0.14)[:, None, None] * x + draws.uniform(-0.14, 0.14)[:, None, None] * y
-    light = (1 + tilt) * (1 - of["vignette"][:, None, None] * edge)
-    noise = np.stack([g.standard_normal((size, size, 3)) for g in generators])
-    noise = noise * (of["noise"] * (1 + haze))[:, None, None, None]
+    tilt = _over_pixels(draws.uniform(-0.14, 0.14)) * x + _over_pixels(draws.uniform(-0.14, 0.14)) * y
+    light = (1 + tilt) * (1 - _over_pixels(of["vignette"]) * edge)
+    light = light[:, None] * _over_pixels(exposure)
+    noise = np.stack([g.standard_normal((3, size, size)) for g in generators])
+    noise *= _over_pixels((of["noise"] * (1 + haze))[:, None])
 
     def develop(eye):
-        veiled = eye + haze[:, None, None, None] * (np.array([0.62, 0.45, 0.30]) - eye)
-        seen = np.clip(veiled * light[..., None] * exposure[:, None, None, :], 0, None) ** gamma
-        return _smear_colour(seen, of["chroma"]) + noise
+        _lay(eye, _over_pixels(haze), VEIL)
+        eye *= light
+        _smear_colour(eye, of["chroma"])
+        eye += noise
+        return eye
 
-    field = edge < 1
-    picture = match_histogram(develop(diseased), develop(healthy), field)
-    outside = 0.01 + 0.3 * np.abs(noise)
-    soft = expit((1 - np.sqrt(edge)) * view.radius[:, None, None] / 0.4)[..., None]
-    picture = soft * np.where(field[..., None], picture, outside) + (1 - soft) * outside
-    picture[left] = picture[left, :, ::-1]
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-
-
-#: Random numbers that a patient's eye and camera take; ``fundus.Draws`` refuses to hand out more.
-NUMBERS = 2400
+    picture = match_histogram(develop(diseased), develop(healthy), edge < 1)
+    picture = np.clip(picture, 0, 1) ** gamma[:, None]
+    surround = 0.01 + 0.3 * np.abs(noise)
+    picture -= surround
+    picture *= expit((1 - np.sqrt(edge)) * _over_pixels(view.radius) / 0.4)[:, None]
+    picture += surround
+    picture[left] = picture[left, ..., ::-1]
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def match_histogram(picture, reference, field):
     """Give each channel of ``picture`` within the field exactly the values of ``reference``, in picture's order.
 
-    picture, reference  (N, H, W, 3), field bool (N, H, W). Returns an array like ``picture``.
+    picture, reference  (N, C, H, W), field bool (N, H, W), elsewhere the result is 0. Returns (N, C, H, W).
     """
-    shape = picture.shape
-    flat = (shape[0], -1)
-    outside = ~field.reshape(flat)
-    matched = np.empty_like(picture)
-    for channel in range(3):
-        values, wanted = (a[..., channel].reshape(flat) for a in (picture, reference))
-        values, wanted = (np.where(outside, np.inf, a) for a in (values, wanted))
-        order = np.argsort(values, axis=1, kind="stable")
-        values[:] = 0
-        np.put_along_axis(values, order, np.sort(wanted, axis=1), axis=1)
-        matched[..., channel] = values.reshape(shape[:3])
-    return matched
+    outside = np.broadcast_to(~field[:, None], picture.shape).reshape(*picture.shape[:2], -1)
+    values, wanted = (np.where(outside, np.inf, a.reshape(outside.shape)) for a in (picture, reference))
+    wanted.sort(axis=-1)
+    order = values.argsort(axis=-1)  # noise leaves no ties within the field
+    np.put_along_axis(values, order, wanted, axis=-1)
+    values[outside] = 0
+    return values.reshape(picture.shape)
 
 
 def _eye(draws, grade, age, view):
-    """Reflected light of each eye without and with its lesions: two arrays (N, size, size, 3)."""
-    eyes = len(grade)
+    """Reflected light of each eye without and with its lesions: two arrays (N, 3, size, size)."""
     finer = 1 if view.size <= 96 else 3
     disc_x, disc_y = draws.uniform(0.50, 0.62), draws.uniform(-0.08, 0.08)
     disc_radius = draws.uniform(0.12, 0.16)
@@ -143,35 +145,40 @@ def _eye(draws, grade, age, view):
         ),
         view,
     )
-    macula_width = draws.uniform(0.10, 0.17)[:, None, None]
-    distance = np.hypot(x - macula_x[:, None, None], y - macula_y[:, None, None])
-    pigment = draws.uniform(0.25, 0.55)[:, None, None] * np.exp(-0.5 * (distance / macula_width) ** 2)
-    pigment = pigment + fundus.paint(_pigment_spots(draws), view)
-    ground = tissue[:, None, None, :] * np.exp(choroid - pigment)[..., None]
+    macula_width = _over_pixels(draws.uniform(0.10, 0.17))
+    distance = np.hypot(x - _over_pixels(macula_x), y - _over_pixels(macula_y))
+    pigment = _over_pixels(draws.uniform(0.25, 0.55)) * np.exp(-0.5 * (distance / macula_width) ** 2)
+    pigment += fundus.paint(_pigment_spots(draws), view)
+    ground = _over_pixels(tissue) * np.exp(choroid - pigment)[:, None]
 
-    soft = np.sqrt(0.012**2 + view.blur**2 + (0.3 / view.radius) ** 2)[:, None, None]
-    oval = draws.uniform(0.85, 1.0)[:, None, None]
-    distance = np.hypot((x - disc_x[:, None, None]) / oval, y - disc_y[:, None, None])
-    ground = _lay(ground, 0.9 * expit((disc_radius[:, None, None] - distance) / soft), DISC)
-    cup = (draws.uniform(0.3, 0.6) * disc_radius)[:, None, None]
-    ground = _lay(ground, 0.7 * expit((cup - distance) / (2 * soft)), CUP)
+    soft = _over_pixels(np.sqrt(0.012**2 + view.blur**2 + (0.3 / view.radius) ** 2))
+    oval = _over_pixels(draws.uniform(0.85, 1.0))
+    distance = np.hypot((x - _over_pixels(disc_x)) / oval, y - _over_pixels(disc_y))
+    _lay(ground, 0.9 * expit((_over_pixels(disc_radius) - distance) / soft), DISC)
+    cup = _over_pixels(draws.uniform(0.3, 0.6) * disc_radius)
+    _lay(ground, 0.7 * expit((cup - distance) / (2 * soft)), CUP)
 
     # what is not diabetic: in every grade alike
     drusen_groups = draws.present(0, 1 + age, 3)
     drusen = fundus.clusters(draws, drusen_groups, 7, 0.22, (0.014, 0.034), (0.2, 0.55), reach=0.5)
-    ground = _lay(ground, fundus.paint(drusen, view), DRUSEN)
+    _lay(ground, fundus.paint(drusen, view), DRUSEN)
     glare = fundus.sprinkle(draws, draws.present(0, 4, 4), (0.02, 0.10), (0.1, 0.45))
     dust = fundus.sprinkle(draws, draws.present(0, 6, 6), (0.012, 0.035), (0.15, 0.5))
     beaded = (grade == 3) & (draws.uniform(0, 1) < 0.8)
     vessels = fundus.paint(fundus.vessel_tree(draws, disc_x, disc_y, beaded, finer), view)
-    glare, dust = fundus.paint(glare, view), np.exp(-fundus.paint(dust, view))[..., None]
+    glare, dust = fundus.paint(glare, view), np.exp(-fundus.paint(dust, view))[:, None]
 
     blood, exudates, cotton = _lesions(draws, grade, disc_x, disc_y, view, finer)
-    healthy = ground * np.exp(-vessels[..., None] * BLOOD)
-    diseased = _lay(ground, cotton, COTTON) * np.exp(-(vessels * (1 - cotton))[..., None] * BLOOD)
-    diseased = _lay(diseased * np.exp(-blood[..., None] * BLOOD), exudates, EXUDATE)
-    assert len(healthy) == eyes
-    return _lay(healthy * dust, glare, GLARE), _lay(diseased * dust, glare, GLARE)
+    diseased = ground.copy()
+    _lay(diseased, cotton, COTTON)
+    diseased *= np.exp(-(vessels * (1 - cotton) + blood)[:, None] * BLOOD)
+    _lay(diseased, exudates, EXUDATE)
+    healthy = ground
+    healthy *= np.exp(-vessels[:, None] * BLOOD)
+    for eye in (healthy, diseased):
+        eye *= dust
+        _lay(eye, glare, GLARE)
+    return healthy, diseased
 
 
 def _pigment_spots(draws):
@@ -188,8 +195,8 @@ def _lesions(draws, grade, disc_x, disc_y, view, finer):
         least, most = np.array(fundus.LESIONS[name]).T
         return draws.present(least[grade], most[grade], slots)
 
-    clarity = draws.uniform(0.6, 1.15)[:, None]  # how plainly this patient's lesions stand out
-    aneurysms = fundus.sprinkle(draws, present("microaneurysms", 26), (0.016, 0.025), (0.7, 1.3))
+    clarity = draws.uniform(0.7, 1.2)[:, None]  # how plainly this patient's lesions stand out
+    aneurysms = fundus.sprinkle(draws, present("microaneurysms", 26), (0.018, 0.028), (0.9, 1.5))
     blots = fundus.clusters(draws, present("haemorrhages", 22), 4, 0.045, (0.022, 0.036), (0.4, 0.8), reach=0.9)
     tufts = fundus.new_vessels(draws, present("new_vessels", 4), disc_x, disc_y, finer)
     exudates = fundus.clusters(draws, present("exudates", 4), 9, 0.13, (0.012, 0.022), (0.5, 1.0), reach=0.6)
@@ -200,17 +207,25 @@ def _lesions(draws, grade, disc_x, disc_y, view, finer):
     return blood, *(np.minimum(fundus.paint(s, view) * clarity[..., None], 1) for s in (exudates, cotton))
 
 
+def _over_pixels(values):
+    """An array with two more axes of length one, to apply to every pixel."""
+    return values[..., None, None]
+
+
 def _lay(light, cover, colour):
-    """Cover ``light`` (N, H, W, 3) with a colour where ``cover`` (N, H, W) says, from 0 to 1."""
-    cover = np.minimum(cover, 1)[..., None]
-    return light + cover * (np.array(colour) - light)
+    """Cover ``light`` (N, 3, H, W) in place with a colour where ``cover`` (N, H, W) says, from 0 to 1."""
+    cover = np.minimum(cover, 1)[:, None]
+    light *= 1 - cover
+    light += cover * colour
 
 
 def _smear_colour(light, strength):
-    """Blur colour but not brightness, as compression does: strength (N,) of 1."""
-    grey = light @ np.array([0.299, 0.587, 0.114])
-    colour = light - grey[..., None]
-    padded = np.pad(colour, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-    smooth = (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4
-    return grey[..., None] + colour + strength[:, None, None, None] * (smooth - colour)
+    """Blur colour but not brightness in place, as compression does: ``light`` (N, 3, H, W), strength (N,) of 1."""
+    grey = 0.3 * light[:, :1] + 0.6 * light[:, 1:2] + 0.1 * light[:, 2:]
+    colour = light - grey
+    padded = np.pad(colour, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    smooth = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    smooth = (smooth[..., :-2] + 2 * smooth[..., 1:-1] + smooth[..., 2:]) / 16
+    smooth -= colour
+    smooth *= _over_pixels(strength[:, None])
+    light += smooth

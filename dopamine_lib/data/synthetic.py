@@ -17,7 +17,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, cache_dir
 
 #: Raise with any change of the pictures: it is part of the name under which they are cached.
-VERSION = 1
+VERSION = 2
 
 #: Proportions of the five grades among the 3,662 labelled images of APTOS 2019.
 GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)

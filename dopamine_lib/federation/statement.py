@@ -46,11 +46,11 @@ def privacy_statement(
     lines = [
         f"{setting.name}, {setting.title}. Unit: one patient's image. Neighbours: one image added or removed "
         "(replacing one counts twice).",
-        f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, Gaussian noise of {setting.noise_multiplier:g} "
-        f"times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, {steps} steps; the sum is divided "
-        "by the public expected batch.",
+        f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, Gaussian noise of "
+        f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
+        f"{steps} steps; the sum is divided by the public expected batch.",
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} training patients.",
-        f"Against whoever sees the model and every message of the protocol: {_line(views['outsider'])}.",
+        f"Against an outsider, who sees every model of the training and knows all other patients: {_line(views['outsider'])}.",
     ]
     if not setting.federated:
         lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")

@@ -80,9 +80,10 @@ class Training:
               noise is drawn
         """
         progress = self.progress
-        if not self.randomness.seeded and self.ledgers:
+        if not self.randomness.seeded and self.ledgers and progress.reserved > progress.epoch:
             # an epoch that was begun cannot be repeated with the same noise: it is spent, and skipped
             progress.epoch = progress.reserved
+            yield progress.epoch
         while progress.epoch < EPOCHS and self.setting.round_after(progress.epoch) < len(self.schedule):
             first, last = (self.setting.round_after(progress.epoch + ahead) for ahead in (0, 1))
             rounds = range(first, min(last, len(self.schedule)))
