@@ -117,10 +117,10 @@ PAPER_CHOICES = {
 CHOICES = {
     "head": {
         "C": Choice(0.5, math.inf, averaging=10),
-        "CDP": Choice(0.25, 1.0, averaging=10),
+        "CDP": Choice(0.25, 0.5, averaging=10),
         "F": Choice(0.5, math.inf, averaging=10),
-        "FPDP": Choice(0.25, 1.0, averaging=10),
-        "FSCDP": Choice(0.5, 1.0, averaging=10),
+        "FPDP": Choice(0.25, 0.5, averaging=10),
+        "FSCDP": Choice(0.5, 0.5, averaging=10),
     },
     "cnn": {
         "C": Choice(0.02, math.inf),
