@@ -1,0 +1,117 @@
+"""The privacy-loss distribution on a grid: rounded up it bounds delta from above, rounded down from below.
+
+Any mechanism of ``definitions`` has the exact distribution function of its loss; here that is cut into steps so that
+releases can be composed by convolution (Koskela, Jälkö, Honkela 2020). It is for one or a few dozen releases;
+thousands of subsampled steps are the business of ``accounting``.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, check_epsilon
+
+MOST_POINTS = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class LossDistribution:
+    """Probabilities (m,) of the losses (first + i) step, i = 0 … m-1, for outputs drawn from P.
+
+    infinite     probability of a loss without bound: it counts fully towards delta
+    pessimistic  whether losses were rounded up, so that ``delta`` is an upper bound; else it is a lower one
+    """
+
+    masses: np.ndarray
+    first: int
+    step: float
+    infinite: float
+    pessimistic: bool
+
+    @classmethod
+    def of(cls, mechanism, *, step: float = 1e-3, pessimistic: bool = True) -> "LossDistribution":
+        """The loss of one release of a mechanism of ``definitions``.
+
+        step  of the grid; both bounds of epsilon are off by at most this much per release
+        Raises InputError for a step outside (0, 1] or one that needs more than 2^22 points.
+        """
+        check_within("step", step, 0, 1, "0.001 is fine enough for most pictures")
+        low, high = mechanism.loss_range
+        first, last = math.floor(low / step) - 1, math.ceil(high / step)  # the least loss lies above the first point
+        _check_points(last - first + 1)
+        cumulative = mechanism.loss_cdf(np.arange(first, last + 1) * step)
+        inner = np.diff(cumulative)  # of the losses in ((i - 1) step, i step]
+        above = 1 - cumulative[-1]
+        if pessimistic:  # every loss moves to the right end of its interval, what lies above the grid to infinity
+            return cls(np.concatenate([cumulative[:1], inner]), first, step, float(above), True)
+        # every loss moves to the left end; what lies below the grid is left out, as if it were minus infinity
+        return cls(np.concatenate([inner, [above]]), first, step, 0.0, False)
+
+    def delta(self, epsilon):
+        """E[max(0, 1 - e^(epsilon - loss))], which is the hockey-stick divergence; one epsilon >= 0 or an array."""
+        check_epsilon(epsilon, zero=True)
+        losses = (self.first + np.arange(len(self.masses))) * self.step
+        above = losses > 0
+        losses, masses = losses[above], self.masses[above]
+        deltas = [-(masses * np.minimum(np.expm1(e - losses), 0)).sum() + self.infinite for e in np.ravel(epsilon)]
+        return np.minimum(deltas, 1.0).reshape(np.shape(epsilon))[()]
+
+    def compose(self, other: "LossDistribution") -> "LossDistribution":
+        """Both releases from the same patients with independent noise: losses add up, so probabilities convolve.
+
+        By fast Fourier transform, whose rounding (about 1e-15) is the only thing not bounded on the safe side.
+        """
+        if (self.step, self.pessimistic) != (other.step, other.pessimistic):
+            raise InputError(
+                f"grids of step {self.step} and {other.step} or of unlike rounding do not compose: build them alike"
+            )
+        points = len(self.masses) + len(other.masses) - 1
+        _check_points(points)
+        size = 1 << (points - 1).bit_length()
+        product = np.fft.irfft(np.fft.rfft(self.masses, size) * np.fft.rfft(other.masses, size), size)[:points]
+        infinite = self.infinite + other.infinite - self.infinite * other.infinite
+        masses = np.maximum(product, 0)
+        return LossDistribution(masses, self.first + other.first, self.step, infinite, self.pessimistic)
+
+    def times(self, releases: int) -> "LossDistribution":
+        """``releases`` >= 1 independent releases, by repeated squaring."""
+        check_within("number of releases", releases, 1, 1e6, "count the releases", low_open=False)
+        if releases != int(releases):
+            raise InputError(f"number of releases is {releases}, but must be whole: count the releases")
+        _check_points(releases * (len(self.masses) - 1) + 1)
+        if releases == 1:
+            return self
+        half = self.times(releases // 2)
+        whole = half.compose(half)
+        return whole.compose(self) if releases % 2 else whole
+
+
+def _check_points(points):
+    if points > MOST_POINTS:
+        raise InputError(f"the grid needs {points} points, but at most {MOST_POINTS} fit: widen the step")
+
+
+def epsilon_at(curve, delta: float) -> float:
+    """The least epsilon in [0, 500] at which ``curve.delta(epsilon) <= delta``, to 1e-9 and rounded up; else infinity.
+
+    curve  a mechanism of ``definitions``, or a LossDistribution, whose deltas below 1e-15 are rounding
+    Raises InputError for delta outside [0, 1).
+    """
+    remedy = "0 is pure DP; else much less than 1 / patients"
+    check_within("delta", delta, 0, 1, remedy, low_open=False, high_open=True)
+    if delta == 0 and isinstance(curve, Gaussian):  # its delta is positive everywhere, but leaves floating point
+        return math.inf
+    if curve.delta(0.0) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while curve.delta(high) > delta:
+        low, high = high, 2 * high
+        if low >= LARGEST_EPSILON:
+            return math.inf
+        high = min(high, LARGEST_EPSILON)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if curve.delta(middle) > delta else (low, middle)
+    return high
