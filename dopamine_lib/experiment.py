@@ -83,7 +83,7 @@ class Experiment:
         self.options = options
         self.dataset: Dataset = data.load(options.data, options.data_dir, size=options.size, seed=options.public_seed)
         self.train, self.test = self.dataset.train, self.dataset.test
-        self.weights: Weights = load_weights(options.weights)
+        self.weights: Weights = load_weights("random" if options.model == "cnn" else options.weights)
         self.labels = torch.from_numpy(np.array(self.dataset.labels))
         if options.model == "head":
             self.features = extract_features(
@@ -132,7 +132,7 @@ class Experiment:
         if self.options.model == "head":
             return HeadTask(net, self.features, self.labels)
         net = net.to(memory_format=torch.channels_last)
-        images, (mean, std) = self.dataset.images, self._normalisation()
+        images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
         return Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels)
 
     def training(self, name: str, run: int = 0, **changes) -> Training:
@@ -160,18 +160,14 @@ class Experiment:
         """Share of the test images graded right."""
         return float(np.mean(self.predictions(training) == self.dataset.labels[self.test]))
 
-    def _normalisation(self):
-        return (self.weights.mean, self.weights.std) if self.options.model == "squeezenet" else ((0.5,) * 3, (0.5,) * 3)
-
     def metadata(self, name: str, statement: str) -> dict:
         """What a model file says of itself."""
-        mean, std = self._normalisation() if self.options.model != "head" else (self.weights.mean, self.weights.std)
         return {
             "architecture": self.options.model,
-            "preprocessing": {"size": self.dataset.size, "mean": mean, "std": std},
+            "preprocessing": {"size": self.dataset.size, "mean": self.weights.mean, "std": self.weights.std},
             "grades": self.dataset.grades,
             "data": self.options.data,
-            "weights": self.weights.source if self.options.model != "cnn" else "random start",
+            "weights": self.weights.source,
             "backbone_sha256": self.weights.sha256 if self.options.model == "head" else None,
             "backbone_seed": self.options.public_seed,
             "setting": name,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from dopamine_lib.checkpoints import load_checkpoint, save_checkpoint, save_model
@@ -141,28 +142,55 @@ def _write_json(path: Path, value) -> None:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def _claim(out: Path, options: Options, resume: bool) -> None:
-    """Make ``out`` this run's own, or check that what is there was begun with the same options."""
-    asked = json.loads(json.dumps(asdict(options)))
+def _check_out(out: Path, asked: dict, resume: bool) -> None:
+    """Raise InputError where ``out`` holds another run, or this one without ``--resume``."""
     note = out / "options.json"
-    if note.exists():
-        if not resume:
-            raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-        try:
-            begun = json.loads(note.read_text())
-        except ValueError as error:
-            raise InputError(f"{note} cannot be read; choose another --out") from error
-        changed = [key for key in asked if begun.get(key) != asked[key]]
-        if changed:
-            key = changed[0]
+    if not note.exists():
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file; choose a directory")
+        return
+    if not resume:
+        raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    try:
+        begun = json.loads(note.read_text())
+    except ValueError as error:
+        raise InputError(f"{note} cannot be read; choose another --out") from error
+    for key in asked:
+        if begun.get(key) != asked[key]:
             raise InputError(
                 f"{out} was begun with {key} = {begun.get(key)}, not {asked[key]}; resume with the same options"
             )
+
+
+@contextlib.contextmanager
+def _claim(out: Path, asked: dict, resume: bool):
+    """Keep ``out`` for this process: two that resume one run would spend its budget twice."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(note, asked)
+        with FileLock(out / ".lock", timeout=0):
+            _check_out(out, asked, resume)
+            _write_json(out / "options.json", asked)
+            yield
+    except Timeout as error:
+        raise InputError(f"another process is at work in {out}; wait for it, or choose another --out") from error
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another directory") from error
+
+
+def _finished_run(experiment: Experiment, name: str, run: int, out: Path, bar) -> dict:
+    """The record of one run: read if it is finished, else trained to its end and written with its model."""
+    done, checkpoint = (out / "runs" / f"{name}-{run}{suffix}" for suffix in (".json", ".safetensors"))
+    if done.exists():
+        bar.update(EPOCHS)
+        return json.loads(done.read_text())
+    training = run_setting(experiment, name, run, checkpoint=checkpoint, bar=bar)
+    record = run_record(experiment, training)
+    statement = statement_for(experiment, name, max(record["charged"], default=0))
+    training.task.load(training.server.model)
+    save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
+    _write_json(done, record)
+    checkpoint.unlink(missing_ok=True)
+    return record
 
 
 def reproduce(options: Options, out, *, resume: bool = False, progress: bool = True) -> dict:
@@ -173,47 +201,35 @@ def reproduce(options: Options, out, *, resume: bool = False, progress: bool = T
     from dopamine_lib.figures import figure1
 
     out, began = Path(out), time.perf_counter()
+    asked = json.loads(json.dumps(asdict(options)))
+    _check_out(out, asked, resume)
     experiment = Experiment(options, progress=progress)
-    _claim(out, options, resume)
+    # a file of the same name with other weights is another experiment
+    asked["weights_sha256"] = experiment.weights.sha256
     results = {
         "data": options.data,
         "model": options.model,
-        "weights": experiment.weights.source if options.model != "cnn" else "random start",
-        "weights_sha256": experiment.weights.sha256 if options.model != "cnn" else None,
+        "weights": experiment.weights.source,
+        "weights_sha256": experiment.weights.sha256,
         "delta": options.delta,
         "patients": {"train": len(experiment.train), "test": len(experiment.test)},
         "hospitals": [len(own) for own in experiment.patients],
         "randomness": "operating system" if options.seed is None else f"seeded with {options.seed}: for teaching only",
-        "options": asdict(options),
+        "options": asked,
         "settings": {},
     }
     total = len(options.settings) * options.runs * EPOCHS
-    with tqdm(total=total, unit="epoch", disable=None if progress else True) as bar:
+    with _claim(out, asked, resume), tqdm(total=total, unit="epoch", disable=None if progress else True) as bar:
         for name in options.settings:
             records = []
             for run in range(options.runs):
                 bar.set_description(f"{name}, run {run + 1} of {options.runs}")
-                done, checkpoint = (
-                    out / "runs" / f"{name}-{run}.json",
-                    out / "runs" / f"{name}-{run}.safetensors",
-                )
-                if done.exists():
-                    records.append(json.loads(done.read_text()))
-                    bar.update(EPOCHS)
-                    continue
-                training = run_setting(experiment, name, run, checkpoint=checkpoint, bar=bar)
-                record = run_record(experiment, training)
-                statement = statement_for(experiment, name, max(record["charged"], default=0))
-                training.task.load(training.server.model)
-                save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
-                _write_json(done, record)
-                checkpoint.unlink(missing_ok=True)
-                records.append(record)
+                records.append(_finished_run(experiment, name, run, out, bar))
             results["settings"][name] = setting_result(experiment, name, records)
-    results["seconds"] = round(time.perf_counter() - began, 1)
-    _write_json(out / "results.json", results)
-    with atomic_path(out / "figure1.png") as temporary:
-        figure1(results).savefig(temporary, dpi=150)
+        results["seconds"] = round(time.perf_counter() - began, 1)
+        _write_json(out / "results.json", results)
+        with atomic_path(out / "figure1.png") as temporary:
+            figure1(results).savefig(temporary, dpi=150)
     return results
 
 

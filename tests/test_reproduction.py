@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from dopamine_lib.checkpoints import load_model
 from dopamine_lib.data import load
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
-from dopamine_lib.models import to_input
+from dopamine_lib.models import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.reproduction import reproduce, table
 
@@ -154,6 +156,28 @@ def test_resume_with_other_options_is_refused(finished, small, capsys):
     assert "runs = 2, not 3" in capsys.readouterr().err
 
 
+def test_two_processes_do_not_share_an_out(small, tmp_path, capsys):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"):
+        assert main(arguments(small, tmp_path, "--runs", "1", "--settings", "C")) == 2
+    assert "another process" in capsys.readouterr().err
+
+
+def test_resume_with_other_weights_of_the_same_name_is_refused(small, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "own.safetensors"
+    mine = dict(small, weights=weights)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        features = {key: value for key, value in squeezenet(5).state_dict().items() if key.startswith("features.")}
+        save_file(features, weights)
+        status = main(arguments(mine, tmp_path / "out", "--runs", "1", "--settings", "F", "--seed", "1", "--resume"))
+        assert status == (2 if seed else 0)
+    assert "weights_sha256" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_refused(small, tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "FSCDP-0.safetensors").write_bytes(b"torn")
@@ -219,6 +243,21 @@ def test_a_bound_asked_for_is_kept(small, tmp_path):
     for result in results["settings"].values():
         assert max(result["epsilon"]["rdp"], result.get("epsilon_worst", result["epsilon"])["rdp"]) <= 3.0
         assert result["epsilon"]["rdp"] > 2.0
+
+
+@pytest.mark.parametrize("name", ["CDP", "FSCDP"])
+def test_the_cnn_learns_fashion_privately(name):
+    """One of the paper's three other benchmark data sets, from Debian's package, with a shortened setting."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    experiment = Experiment(Options(data="fashion-mnist", data_dir=str(folder), model="cnn", seed=0), progress=False)
+    short = replace(SETTINGS[name], sample_rate=100 / 60000, rounds=200)
+    training = experiment.training(name, setting=short)
+    for _ in training.epochs():
+        pass
+    assert experiment.accuracy(training) > 0.5
+    assert training.ledgers[0].charged == 200
 
 
 def test_validation_patients_are_held_out_for_choices(small):

@@ -50,7 +50,8 @@ def privacy_statement(
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
         f"{steps} steps; the sum is divided by the public expected batch.",
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} training patients.",
-        f"Against an outsider, who sees every model of the training and knows all other patients: {_line(views['outsider'])}.",
+        "Against an outsider, who sees every model of the training and knows all other patients: "
+        f"{_line(views['outsider'])}.",
     ]
     if not setting.federated:
         lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")

@@ -68,7 +68,8 @@ class Training:
         # where the noise is shared one ledger holds for everybody; else each hospital keeps its own
         ledgers = (1 if setting.shared_noise else len(patients)) if setting.private else 0
         self.ledgers = [
-            Ledger(setting.noise_multiplier, setting.sample_rate, delta, budget, accountant) for _ in range(ledgers)
+            Ledger(setting.noise_multiplier, setting.sample_rate, delta, budget, accountant, planned=setting.steps)
+            for _ in range(ledgers)
         ]
         self.schedule = self._schedule(seed)
         self.progress = Progress()

@@ -97,7 +97,7 @@ def epsilons(events, delta: float) -> dict[str, float]:
 
 
 def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: float, accountant="prv") -> float:
-    """The least sigma, to a relative 1e-4 and rounded up, whose epsilon is at most ``target``.
+    """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
     Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
     """
@@ -107,13 +107,16 @@ def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: f
         return epsilon(SampledGaussian(sigma, sample_rate, steps), delta, accountant)
 
     low, high = 0.2, 1.0
+    if accountant == "prv":  # slow and tight: its answer lies a little below that of the quick one
+        high = noise_multiplier_for(target, sample_rate, steps, delta, "rdp")
+        low = high / 2
     while spent(high) > target:
         low, high = high, 2 * high
         if high > 1000:
             raise InputError(
                 f"epsilon {target} at delta {delta} needs a noise multiplier beyond 1000: take fewer steps"
             )
-    while high - low > 1e-4 * low:
+    while high - low > 1e-3 * low:
         middle = (low + high) / 2
         low, high = (middle, high) if spent(middle) > target else (low, middle)
     return high
@@ -122,15 +125,24 @@ def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: f
 class Ledger:
     """Steps charged so far at one (sigma, q), and the refusal of the step that would pass the budget.
 
-    budget  epsilon that must not be passed, by ``accountant``; infinity to only keep count. ``charge`` comes
-    before the noise is drawn and is written to disk there, so the ledger is never behind what was spent.
+    budget   epsilon that must not be passed, by ``accountant``; infinity to only keep count
+    planned  steps that will be asked for at most; a budget that covers them needs no search for its end
+    ``charge`` comes before the noise is used and is written to disk there, so the ledger is never behind it.
     """
 
-    def __init__(self, noise_multiplier, sample_rate, delta, budget=math.inf, accountant="rdp_classic", charged=0):
-        self.noise_multiplier, self.sample_rate, self.delta = noise_multiplier, sample_rate, delta
-        self.budget, self.accountant, self.charged = budget, accountant, charged
+    def __init__(
+        self,
+        noise_multiplier,
+        sample_rate,
+        delta,
+        budget=math.inf,
+        accountant="rdp_classic",
+        planned: int | None = None,
+    ):
         check_delta(delta)
-        self._affordable = self._steps_within_budget()
+        self.noise_multiplier, self.sample_rate, self.delta = noise_multiplier, sample_rate, delta
+        self.budget, self.accountant, self.charged = budget, accountant, 0
+        self._affordable = self._steps_within_budget(planned)
 
     def events(self, steps: int | None = None) -> SampledGaussian:
         """What has happened, or what would have after ``steps``."""
@@ -154,7 +166,7 @@ class Ledger:
         """Steps that the budget still allows."""
         return self._affordable - self.charged
 
-    def _steps_within_budget(self) -> float:
+    def _steps_within_budget(self, planned: int | None) -> float:
         """The largest number of steps within the budget, by bisection: epsilon grows with every step."""
         if math.isinf(self.budget):
             return math.inf
@@ -163,6 +175,8 @@ class Ledger:
         def fits(steps):
             return epsilon(self.events(steps), self.delta, self.accountant) <= self.budget
 
+        if planned is not None and fits(planned):
+            return planned
         low, high = 0, 1024
         while fits(high) and high < MOST_STEPS:
             low, high = high, min(2 * high, MOST_STEPS)
