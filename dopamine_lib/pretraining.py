@@ -21,7 +21,7 @@ from dopamine_lib.models import FEATURES, HALF, normalise_features, squeezenet, 
 SIZE, BATCH, PEAK_RATE, SCALE, HELD_OUT = 64, 64, 1e-3, 10.0, 1000
 
 
-def pretrain(out, *, n: int = 25_000, epochs: int = 14, seed: int = 0, progress: bool = True) -> dict:
+def pretrain(out, *, n: int = 25_000, epochs: int = 12, seed: int = 0, progress: bool = True) -> dict:
     """Train on ``n`` public patients and write the features in half precision to ``out``.
 
     out     a .safetensors file with torchvision's keys ``features.*`` (722,496 parameters, 1.4 MB); metadata

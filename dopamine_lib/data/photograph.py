@@ -1,8 +1,9 @@
 """Photograph drawn eyes: colours, age, camera and light turn the spots of ``fundus.py`` into pictures.
 
 Each eye is rendered twice, with and without its lesions, through the same camera and with the same noise. The
-picture with lesions then gets, channel by channel, exactly the histogram of the one without. So mean, contrast,
-percentiles or entropy of a channel say nothing of the grade: it must be read from small things in their places.
+picture with lesions then gets, channel by channel, exactly the histogram of the one without, and very nearly its
+histogram of grey and of colour differences. So mean, contrast, percentiles, entropy or saturation say nothing of
+the grade: it must be read from small things in their places.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from scipy.special import expit, ndtri
 
 from dopamine_lib.data import fundus
+
 
 def _colour(red, green, blue):
     return np.array([red, green, blue])[:, None, None]
@@ -23,6 +25,9 @@ BLOOD = _colour(0.38, 1.0, 0.9)
 DISC, CUP, VEIL = _colour(0.98, 0.80, 0.50), _colour(1.0, 0.93, 0.72), _colour(0.62, 0.45, 0.30)
 EXUDATE, COTTON = _colour(1.0, 0.93, 0.42), _colour(1.0, 0.96, 0.86)
 DRUSEN, GLARE = _colour(0.95, 0.72, 0.36), _colour(0.92, 0.95, 1.0)
+
+#: From red, green and blue to grey and two colour differences, as rows of length one: its transpose turns back.
+OPPONENT = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 
 #: Random numbers that a patient's eye and camera take; ``fundus.Draws`` refuses to hand out more.
 NUMBERS = 2400
@@ -106,7 +111,9 @@ def photograph(generators, grade, age, left, cameras, camera, size):
         eye += noise
         return eye
 
-    picture = match_histogram(develop(diseased), develop(healthy), edge < 1)
+    picture, reference, field = develop(diseased), develop(healthy), edge < 1
+    turned = match_histogram(_mix(OPPONENT, picture), _mix(OPPONENT, reference), field)
+    picture = match_histogram(_mix(OPPONENT.T, turned), reference, field)
     picture = np.clip(picture, 0, 1) ** gamma[:, None]
     surround = 0.01 + 0.3 * np.abs(noise)
     picture -= surround
@@ -205,6 +212,11 @@ def _lesions(draws, grade, disc_x, disc_y, view, finer):
     blood = fundus.paint(fundus.Spots.join(aneurysms, blots), view) * clarity[..., None]
     blood = blood + fundus.paint(tufts, view) + pool
     return blood, *(np.minimum(fundus.paint(s, view) * clarity[..., None], 1) for s in (exudates, cotton))
+
+
+def _mix(matrix, picture):
+    """The channels of ``picture`` (N, 3, H, W) mixed by the rows of a 3x3 matrix."""
+    return np.stack([sum(row[c] * picture[:, c] for c in range(3)) for row in matrix], axis=1)
 
 
 def _over_pixels(values):

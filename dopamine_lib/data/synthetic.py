@@ -17,7 +17,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, cache_dir
 
 #: Raise with any change of the pictures: it is part of the name under which they are cached.
-VERSION = 2
+VERSION = 3
 
 #: Proportions of the five grades among the 3,662 labelled images of APTOS 2019.
 GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
@@ -158,7 +158,7 @@ def _cached_images(n, size, seed):
 def _check(n, size, seed, population):
     for name, value, low, high in (("n", n, 1, MAX_PATIENTS), ("size", size, MIN_SIZE, MAX_SIZE)):
         if not isinstance(value, int | np.integer) or not low <= value <= high:
-            raise InputError(f"{name} is {value!r}; synthetic images need a whole number from {low} to {high}")
+            raise InputError(f"{name} is {value!r}; synthetic images need a whole number from {low:,} to {high:,}")
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed is {seed!r}; it must be a whole number of at least 0")
     if population not in POPULATIONS:
