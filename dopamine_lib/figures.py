@@ -43,7 +43,8 @@ def figure1(results: dict, *, paper: bool = True) -> Figure:
     above.set_ylabel("test accuracy (%)")
     above.set_title(
         f"{results['data']}, {results['model']}, {runs} run{'s' if runs != 1 else ''}"
-        + ("; dashed: the paper's Figure 1 (APTOS-2019, SqueezeNet)" if paper else "")
+        + ("; dashed: the paper's Figure 1 (APTOS-2019, SqueezeNet)" if paper else ""),
+        fontsize=10,
     )
     above.legend(loc="lower right")
     below.set_xlabel("epoch")
