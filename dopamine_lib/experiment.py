@@ -81,7 +81,10 @@ class Experiment:
 
     def __init__(self, options: Options, *, progress: bool = True):
         self.options = options
-        self.dataset: Dataset = data.load(options.data, options.data_dir, size=options.size, seed=options.public_seed)
+        size = options.size
+        if size is None and options.data == "retinamnist" and options.model != "cnn":
+            size = 224  # SqueezeNet sees next to nothing in 28 pixels
+        self.dataset: Dataset = data.load(options.data, options.data_dir, size=size, seed=options.public_seed)
         self.train, self.test = self.dataset.train, self.dataset.test
         self.weights: Weights = load_weights("random" if options.model == "cnn" else options.weights)
         self.labels = torch.from_numpy(np.array(self.dataset.labels))

@@ -8,14 +8,23 @@ from scipy.stats import chi2_contingency
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from dopamine_lib.data import synthetic
 from dopamine_lib.data.photograph import match_histogram
 from dopamine_lib.data.synthetic import GRADE_PROPORTIONS, load_synthetic, make_population
 from dopamine_lib.files import cache_dir
 from dopamine_lib.models import extract_features, load_weights
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Scikit-learn's problems here are small: threads that wait for each other make them slower."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +110,10 @@ def test_the_cache_gives_the_same_bytes_and_is_made_again_when_damaged():
     checksum, pixels = first.sheet.checksum, np.array(first.images)
     assert isinstance(first.images, np.memmap)
     (file,) = cache_dir().glob("synthetic-*-n60-size28-seed1.npy")
-    file.write_bytes(file.read_bytes()[:1000])
-    again = load_synthetic(n=60, size=28, seed=1)
-    assert np.array_equal(again.images, pixels) and again.sheet.checksum == checksum
+    for kept in (1000, 0):
+        file.write_bytes(file.read_bytes()[:kept])
+        again = load_synthetic(n=60, size=28, seed=1)
+        assert np.array_equal(again.images, pixels) and again.sheet.checksum == checksum
     assert np.array_equal(pixels, make_population(60, 28, 1)[0])
 
 
@@ -182,22 +192,22 @@ def test_the_test_above_sees_a_faint_brightness(data):
 
 
 @pytest.fixture(scope="module")
-def graded(data):
-    """Test grades by a non-private linear head on the embedded SqueezeNet's features."""
-    features = extract_features(load_weights(), data.images, progress=False)
+def features(data):
+    """What the embedded SqueezeNet sees in each image, (3662, 512)."""
+    return np.asarray(extract_features(load_weights(), data.images, progress=False))
+
+
+def test_a_model_that_looks_lands_between_75_and_85_percent(data, features):
     head = LogisticRegression(C=10, max_iter=500).fit(features[data.train], data.labels[data.train])
-    return head.predict(features[data.test])
-
-
-def test_a_model_that_looks_lands_between_75_and_85_percent(data, graded):
-    truth = data.labels[data.test]
+    graded, truth = head.predict(features[data.test]), data.labels[data.test]
     assert 0.75 <= np.mean(graded == truth) <= 0.85
     assert cohen_kappa_score(truth, graded, weights="quadratic") > 0.7
     # like a human grader's, most of its errors are between neighbours
     assert np.mean(np.abs(graded - truth)[graded != truth] == 1) > 0.5
 
 
-def test_without_any_privacy_some_groups_are_graded_worse(data, graded):
-    right = graded == data.labels[data.test]
-    camera = data.attributes["camera"][data.test]
-    assert right[camera == "A"].mean() - right[camera == "D"].mean() > 0.05
+def test_without_any_privacy_one_camera_is_graded_worse(data, features):
+    # each patient graded by a head that others trained: camera D has too few test patients to tell by them
+    right = cross_val_predict(LogisticRegression(C=10, max_iter=500), features, data.labels, cv=3) == data.labels
+    of = {camera: right[data.attributes["camera"] == camera].mean() for camera in "ABCD"}
+    assert min(of["A"], of["B"], of["C"]) - of["D"] > 0.05

@@ -98,7 +98,7 @@ def describe(n, seed, population):
     cameras, domain = POPULATIONS[population]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(domain, 0)))
     labels = rng.permutation(np.repeat(np.arange(len(GRADES)), grade_counts(n)))
-    severity = (rng.random(n)[:, None] > np.cumsum(GRADER, axis=1)[labels]).sum(axis=1)
+    severity = (rng.random(n)[:, None] > np.cumsum(GRADER, axis=1)[labels, :-1]).sum(axis=1)
     attributes = {
         "age_band": rng.choice(AGE_BANDS, n, p=AGE_PROPORTIONS),
         "camera": rng.choice([c.name for c in cameras], n, p=[c.share for c in cameras]),
@@ -143,7 +143,7 @@ def _cached_images(n, size, seed):
     if path.exists():
         try:
             images = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError):
+        except (ValueError, OSError, EOFError):
             images = None  # damaged from outside: drawn again below
         if images is not None and images.shape == shape and images.dtype == np.uint8:
             return images
