@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     teach.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
     teach.add_argument("--seed", type=int, default=0)
     teach.set_defaults(call=_pretrain)
+
+    copies = commands.add_parser("homework", help="the students' copies of the homework notebooks, by nbgrader")
+    copies.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
+    copies.set_defaults(call=_homework)
     return top
 
 
@@ -123,6 +127,13 @@ def _pretrain(arguments) -> None:
     from dopamine_lib.pretraining import pretrain
 
     pretrain(arguments.out, seed=arguments.seed)
+
+
+def _homework(arguments) -> None:
+    from dopamine_lib.homework import students_copies
+
+    for copy in students_copies(arguments.out):
+        print(copy)
 
 
 def main(argv=None) -> int:

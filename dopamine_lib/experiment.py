@@ -134,7 +134,6 @@ class Experiment:
         net = build(self.options.model, classes, self.weights, self.options.public_seed + run)
         if self.options.model == "head":
             return HeadTask(net, self.features, self.labels)
-        net = net.to(memory_format=torch.channels_last)
         images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
         return Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels)
 

@@ -169,6 +169,8 @@ def _claim(out: Path, asked: dict, resume: bool):
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
             _check_out(out, asked, resume)
+            for torn in [*out.glob(".*-*.*"), *out.glob("runs/.*-*.*")]:  # what a killed process was writing
+                torn.unlink()
             _write_json(out / "options.json", asked)
             yield
     except Timeout as error:

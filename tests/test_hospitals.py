@@ -18,9 +18,7 @@ def make(n=600, seed=0, cameras=True):
     images = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
     images[: n // 2] //= 4  # half of the images have little contrast
     attributes = {"camera": rng.choice(list("ABC"), n, p=[0.6, 0.3, 0.1])} if cameras else {}
-    return Dataset(
-        "test", images, labels, GRADES, person, train, validation, test, Datasheet("", "", ""), attributes
-    )
+    return Dataset("test", images, labels, GRADES, person, train, validation, test, Datasheet("", "", ""), attributes)
 
 
 DATASET = make()

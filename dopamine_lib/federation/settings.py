@@ -2,7 +2,7 @@
 
 q, sigma, T, K, local epochs and participation are the paper's on every data set (section 4.3 and the
 authors' published commands); the batch follows from q. What they do not fix (learning rate, clipping norm,
-averaging) was chosen on validation patients, never on test images.
+averaging) belongs to the model and is never chosen on test images.
 """
 
 import math
@@ -114,6 +114,8 @@ PAPER_CHOICES = {
     "FPDP": Choice(0.002, 2.0),
     "FSCDP": Choice(0.002, 2.0),
 }
+#: The head's were chosen on validation patients of APTOS-2019 and RetinaMNIST (``tune``), the CNN's are plain
+#: starting values that nobody has tuned, SqueezeNet's are the authors'.
 CHOICES = {
     "head": {
         "C": Choice(0.5, math.inf, averaging=10),

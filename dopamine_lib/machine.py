@@ -1,0 +1,122 @@
+"""What this machine has for the kit: versions, cores, memory, data and weights, and what each missing piece means.
+
+It only looks: nothing is imported, downloaded or written, so the check takes milliseconds.
+"""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from dopamine_lib.data import _MARKERS
+
+#: Packages that a chapter or command needs, and what is lost without one.
+PACKAGES = {
+    "numpy": "nothing works; pip install -r requirements.txt",
+    "torch": "no training: chapters 4 to 8",
+    "torchvision": "no SqueezeNet: chapters 4 to 8",
+    "opacus": "no RDP or PRV accountant: chapters 2, 4 and 8",
+    "tenseal": "no encryption: chapters 3 and 4",
+    "syft": "no files between parties: chapter 4",
+    "matplotlib": "no pictures",
+    "ipywidgets": "no sliders; the plain functions below them still draw",
+    "jupyterlab": "no place to open the notebooks",
+    "nbval": "pytest cannot run the notebooks",
+    "nbgrader": "no students' copies of the homework: pip install nbgrader==0.9.6",
+}
+EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
+IMAGENET_FILE = "squeezenet1_1-b8a52dc0.pth"
+GB = 2**30  # what everybody calls a gigabyte of memory
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check: what was looked for, whether it is there, and what that means."""
+
+    part: str
+    found: bool
+    means: str
+
+    def __str__(self):
+        return f"{'ok' if self.found else 'missing':7}  {self.part:24}  {self.means}".rstrip()
+
+
+def machine_check() -> list[Finding]:
+    """Everything that was looked for, in reading order. No path of this machine is in the answer."""
+    return [*_machine(), *_packages(), *_data(), *_weights()]
+
+
+def _machine() -> list[Finding]:
+    python = platform.python_version()
+    supported = (3, 11) <= tuple(int(part) for part in python.split(".")[:2]) < (3, 13)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _memory()
+    enough = memory is None or memory >= 2 * GB
+    means = "enough for every chapter" if enough else "too little: a chapter may take 2 GB and be killed"
+    return [
+        Finding(
+            f"Python {python}", supported, "as tested" if supported else "take 3.11 or 3.12: others are not tested"
+        ),
+        Finding(f"{cores} cores", cores >= 2, "as timed" if cores >= 2 else "every time in the map doubles"),
+        Finding("memory", True, "cannot be read here; a chapter may take 2 GB")
+        if memory is None
+        else Finding(f"{memory / GB:.1f} GB of memory", enough, means),
+    ]
+
+
+def _memory() -> int | None:
+    """Bytes this process may use: the machine's, or its container's limit if that is lower; None where unknown."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such call on Windows
+        return None
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            memory = min(memory, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such file, or the word "max"
+            continue
+    return memory
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, lost in PACKAGES.items():
+        try:
+            findings.append(Finding(f"{name} {version(name)}", True, ""))
+        except PackageNotFoundError:
+            findings.append(Finding(name, False, lost))
+    return findings
+
+
+def _data() -> list[Finding]:
+    """The embedded set, and every other source in ``data`` here or beside the library."""
+    findings = [Finding("data: synthetic", True, "made on the spot; every chapter runs on it")]
+    homes = (Path("data"), Path(__file__).parent.parent / "data")
+    for name, markers in _MARKERS.items():
+        places = [place for home in homes for place in (home / name, home)]
+        found = any((place / marker).exists() for place in places for marker in markers)
+        means = f"--data {name} works" if found else f"optional: python data_download.py {name}"
+        findings.append(Finding(f"data: {name}", found, means))
+    return findings
+
+
+def _weights() -> list[Finding]:
+    hub = Path(os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"))
+    embedded, imagenet = EMBEDDED.is_file(), (hub / "hub" / "checkpoints" / IMAGENET_FILE).is_file()
+    return [
+        Finding(
+            "weights: embedded",
+            embedded,
+            "SqueezeNet, pre-trained on public synthetic patients"
+            if embedded
+            else f"training needs them: python -m dopamine_lib pretrain --out dopamine_lib/assets/{EMBEDDED.name}",
+        ),
+        Finding(
+            "weights: ImageNet",
+            imagenet,
+            "--weights imagenet works"
+            if imagenet
+            else "optional, for real photographs: --weights FILE with a file of yours",
+        ),
+    ]

@@ -1,0 +1,231 @@
+"""Homework: sources that pass, students' copies without answers, and nbgrader's marks for both.
+
+Every notebook of notebooks/homework is executed with its solutions and as handed out; nbgrader grades both.
+"""
+
+import re
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from dopamine_lib import homework
+from dopamine_lib.__main__ import main
+
+SOURCES = homework.find_homework(homework.SOURCES)
+ANSWERS = re.compile(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)\n.*?### END (?:SOLUTION|HIDDEN TESTS)", re.DOTALL)
+LEFTOVERS = ("BEGIN SOLUTION", "END SOLUTION", "BEGIN HIDDEN TESTS", "END HIDDEN TESTS")
+
+pytest.importorskip("nbgrader")
+pytestmark = pytest.mark.filterwarnings("ignore:Object of type")  # nbgrader's use of its database
+# the first notebook is graded in every run, the others where there is time
+graded = pytest.mark.parametrize(
+    "source",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path != SOURCES[0] else []) for path in SOURCES],
+)
+every = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+
+class Course:
+    """An instructor's course as the README describes it, with a gradebook."""
+
+    def __init__(self, folder: Path):
+        from nbgrader.apps import NbGraderAPI
+        from traitlets.config import Config
+
+        self.folder = folder
+        self.api = NbGraderAPI(config=Config(CourseDirectory={"root": str(folder)}))
+
+    def grade(self, source: Path, student: str, submission: Path) -> dict[str, tuple[float, float]]:
+        """Points given and points possible of each graded cell."""
+        name = source.stem
+        if not (self.folder / "source" / name).exists():
+            (self.folder / "source" / name).mkdir(parents=True)
+            shutil.copyfile(source, self.folder / "source" / name / source.name)
+            self.check(self.api.generate_assignment(name))
+        handed_in = self.folder / "submitted" / student / name / source.name
+        handed_in.parent.mkdir(parents=True)
+        shutil.copyfile(submission, handed_in)
+        self.check(self.api.autograde(name, student))
+        with self.api.gradebook as gradebook:
+            grades = gradebook.find_submission(name, student).notebooks[0].grades
+            assert not any(grade.needs_manual_grade for grade in grades)
+            return {grade.cell.name: (grade.score, grade.max_score) for grade in grades}
+
+    @staticmethod
+    def check(result: dict) -> None:
+        assert result["success"], result.get("log")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=":")  # nbgrader calls alembic by its name
+        yield Course(tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """The students' copies as the command makes them, by name."""
+    return {path.stem: path for path in homework.students_copies(tmp_path_factory.mktemp("copies") / "out")}
+
+
+def metadata(cell) -> dict:
+    return cell.metadata.get("nbgrader", {})
+
+
+def solution_regions(notebook):
+    """The lines between the markers, for every solution cell."""
+    pattern = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
+    return [region for cell in notebook.cells for region in pattern.findall(cell.source)]
+
+
+@every
+def test_source_is_valid_for_nbgrader(source):
+    from nbgrader.nbgraderformat import MetadataValidator
+
+    notebook = nbformat.read(source, 4)
+    MetadataValidator().validate_nb(notebook)
+    ours = [metadata(cell) for cell in notebook.cells if metadata(cell)]
+    names = [one["grade_id"] for one in ours]
+    assert len(set(names)) == len(names)
+    assert all(one["schema_version"] == 3 for one in ours)
+    tests = [cell for cell in notebook.cells if metadata(cell).get("grade")]
+    assert 5 <= len(tests) and all(metadata(cell)["points"] > 0 and metadata(cell)["locked"] for cell in tests)
+    assert sum("BEGIN HIDDEN TESTS" in cell.source for cell in tests) >= 5
+
+
+@every
+def test_source_passes_all_its_tests(source):
+    """Executed from a clean kernel; a graded cell that returns a number returns its full points, without warnings."""
+    notebook = nbformat.read(source, 4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    for cell in notebook.cells:
+        if metadata(cell).get("grade"):
+            results = [o.data["text/plain"] for o in cell.outputs if o.output_type == "execute_result"]
+            assert not results or float(results[0]) == metadata(cell)["points"], metadata(cell)["grade_id"]
+            assert not any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs)
+
+
+@every
+def test_students_copy_has_no_answers(source, copies):
+    notebook, blank = nbformat.read(source, 4), nbformat.read(copies[source.stem], 4)
+    assert not any(marker in copies[source.stem].read_text(encoding="utf-8") for marker in LEFTOVERS)
+    shown = "\n".join(cell.source for cell in blank.cells)
+    allowed = "\n".join(ANSWERS.sub("", cell.source) for cell in notebook.cells)
+    for answer in (answer for cell in notebook.cells for answer in ANSWERS.findall(cell.source)):
+        secret = [
+            line.strip() for line in answer.splitlines() if len(line.strip()) > 12 and line.strip() not in allowed
+        ]
+        assert not [line for line in secret if line in shown]
+    assert all(not cell.outputs for cell in blank.cells if cell.cell_type == "code")
+    stubs = sum("YOUR CODE HERE" in cell.source for cell in blank.cells if cell.cell_type == "code")
+    assert stubs == sum(bool(metadata(cell).get("solution")) for cell in notebook.cells)
+
+
+@every
+def test_exactly_the_cells_meant_to_fail_do(source, copies):
+    """Graded cells, and solution cells whose stub does not stand inside a function."""
+    notebook = nbformat.read(copies[source.stem], 4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    failed = {cell.id for cell in code if any(output.output_type == "error" for output in cell.outputs)}
+    bare = {cell.id for cell in code if re.search(r"^raise NotImplementedError", cell.source, re.MULTILINE)}
+    assert failed == bare | {cell.id for cell in code if metadata(cell).get("grade")}
+
+
+@graded
+def test_full_marks_for_the_solution_and_none_for_the_blank_copy(source, course, copies):
+    solved, blank = (course.grade(source, *who) for who in (("solver", source), ("sleeper", copies[source.stem])))
+    assert solved and all(score == most for score, most in solved.values()), solved
+    assert blank.keys() == solved.keys() and all(score == 0 for score, _ in blank.values()), blank
+
+
+@pytest.mark.slow
+@every
+def test_half_of_the_exercises_give_their_points_and_no_others(source, course, copies, tmp_path):
+    answers = {metadata(c)["grade_id"]: c.source for c in nbformat.read(source, 4).cells if metadata(c).get("solution")}
+    half = list(answers)[: len(answers) // 2]
+    submission = nbformat.read(copies[source.stem], 4)
+    for cell in submission.cells:
+        if metadata(cell).get("grade_id") in half:
+            cell.source = answers[metadata(cell)["grade_id"]]
+    nbformat.write(submission, tmp_path / "half.ipynb")
+    marks = course.grade(source, "half", tmp_path / "half.ipynb").values()
+    assert 0 < sum(score for score, _ in marks) < sum(most for _, most in marks)
+    assert all(score in (0, most) for score, most in marks)
+
+
+def test_damaged_copies_as_the_readme_says(course, copies, tmp_path):
+    """Edited tests are overwritten, deleted ones put back on request; a copied cell stops nbgrader."""
+    source = SOURCES[0]
+
+    def marks(student, notebook):
+        nbformat.write(notebook, tmp_path / f"{student}.ipynb")
+        return course.grade(source, student, tmp_path / f"{student}.ipynb").values()
+
+    cheat = nbformat.read(copies[source.stem], 4)
+    for cell in cheat.cells:
+        if metadata(cell).get("grade"):
+            cell.source = str(metadata(cell)["points"])  # "full points for me"
+    assert all(score == 0 for score, _ in marks("cheat", cheat))
+
+    copied = nbformat.read(source, 4)
+    first = next(cell for cell in copied.cells if metadata(cell).get("solution"))
+    copied.cells.insert(1, nbformat.from_dict({**first, "id": "twin"}))
+    with pytest.raises(AssertionError, match="old version"):
+        marks("copied", copied)
+
+    gap = nbformat.read(source, 4)
+    gap.cells = [cell for cell in gap.cells if not metadata(cell).get("grade")]
+    course.api.config.OverwriteCells.add_missing_cells = True
+    assert all(score == most for score, most in marks("gap", gap))
+
+
+def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    monkeypatch.setenv("PATH", "/nowhere")  # an environment that was never activated
+    assert main(["homework", "../out"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in SOURCES}
+    assert not list((tmp_path / "here").iterdir())
+    assert len(capsys.readouterr().out.splitlines()) == len(SOURCES)
+    assert main(["homework", "../out"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_refusals(tmp_path, refuses, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with refuses("file is not an empty folder", "name another"):
+        homework.students_copies(tmp_path / "file")
+    with refuses("no homework in", "pip install -r requirements.txt"):
+        homework.students_copies(tmp_path / "out", tmp_path)
+    monkeypatch.setitem(sys.modules, "nbgrader.apps", None)
+    with refuses("pip install nbgrader==0.9.6"):
+        homework.students_copies(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "fault, said", [("twice", "Duplicate grade id"), ("open", "no end solution"), ("bare", "non-")]
+)
+def test_a_broken_source_is_refused_whole(fault, said, tmp_path, refuses):
+    notebook = nbformat.read(SOURCES[0], 4)
+    solutions = [cell for cell in notebook.cells if metadata(cell).get("solution")]
+    tests = [cell for cell in notebook.cells if metadata(cell).get("grade")]
+    if fault == "twice":
+        tests[1].metadata.nbgrader.grade_id = tests[0].metadata.nbgrader.grade_id
+    elif fault == "open":
+        solutions[0].source = solutions[0].source.replace("### END SOLUTION", "")
+    else:
+        del solutions[0].metadata["nbgrader"]
+    (tmp_path / "sources").mkdir()
+    nbformat.write(notebook, tmp_path / "sources" / "broken.ipynb")
+    with refuses("broken.ipynb", said, "correct the notebook"):
+        homework.students_copies(tmp_path / "out", tmp_path / "sources")
+    assert not (tmp_path / "out").exists()
