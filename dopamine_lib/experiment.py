@@ -17,7 +17,8 @@ from dopamine_lib.federation.settings import CHOICES, DELTA, SETTINGS, Choice, S
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import MODELS, Weights, build, extract_features, load_weights, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, check_delta, noise_multiplier_for
-from dopamine_lib.privacy.dpsgd import HeadTask, Task
+from dopamine_lib.privacy.dpsgd import Task
+from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
 

@@ -13,7 +13,7 @@ from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.checker import chosen_event, clopper_pearson, epsilon_lower_bound
 from dopamine_lib.privacy.definitions import Gaussian, Laplace, RandomisedResponse
-from dopamine_lib.privacy.dpsgd import HeadTask
+from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.loss import epsilon_at
 from dopamine_lib.privacy.randomness import Randomness
 

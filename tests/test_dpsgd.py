@@ -9,7 +9,8 @@ from scipy import stats
 from torch import nn
 
 from dopamine_lib.models import cnn, squeezenet
-from dopamine_lib.privacy.dpsgd import HeadTask, Task, clipped_sums_reference, noise_share
+from dopamine_lib.privacy.dpsgd import Task, clipped_sums_reference, noise_share
+from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
 

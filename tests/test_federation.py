@@ -11,7 +11,7 @@ from scipy import stats
 from dopamine_lib.federation.settings import CHOICES, EPOCHS, SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-from dopamine_lib.privacy.dpsgd import HeadTask
+from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
 PATIENTS, HOSPITALS, FEATURES = 120, 5, 8
