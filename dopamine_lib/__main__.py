@@ -31,8 +31,10 @@ def parser() -> argparse.ArgumentParser:
     _experiment_arguments(run)
     run.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
     run.add_argument("--runs", type=int, default=5, help="runs of each setting (default: 5)")
-    run.add_argument("--aggregation", choices=["plain"], default="plain", help="how hospitals' messages are added")
-    run.add_argument("--noise", choices=["float"], default="float", help="Gaussian noise in floating point")
+    run.add_argument("--aggregation", default="plain", help="how hospitals' messages are added: plain, bfv, masks")
+    run.add_argument("--noise", default="float", help="float, or integer: Skellam noise in what is sent")
+    run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
+    run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="let hospitals vanish at random")
     run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     run.add_argument("--out", required=True, metavar="DIR", help="where results.json, figure1.png and models go")
@@ -87,7 +89,8 @@ def _options(arguments):
 
     from dopamine_lib.experiment import Options
 
-    return Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+    names = [field.name for field in fields(Options)]
+    return Options(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
 
 
 def _reproduce(arguments) -> None:

@@ -13,12 +13,15 @@ from dopamine_lib import data
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.data.hospitals import SPLITS, split_hospitals
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.aggregation import AGGREGATIONS, NOISES, make_aggregation, make_integer_noise
+from dopamine_lib.federation.bounds import Bound, centre_multiplier
 from dopamine_lib.federation.settings import CHOICES, DELTA, SETTINGS, Choice, Setting, setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import MODELS, Weights, build, extract_features, load_weights, to_input
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, check_delta, noise_multiplier_for
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, check_delta, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
+from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
 
@@ -28,6 +31,8 @@ class Options:
 
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
+    least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
+    dropout  probability that a hospital vanishes in a round
     Raises InputError for a value out of its bounds.
     """
 
@@ -44,6 +49,10 @@ class Options:
     epsilon: float | None = None
     delta: float = DELTA
     accountant: str = "prv"
+    aggregation: str = "plain"
+    noise: str = "float"
+    least: int | None = None
+    dropout: float = 0.0
 
     def __post_init__(self):
         for name in self.settings:
@@ -53,6 +62,8 @@ class Options:
             (self.model, MODELS, "model"),
             (self.split, SPLITS, "split"),
             (self.accountant, ACCOUNTANTS, "accountant"),
+            (self.aggregation, AGGREGATIONS, "aggregation"),
+            (self.noise, NOISES, "noise"),
         ):
             if value not in known:
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
@@ -66,7 +77,18 @@ class Options:
             raise InputError(f"epsilon is {self.epsilon}, but must lie in (0, 1000]: a useful bound is below 10")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
+        if self.least is not None and not 2 <= self.least <= self.hospitals:
+            raise InputError(f"least is {self.least}, but must lie in [2, {self.hospitals}], the number of hospitals")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, but must lie in [0, 1): it is a probability")
+        if self.noise == "integer" and self.epsilon is not None:
+            raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
         check_delta(self.delta)
+
+    @property
+    def survivors(self) -> int:
+        """Hospitals whose noise makes up sigma where noise is shared."""
+        return self.least or self.hospitals
 
     @property
     def public_seed(self) -> int:
@@ -95,6 +117,7 @@ class Experiment:
             )
         self.patients = split_hospitals(self.dataset, options.hospitals, split=options.split, seed=options.public_seed)
         self._calibrated: dict[str, Setting] = {}
+        self._integer: dict[str, IntegerNoise] = {}
 
     def hold_out_validation(self) -> None:
         """From here on train without the validation patients and score on them: for choices made by looking."""
@@ -106,16 +129,21 @@ class Experiment:
         if name not in self._calibrated:
             declared = setting(name)
             if self.options.epsilon is not None and declared.private:
+                centre = centre_multiplier(declared, CHOICES[self.options.model][name], self._shares(declared))
                 sigma = noise_multiplier_for(
                     self.options.epsilon,
                     declared.sample_rate,
                     declared.steps,
                     self.options.delta,
                     self.options.accountant,
+                    () if centre is None else (SampledGaussian(centre, 1.0, 1),),
                 )
                 declared = declared.with_noise(sigma)
             self._calibrated[name] = declared
         return self._calibrated[name]
+
+    def _shares(self, declared: Setting) -> int:
+        return self.options.survivors if declared.federated else 1
 
     def choice(self, name: str) -> Choice:
         """Learning rate, clip and averaging of this model.
@@ -124,6 +152,8 @@ class Experiment:
         that the noise moves the model as far as before (validation patients agree at epsilon 1 and 3).
         """
         choice, used = CHOICES[self.options.model][name], self.setting(name)
+        if self.options.noise == "integer" and used.federated and used.shared_noise:
+            choice = replace(choice, centre=None)  # the mean features would need integers of their own
         if not used.private or used.noise_multiplier <= SETTINGS[name].noise_multiplier:
             return choice
         shrink = SETTINGS[name].noise_multiplier / used.noise_multiplier
@@ -140,11 +170,23 @@ class Experiment:
 
     def training(self, name: str, run: int = 0, **changes) -> Training:
         """A run of a setting, not yet begun; ``changes`` replace arguments of Training, e.g. ``choice``."""
-        declared = self.setting(name)
+        declared, task, integer = self.setting(name), self.task(run), self.integer(name)
+        choice = changes.get("choice", self.choice(name))
         arguments = dict(
             setting=declared,
-            choice=self.choice(name),
-            task=self.task(run),
+            choice=choice,
+            task=task,
+            aggregation=make_aggregation(
+                self.options.aggregation if declared.federated else "plain",
+                choice,
+                hospitals=self.options.hospitals,
+                d=task.d,
+                least=self._shares(declared) if declared.shared_noise else 2,
+                integer=integer,
+            ),
+            integer=integer,
+            least=self._shares(declared),
+            dropout=self.options.dropout if declared.federated else 0.0,
             patients=self.patients if declared.federated else [self.train],
             randomness=Randomness(self.options.seed),
             delta=self.options.delta,
@@ -154,6 +196,21 @@ class Experiment:
             run=run,
         )
         return Training(**(arguments | changes))
+
+    def bound(self, name: str) -> Bound:
+        """What the messages of a setting spend."""
+        declared = self.setting(name)
+        return Bound(declared, self.choice(name), self._shares(declared), self.options.delta, self.integer(name))
+
+    def integer(self, name: str) -> IntegerNoise | None:
+        """The noise in the integers, where it was asked for and messages are noisy sums of hospitals."""
+        declared, options = self.setting(name), self.options
+        if options.noise == "float" or not (declared.private and declared.federated and declared.shared_noise):
+            return None
+        if name not in self._integer:
+            terms = (self.choice(name), options.hospitals, self.task().d, options.survivors)
+            self._integer[name] = make_integer_noise(options.aggregation, declared, *terms)
+        return self._integer[name]
 
     def predictions(self, training: Training) -> np.ndarray:
         """Predicted grades of the test images by the model that would be handed out now."""

@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from dopamine_lib.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.errors import InputError
 from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.federation.settings import EPOCHS, Setting
-from dopamine_lib.federation.statement import adversaries, privacy_statement
+from dopamine_lib.federation.settings import EPOCHS
+from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, epsilons
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 
 @contextlib.contextmanager
@@ -68,6 +68,7 @@ def run_record(experiment: Experiment, training: Training) -> dict:
         "quadratic_kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=grades)),
         "recall_per_grade": recall.tolist(),
         "charged": [ledger.charged for ledger in training.ledgers],
+        "aborted": training.progress.aborted,
         "history": training.progress.history,
     }
 
@@ -83,9 +84,9 @@ def _spread(values) -> dict:
 
 def setting_result(experiment: Experiment, name: str, records: list[dict]) -> dict:
     """The part of ``results.json`` that belongs to one setting."""
-    declared, options = experiment.setting(name), experiment.options
+    declared, options, bound = experiment.setting(name), experiment.options, experiment.bound(name)
     charged = [steps for record in records for steps in record["charged"]]
-    spent = {steps: _epsilons(declared, steps, options.delta) for steps in set(charged)}
+    spent = {steps: bound.epsilons(steps) for steps in set(charged)}
     worst = max(charged, default=declared.steps)
     history = []
     for epoch in zip(*(record["history"] for record in records), strict=False):
@@ -113,27 +114,26 @@ def setting_result(experiment: Experiment, name: str, records: list[dict]) -> di
         "statement": statement_for(experiment, name, worst),
     }
     if declared.private:
-        result["epsilon"] = {key: float(np.mean([spent[steps][key] for steps in charged])) for key in ACCOUNTANTS}
+        result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
         if not declared.shared_noise:
             result["epsilon_worst"] = spent[worst]
-        result["adversaries"] = adversaries(declared, worst, options.hospitals, options.delta)
+        result["adversaries"] = bound.adversaries(worst)
+        result["aborted_rounds"] = [record["aborted"] for record in records]
     return result
 
 
-def _epsilons(declared: Setting, steps: int, delta: float) -> dict[str, float]:
-    return epsilons(SampledGaussian(declared.noise_multiplier, declared.sample_rate, steps), delta)
+def _mean(values: list) -> float | None:
+    return None if None in values else float(np.mean(values))
 
 
 def statement_for(experiment: Experiment, name: str, steps: int) -> str:
     """The privacy statement of a setting after ``steps`` noisy steps of its worst-off hospital."""
     return privacy_statement(
-        experiment.setting(name),
-        experiment.choice(name),
+        experiment.bound(name),
         steps=steps,
-        hospitals=experiment.options.hospitals,
         patients=len(experiment.train),
-        delta=experiment.options.delta,
         seeded=experiment.options.seed is not None,
+        aggregation=experiment.options.aggregation,
     )
 
 
@@ -246,7 +246,7 @@ def table(results: dict) -> str:
     ]
     for name, result in results["settings"].items():
         accuracy, bound = result["test_accuracy"], result["epsilon"]
-        numbers = [f"{bound[key]:.2f}" if bound else "-" for key in ACCOUNTANTS]
+        numbers = ["-" if bound is None or bound[key] is None else f"{bound[key]:.2f}" for key in ACCOUNTANTS]
         percent, kappa = (
             f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}",
             result["quadratic_kappa"]["mean"],

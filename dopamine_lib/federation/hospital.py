@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.dpsgd import Task, noise_share
+from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
 
@@ -14,7 +15,9 @@ class Hospital:
 
     number    k, from 0
     patients  int64 (N_k,), indices of its images in the task
-    shares    K: how many hospitals' noise adds up (1 where a hospital protects its message alone)
+    shares    how many hospitals' noise makes up sigma: K, or as many as must survive a round; 1 where a hospital
+              protects its message alone
+    integer   where the noise is added in the integers, after rounding
     run       names the run, so that two runs from one seed draw different samples
     """
 
@@ -29,9 +32,11 @@ class Hospital:
         *,
         shares: int,
         run: int = 0,
+        integer: IntegerNoise | None = None,
     ):
         self.number, self.patients, self.task = number, torch.as_tensor(patients), task
         self.setting, self.choice, self.shares, self.run = setting, choice, shares, run
+        self.integer = integer
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
         self._block, self._drawn = max(1, min(32, 2**17 // task.d)), None
@@ -43,12 +48,24 @@ class Hospital:
         """The Poisson sample of this step, indices into the task (line 8)."""
         return self.patients[self._draw(step)[0].nonzero().flatten()]
 
-    def noised(self, clipped_sum: Tensor, step: int) -> Tensor:
+    def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
 
-        Sum and noise are added whatever the sample's size: an empty batch is noised like any other.
+        Sum and noise are added whatever the sample's size: an empty batch is noised like any other. Integers,
+        int64 (d,), where the noise is in the integers.
         """
-        return clipped_sum + self._draw(step)[1] if self.setting.private else clipped_sum
+        if not self.setting.private:
+            return clipped_sum
+        noise = self._draw(step)[1]
+        return clipped_sum + noise if self.integer is None else self.integer.combine(clipped_sum.numpy(), *noise)
+
+    def centre_message(self, noise_multiplier: float) -> Tensor:
+        """The noisy sum (p,) of the features of all its patients, each of norm 1 at most."""
+        total = self.task.feature_sum(self.patients)
+        if not self.setting.private:
+            return total
+        stream = self._randomness.stream(self.setting.name, self.run, self.number, "centre")
+        return total + stream.normal(len(total), noise_multiplier)
 
     def message(self, w: Tensor, step: int) -> Tensor:
         """What is sent in one round of Algorithm 1: the clipped, noised gradient sum (d,), lines 7 to 13.
@@ -70,14 +87,19 @@ class Hospital:
             local = local - self.choice.learning_rate * velocity
         return local - w
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Who is in the sample of ``step`` (N_k,) and its noise (d,), both from the stream of the step's block."""
+    def _draw(self, step: int) -> tuple[Tensor, Tensor | tuple | None]:
+        """Who is in the sample of ``step`` (N_k,) and its noise (d,), both from the stream of the step's block.
+
+        In the integers the noise is a pair: what decides the roundings, and the noise itself.
+        """
         number, at = divmod(step, self._block)
         if self._drawn != number:
             stream = self._randomness.stream(self.setting.name, self.run, self.number, number)
             present = stream.uniform(self._block * len(self)) < self.setting.sample_rate
             self._present = present.view(self._block, -1)
-            if self.setting.private:
+            if self.integer is not None:
+                self._noise = list(zip(*self.integer.draw(stream, self._block), strict=True))
+            elif self.setting.private:
                 std = noise_share(self.setting.noise_multiplier, self.choice.max_grad_norm, self.shares)
                 self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1)
             self._drawn = number

@@ -1,30 +1,9 @@
-"""The server: adds up what hospitals send, and steps. It sees totals, never one hospital's message in clear.
-
-Aggregation is an interface: ``total`` takes the hospitals' messages and gives back their sum. In the clear
-here; encrypted or masked aggregation gives the same sum without showing the summands.
-"""
-
-from typing import Protocol
+"""The server's model: it steps on totals, never on one hospital's message (aggregation.py adds those up)."""
 
 import torch
 from torch import Tensor
 
 from dopamine_lib.federation.settings import Choice
-
-
-class Aggregation(Protocol):
-    """Adds K messages (d,) to their total (d,)."""
-
-    def total(self, messages: list[Tensor]) -> Tensor:
-        """The sum of the messages."""
-
-
-class PlainAggregation:
-    """The sum in the clear: whoever runs it sees every message."""
-
-    def total(self, messages: list[Tensor]) -> Tensor:
-        """The sum of the messages."""
-        return torch.stack(list(messages)).sum(0)
 
 
 class Server:

@@ -98,12 +98,18 @@ class Choice:
     averaging      a: the model handed out is the running mean of the iterates in which iterate t weighs
                    (a + 1) / (t + a) (Shamir and Zhang 2013); 0 is the plain mean, None the last iterate.
                    It uses only what is already noisy, so it costs no privacy.
+    centre         noise multiplier of the patients' mean features, asked for once before training, from which a
+                   head's features are then measured; None to leave them as they are. Accounted like any step.
+    reach          largest |value| of one message that aggregation in integers makes room for; None for 16 times
+                   the clipping norm, which no sum of clipped, noised gradients has come near
     """
 
     learning_rate: float
     max_grad_norm: float
     momentum: float = 0.9
     averaging: float | None = None
+    centre: float | None = None
+    reach: float | None = None
 
 
 #: The authors' own values for fine-tuning SqueezeNet: momentum 0.9, C = 2, no averaging.
@@ -118,11 +124,11 @@ PAPER_CHOICES = {
 #: starting values that nobody has tuned, SqueezeNet's are the authors'.
 CHOICES = {
     "head": {
-        "C": Choice(0.5, math.inf, averaging=10),
-        "CDP": Choice(0.25, 0.5, averaging=10),
-        "F": Choice(0.5, math.inf, averaging=10),
-        "FPDP": Choice(0.25, 0.5, averaging=10),
-        "FSCDP": Choice(0.5, 0.5, averaging=10),
+        "C": Choice(0.5, math.inf, averaging=10, centre=0.0),
+        "CDP": Choice(0.25, 0.5, averaging=10, centre=40.0),
+        "F": Choice(0.5, math.inf, averaging=10, centre=0.0, reach=2.0),
+        "FPDP": Choice(0.25, 0.5, averaging=10, centre=40.0, reach=2.0),
+        "FSCDP": Choice(0.25, 0.5, averaging=10, centre=40.0),
     },
     "cnn": {
         "C": Choice(0.02, math.inf),

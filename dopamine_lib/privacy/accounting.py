@@ -67,7 +67,8 @@ def _prv_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
-    return float(accountant.get_epsilon(delta))
+    with np.errstate(divide="ignore"):  # a mechanism that samples everybody (q = 1) takes the logarithm of 0
+        return float(accountant.get_epsilon(delta))
 
 
 def epsilon(events, delta: float, accountant: str = "rdp_classic") -> float:
@@ -100,19 +101,22 @@ def epsilons(events, delta: float) -> dict[str, float]:
     return {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
 
 
-def noise_multiplier_for(target: float, sample_rate: float, steps: int, delta: float, accountant="prv") -> float:
+def noise_multiplier_for(
+    target: float, sample_rate: float, steps: int, delta: float, accountant="prv", before: tuple = ()
+) -> float:
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
+    before  SampledGaussians that are spent as well
     Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
     """
     check_within("epsilon", target, 0, 1e3, "a useful bound is below 10")
 
     def spent(sigma):
-        return epsilon(SampledGaussian(sigma, sample_rate, steps), delta, accountant)
+        return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant)
 
     low, high = 0.2, 1.0
     if accountant == "prv":  # slow and tight: its answer lies a little below that of the quick one
-        high = noise_multiplier_for(target, sample_rate, steps, delta, "rdp")
+        high = noise_multiplier_for(target, sample_rate, steps, delta, "rdp", before)
         low = high / 2
     while spent(high) > target:
         low, high = high, 2 * high
@@ -131,6 +135,7 @@ class Ledger:
 
     budget   epsilon that must not be passed, by ``accountant``; infinity to only keep count
     planned  steps that will be asked for at most; a budget that covers them needs no search for its end
+    bound    epsilon of (steps, accountant) where more happens than these steps; theirs alone by default
     ``charge`` comes before the noise is used and is written to disk there, so the ledger is never behind it.
     """
 
@@ -142,25 +147,25 @@ class Ledger:
         budget=math.inf,
         accountant="rdp_classic",
         planned: int | None = None,
+        bound=None,
     ):
         check_delta(delta)
         self.noise_multiplier, self.sample_rate, self.delta = noise_multiplier, sample_rate, delta
         self.budget, self.accountant, self.charged = budget, accountant, 0
+        self._bound = bound or (
+            lambda steps, accountant: epsilon(SampledGaussian(noise_multiplier, sample_rate, steps), delta, accountant)
+        )
         self._affordable = self._steps_within_budget(planned)
-
-    def events(self, steps: int | None = None) -> SampledGaussian:
-        """What has happened, or what would have after ``steps``."""
-        return SampledGaussian(self.noise_multiplier, self.sample_rate, self.charged if steps is None else steps)
 
     def spent(self, accountant: str = "rdp_classic") -> float:
         """Epsilon of the steps charged so far."""
-        return epsilon(self.events(), self.delta, accountant)
+        return self._bound(self.charged, accountant)
 
     def charge(self, steps: int = 1) -> None:
         """Charge the next ``steps``. Raises BudgetSpent, charging nothing, if they would pass the budget."""
         if self.charged + steps > self._affordable:
             raise BudgetSpent(
-                f"{steps} more steps would spend epsilon {epsilon(self.events(self.charged + steps), self.delta):.3f}, "
+                f"{steps} more steps would spend epsilon {self._bound(self.charged + steps, self.accountant):.3f}, "
                 f"past the budget of {self.budget}"
             )
         self.charged += steps
@@ -177,10 +182,12 @@ class Ledger:
         check_within("epsilon", self.budget, 0, 1e3, "a useful bound is below 10")
 
         def fits(steps):
-            return epsilon(self.events(steps), self.delta, self.accountant) <= self.budget
+            return self._bound(steps, self.accountant) <= self.budget
 
         if planned is not None and fits(planned):
             return planned
+        if not fits(0):
+            return 0
         low, high = 0, 1024
         while fits(high) and high < MOST_STEPS:
             low, high = high, min(2 * high, MOST_STEPS)

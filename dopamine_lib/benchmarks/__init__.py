@@ -1,0 +1,1 @@
+"""Benchmarks: what the kit costs, each figure beside a peer measured in the same run."""

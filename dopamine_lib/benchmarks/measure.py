@@ -1,0 +1,92 @@
+"""How every benchmark measures: candidate and peer take turns, the median counts, and a row is one figure.
+
+On a shared machine seconds drift by a factor of two within minutes. What runs in turns drifts together, so
+ratios stay comparable where seconds do not.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+from dopamine_lib import __version__
+from dopamine_lib.files import atomic_path
+
+
+def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each function, one list of ``repeats`` a name; all run once before any runs again.
+
+    warm_up  rounds before the first that counts (caches, lazy imports, compiled code)
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, but must be at least 1: a median needs a measurement")
+    seconds = {name: [] for name in functions}
+    for turn in range(warm_up + repeats):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            taken = time.perf_counter() - begin
+            if turn >= warm_up:
+                seconds[name].append(taken)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each list that ``interleaved`` gives."""
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def row(
+    name: str,
+    value: float,
+    unit: str,
+    peer: str | None = None,
+    peer_value: float | None = None,
+    ratio: float | None = None,
+    target: str | None = None,
+    holds: bool | None = None,
+) -> dict:
+    """One figure. ``target`` says in words what ``holds`` is about; both are None where nothing is promised."""
+    if (target is None) != (holds is None):
+        raise ValueError(f"row {name!r} has target {target!r} and holds {holds!r}: give both or neither")
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "peer": peer,
+        "peer_value": peer_value,
+        "ratio": ratio,
+        "target": target,
+        "holds": None if holds is None else bool(holds),
+    }
+
+
+def machine() -> str:
+    """What the figures were taken on, in one line: processor, cores, load, system and versions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    return (
+        f"{_processor()}, {cores} cores, {load} at the end, {platform.system()}, "
+        f"Python {platform.python_version()}, dopamine_lib {__version__}"
+    )
+
+
+def write(rows: list[dict], path=None) -> dict:
+    """The benchmark's result, ``{"machine": ..., "rows": [...]}``, written to ``path`` as JSON where one is given."""
+    result = {"machine": machine(), "rows": rows}
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"  # a figure that is no number fails here
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+    return result
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

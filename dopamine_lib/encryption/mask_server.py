@@ -1,0 +1,156 @@
+"""The server's part in a secure sum by masks: it relays, adds and unmasks as in ``masks``."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from dopamine_lib.encryption.keys import Identity
+from dopamine_lib.encryption.links import Greeting, sender_of
+from dopamine_lib.encryption.masking import (
+    BOX_BYTES,
+    CARD,
+    DELIVERY,
+    MASKED,
+    REVEAL,
+    SHARES,
+    SURVIVORS,
+    VOUCH,
+    VOUCH_BYTES,
+    VOUCHED,
+    add_masks,
+    check_enough,
+    cut,
+    pack_numbers,
+    pair_seed,
+    seed_hash,
+    threshold,
+)
+from dopamine_lib.encryption.messages import SERVER, MessageError
+from dopamine_lib.encryption.shamir import SHARE_BYTES, combine
+
+
+class MaskServer:
+    """The server: relays what it cannot open, adds what it cannot read, and unmasks the sum of the survivors.
+
+    Arguments as for MaskHospital. transcript, if given, has a method ``record(name, bytes)`` and is shown all that
+    the server receives, opened, and all that it rebuilds. A round is
+
+        begin; receive each step-1 message; deliveries; receive each masked one; survivors; receive each
+        confirmation; confirmations; receive each step-4 message; total
+
+    where ``receive`` takes any hospital's message of the step that is on, and what is sent out is one message for
+    each hospital, by number. Memory is one vector whatever K is, for values are added as they arrive.
+    """
+
+    def __init__(self, identity: Identity, publics: dict[int, bytes], d: int, *, least: int = 2, transcript=None):
+        self.d, self.least, self._transcript = d, least, transcript
+        self._greeting, self._links = Greeting(SERVER, identity, publics), {}
+        self._round, self._kind = -1, None
+
+    def hello(self) -> bytes:
+        """The server's first message of a session, for everybody."""
+        return self._greeting.hello()
+
+    def join(self, hellos: Iterable[bytes]) -> None:
+        """Everybody's hellos, the server's own among them."""
+        self._links = self._greeting.links(hellos)
+
+    def begin(self, round_number: int, invited: Iterable[int]) -> None:
+        """Start a round; what an unfinished one had collected is dropped, and it cannot be taken up again."""
+        if round_number <= self._round:
+            raise MessageError(f"round {round_number} is not past {self._round}, the last one begun: take a new round")
+        self._round, self._kind, self._from = round_number, None, {}
+        self._invited = sorted(set(invited))
+        self._needed = threshold(len(self._invited), self.least)
+        check_enough(len(self._invited), self._needed, round_number)
+        self._sum, self._expected, self._kind = np.zeros(self.d, np.uint32), self._invited, SHARES
+
+    def receive(self, message: bytes) -> int:
+        """Take in one hospital's message of the step that is on, and return its number.
+
+        Raises MessageError for any other: changed, repeated, or late. Nothing of it is used then.
+        """
+        number = sender_of(message)
+        if self._kind is None or number not in self._expected or number in self._from:
+            raise MessageError(f"a message of {number} is late, a second one or unasked for in round {self._round}")
+        body = self._links[number].open(self._kind, self._round, message)
+        self._record(f"message {self._kind} of hospital {number}", body)
+        if self._kind == MASKED:
+            if len(body) != 4 * self.d:
+                raise MessageError(f"hospital {number} sent {len(body)} bytes of values, not {4 * self.d}: refused")
+            self._sum += np.frombuffer(body, "<u4")
+            body = b""
+        self._from[number] = body
+        return number
+
+    def deliveries(self) -> dict[int, bytes]:
+        """After step 1: to each hospital that shared, the others' cards and the shares sealed for it."""
+        sent = self._close(SHARES)
+        self._sharers, self._cards, boxes = sorted(sent), {}, {}
+        for i, body in sent.items():
+            number, *self._cards[i] = CARD.unpack(body[: CARD.size])
+            holders = [j for j in self._invited if j != i]
+            own = cut(body[CARD.size :], BOX_BYTES, len(holders))
+            if number != i:
+                raise MessageError(f"hospital {i} calls itself {number}: the round is spent")
+            boxes |= {(i, j): body[: CARD.size] + box for j, box in zip(holders, own, strict=True)}
+        bodies = {j: b"".join(boxes[i, j] for i in self._sharers if i != j) for j in self._sharers}
+        return self._send(DELIVERY, bodies, MASKED)
+
+    def survivors(self) -> dict[int, bytes]:
+        """After step 2: the list of those whose values came. Who comes later stays masked and is not added."""
+        self._survivors = sorted(self._close(MASKED))
+        return self._send(SURVIVORS, dict.fromkeys(self._survivors, pack_numbers(self._survivors)), VOUCH)
+
+    def confirmations(self) -> dict[int, bytes]:
+        """After step 3: to each hospital, the others' vouchers for the list."""
+        sent = self._close(VOUCH)
+        vouchers = {j: [] for j in sent}
+        for i, body in sent.items():
+            others = [j for j in self._survivors if j != i]
+            for j, box in zip(others, cut(body, VOUCH_BYTES, len(others)), strict=True):
+                if j in vouchers:
+                    vouchers[j].append(box)
+        return self._send(VOUCHED, {j: b"".join(boxes) for j, boxes in vouchers.items()}, REVEAL)
+
+    def total(self) -> np.ndarray:
+        """After step 4: the survivors' sum, int64 (d,), exact where it lies within +-(2^31 - 1)."""
+        revealed = {j: cut(body, SHARE_BYTES, len(self._sharers)) for j, body in self._close(REVEAL).items()}
+        seeds = []
+        for at, i in enumerate(self._sharers):
+            secret = combine({j: shares[at] for j, shares in revealed.items()}, self._needed)
+            public, hashed = self._cards[i]
+            survived = i in self._survivors
+            self._record(f"{'seed' if survived else 'key'} of hospital {i}", secret)
+            if survived:
+                genuine = seed_hash(secret) == hashed
+                seeds.append((secret, False))
+            else:
+                key = X25519PrivateKey.from_private_bytes(secret)
+                genuine = key.public_key().public_bytes_raw() == public
+                for j in self._survivors:  # a survivor added this mask if its number is the smaller one
+                    seeds.append((pair_seed(key, self._cards[j][0], self._round, (i, j)), j > i))
+            if not genuine:
+                raise MessageError(f"shares of hospital {i} give a wrong secret: the round is spent, and not opened")
+        add_masks(self._sum, seeds)
+        total = self._sum.view(np.int32).astype(np.int64)
+        self._record("total", total.tobytes())
+        return total
+
+    def _close(self, kind: int) -> dict[int, bytes]:
+        """End a step: what came in, by number. AggregationAborted where too few did; then nothing is opened."""
+        if self._kind != kind:
+            raise MessageError(f"round {self._round} is not at step {kind}: steps come once, and in order")
+        self._kind = None
+        check_enough(len(self._from), self._needed, self._round)
+        return self._from
+
+    def _send(self, kind: int, bodies: dict[int, bytes], then: int) -> dict[int, bytes]:
+        """Seal a body for each hospital, and wait for the next kind of message from them."""
+        self._from, self._expected, self._kind = {}, sorted(bodies), then
+        return {j: self._links[j].seal(kind, self._round, body) for j, body in bodies.items()}
+
+    def _record(self, name: str, content: bytes) -> None:
+        if self._transcript is not None:
+            self._transcript.record(f"round {self._round}: {name}", content)

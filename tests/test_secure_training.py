@@ -1,0 +1,213 @@
+"""Aggregation inside training: the same model encrypted, masked or in the clear, and hospitals that vanish."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dopamine_lib.federation.aggregation import make_aggregation, make_integer_noise
+from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.settings import SETTINGS, Choice
+from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.head import STRETCH, HeadTask
+from dopamine_lib.privacy.randomness import Randomness
+
+PATIENTS, HOSPITALS, FEATURES, GRADES = 120, 5, 8, 3
+CHOICES = {
+    "FSCDP": Choice(0.1, 0.5, averaging=10, centre=40.0),
+    "FPDP": Choice(0.1, 0.5, averaging=10, centre=40.0, reach=8.0),
+    "F": Choice(0.1, math.inf, averaging=10, centre=0.0, reach=8.0),
+}
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(PATIENTS, FEATURES) + 2, dim=1)
+    return HeadTask(torch.nn.Linear(FEATURES, GRADES), features, torch.arange(PATIENTS) % GRADES)
+
+
+def make_training(task, name="FSCDP", kind="plain", *, rounds=12, integer=False, least=None, choice=None, **more):
+    declared, choice = replace(SETTINGS[name], rounds=rounds), choice or CHOICES[name]
+    least = least or HOSPITALS
+    noise = None
+    if integer:
+        choice = replace(choice, centre=None)
+        noise = make_integer_noise(kind, declared, choice, HOSPITALS, task.d, least)
+    aggregation = make_aggregation(
+        kind,
+        choice,
+        hospitals=HOSPITALS,
+        d=task.d,
+        least=least if declared.shared_noise else 2,
+        integer=noise,
+    )
+    patients = np.array_split(np.arange(PATIENTS), HOSPITALS)
+    more = {"aggregation": aggregation, "integer": noise, "least": least} | more
+    return Training(declared, choice, task, patients, Randomness(3), **more)
+
+
+def run(training):
+    for _ in training.epochs():
+        continue
+    return training
+
+
+def fresh(task):
+    """The same task before anything was centred."""
+    return HeadTask(task.net, task._fixed, task.labels)
+
+
+@pytest.mark.parametrize("name", ["FSCDP", "FPDP", "F"])
+@pytest.mark.parametrize("kind", ["bfv", "masks"])
+def test_encrypted_training_is_plain_training_to_the_rounding(task, name, kind):
+    """Round by round: a total is off by at most K/2 units, and nothing else differs."""
+    rounds = 12
+    plain, secure = (make_training(fresh(task), name, k, rounds=rounds) for k in ("plain", kind))
+    units = HOSPITALS / 2 / secure.aggregation.codec.scale
+    worst, seen = [], []
+
+    def compare(number, invited, messages):
+        total = type(secure.aggregation).total(secure.aggregation, number, invited, messages)
+        exact = sum(message / secure.aggregation.codec.scale for message in messages.values())
+        worst.append(float((total - torch.from_numpy(exact)).abs().max()))
+        seen.append(number)
+        return total
+
+    secure.aggregation.total = compare
+    run(plain), run(secure)
+    assert seen == list(range(rounds + 1))  # the mean features, then every round
+    assert max(worst) < 1e-6  # decryption and decoding are exact
+    # momentum and learning rate carry every round's rounding on to the last
+    lr, here = secure.choice.learning_rate, secure.setting.sample_rate * PATIENTS
+    gain = rounds * lr * 10 / here if name == "FSCDP" else 2.0 * rounds
+    assert (plain.server.w - secure.server.w).abs().max() < 10 * gain * units
+    assert not torch.equal(plain.server.w, secure.server.w)
+
+
+@pytest.mark.parametrize("kind", ["bfv", "masks"])
+def test_integer_noise_is_added_before_encryption_and_adds_up_exactly(task, kind):
+    secure = run(make_training(fresh(task), kind=kind, integer=True))
+    clear = make_training(fresh(task), integer=True)
+    clear.aggregation.codec = secure.aggregation.codec  # masks have more room, and so a finer scale
+    for hospital in clear.hospitals:
+        hospital.integer = secure.aggregation.codec
+    assert torch.equal(run(clear).server.w, secure.server.w)
+
+
+def test_integer_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(task):
+    training = make_training(task, integer=True, rounds=300, choice=Choice(0.0, 0.5))
+    noise = []
+    total = training.aggregation.total
+    training.aggregation.total = lambda *round_of: noise.append(total(*round_of)) or noise[-1]
+    clean = make_training(task, rounds=300, choice=Choice(0.0, 0.5))
+    run(training)
+    clean = [
+        task.clipped_sums(task.start, torch.cat([h.sample(number) for h in training.hospitals]), 0.5)[0]
+        for number in range(300)
+    ]
+    draws = (torch.stack(noise) - torch.stack(clean)).flatten().double().numpy() / 0.5
+    for scale, accepted in ((1.0, True), (0.9, False), (1.1, False)):
+        assert (stats.kstest(draws / (1.15 * scale), "norm").pvalue > 0.01) == accepted
+    spent = training.bound.epsilons(300)
+    assert spent["prv"] is None and spent["rdp_classic"] == training.epsilons("rdp_classic")[0]
+    continuous = epsilon(SampledGaussian(1.15, 100 / 2930, 300), 1e-4)
+    assert continuous < spent["rdp_classic"] < 1.02 * continuous
+
+
+def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):
+    """Noise is sized for the least number of survivors: with more there is more of it, never less."""
+    choice, rounds = Choice(0.0, 0.5), 400
+    training = make_training(task, choice=choice, rounds=rounds, least=3, dropout=0.3)
+    sums = {}
+    total = training.aggregation.total
+
+    def keep(number, invited, messages):
+        sums[number - 1] = (sorted(messages), total(number, invited, messages))
+        return sums[number - 1][1]
+
+    training.aggregation.total = keep
+    run(training)
+    assert training.ledgers[0].charged == rounds, "an aborted round is spent like any other"
+    assert training.progress.aborted == rounds - len(sums) > 0
+    by_survivors = {3: [], 4: [], 5: []}
+    for number, (arrived, noisy) in sums.items():
+        samples = torch.cat([training.hospitals[k].sample(number) for k in arrived])
+        by_survivors[len(arrived)].append(noisy - task.clipped_sums(task.start, samples, 0.5)[0])
+    for survivors, draws in by_survivors.items():
+        draws = torch.cat(draws).double().numpy() / (0.5 * 1.15 * math.sqrt(survivors / 3))
+        assert stats.kstest(draws, "norm").pvalue > 0.01
+        assert stats.kstest(draws / 0.8, "norm").pvalue < 0.01
+    # the bound counts three shares, whoever arrived
+    assert training.bound.epsilons(rounds)["prv"] == pytest.approx(
+        epsilon(SampledGaussian(1.15, 100 / 2930, rounds), 1e-4, "prv")
+    )
+
+
+@pytest.mark.parametrize("kind", ["bfv", "masks"])
+def test_dropouts_under_encryption_train_the_same_model(task, kind):
+    plain, secure = (
+        run(make_training(fresh(task), kind=k, least=3, dropout=0.3, integer=True)) for k in ("plain", kind)
+    )
+    assert plain.progress.aborted == secure.progress.aborted > 0
+    assert torch.isfinite(secure.server.w).all()
+    if kind == "bfv":  # the same layout, so the same integers
+        assert torch.equal(plain.server.w, secure.server.w)
+
+
+def test_centring_moves_the_model_not_what_it_says(task):
+    """A head trained on centred features is handed out as a head for the features as they are."""
+    training = run(make_training(task, rounds=100, choice=replace(CHOICES["FSCDP"], centre=0.0)))
+    mean = task._fixed.mean(0)
+    assert torch.allclose(training.centre, mean + (training.centre - mean)) and (training.centre - mean).norm() < 0.2
+    w, index = training.server.model, torch.arange(PATIENTS)
+    task.load(w)
+    assert torch.allclose(task.net(task._fixed), task.logits(w, index), atol=1e-4)
+    assert torch.allclose(task.features[:, :-1], STRETCH * (task._fixed - training.centre), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.8, False), (1.25, False)])
+def test_the_mean_features_carry_their_noise(task, scale, accepted):
+    task = HeadTask(
+        torch.nn.Linear(1500, GRADES), torch.nn.functional.normalize(torch.randn(PATIENTS, 1500)), task.labels
+    )
+    training = make_training(task, rounds=1, choice=CHOICES["FSCDP"])
+    run(training)
+    noise = (training.centre - task._fixed.mean(0)).double().numpy() * PATIENTS / (40.0 * scale)
+    assert (stats.kstest(noise, "norm").pvalue > 0.01) == accepted
+
+
+def test_the_mean_features_are_in_the_bound():
+    for name, multiplier in (("FSCDP", 40.0), ("FPDP", 40 / math.sqrt(10))):
+        declared = SETTINGS[name]
+        bound = Bound(declared, CHOICES[name], 10, 1e-4)
+        steps = SampledGaussian(declared.noise_multiplier, declared.sample_rate, declared.steps)
+        expected = epsilon((SampledGaussian(multiplier, 1.0, 1), steps), 1e-4)
+        assert bound.epsilon(declared.steps) == pytest.approx(expected)
+        assert epsilon(steps, 1e-4) < expected < epsilon(steps, 1e-4) + 0.01
+
+
+def test_a_killed_run_asks_for_the_mean_features_once(task):
+    """The second question would be a second release: what was drawn is in the checkpoint."""
+    disk, training = [], make_training(task, rounds=100)
+    for epoch in training.epochs(lambda: disk.append(training.state())):
+        if epoch == 3:
+            break
+    vectors, record = disk[-1]
+    resumed = make_training(fresh(task), rounds=100)
+    resumed._centre = None  # calling it would fail
+    resumed.restore(vectors, record)
+    run(resumed)
+    assert torch.equal(resumed.task.mean, training.centre)
+
+
+def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
+    from dopamine_lib.encryption.codec import RangeError
+
+    training = make_training(task, "F", "bfv", choice=replace(CHOICES["F"], reach=1e-4, centre=None))
+    with pytest.raises(RangeError, match="value 0 is .* units"):
+        run(training)
