@@ -7,6 +7,7 @@ import sys
 
 from dopamine_lib import __version__
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.commands import add_infer, add_party
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,15 @@ def parser() -> argparse.ArgumentParser:
     teach.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
     teach.add_argument("--seed", type=int, default=0)
     teach.set_defaults(call=_pretrain)
+
+    add_infer(commands)
+    add_party(commands)
+
+    measure = commands.add_parser("bench", help="measure this machine, every figure beside its peers")
+    measure.add_argument("what", choices=("dp", "aggregation", "inference", "reproduce"))
+    measure.add_argument("--json", metavar="FILE", help="where the figures go; they are printed as well")
+    measure.add_argument("--size", type=int, metavar="PIXELS", help="inference: side of the image (default: 64)")
+    measure.set_defaults(call=_bench)
 
     copies = commands.add_parser("homework", help="the students' copies of the homework notebooks, by nbgrader")
     copies.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
@@ -130,6 +140,19 @@ def _pretrain(arguments) -> None:
     from dopamine_lib.pretraining import pretrain
 
     pretrain(arguments.out, seed=arguments.seed)
+
+
+def _bench(arguments) -> None:
+    import importlib
+
+    module = importlib.import_module(f"dopamine_lib.benchmarks.{arguments.what}")
+    size = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
+    result = module.run(arguments.json, **size)
+    print(result["machine"])
+    for row in result["rows"]:
+        peer = f", {row['ratio']:.3g} of {row['peer']}" if row["ratio"] is not None else ""
+        target = f" (target {row['target']}: {'holds' if row['holds'] else 'MISSED'})" if row["target"] else ""
+        print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}{target}")
 
 
 def _homework(arguments) -> None:

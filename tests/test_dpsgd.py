@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from dopamine_lib.models import cnn, squeezenet
-from dopamine_lib.privacy.dpsgd import Task, clipped_sums_reference, noise_share
+from dopamine_lib.privacy.dpsgd import Task, clip_factors, clipped_sums_reference, noise_share
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -20,7 +20,7 @@ def make_task(kind):
     if kind == "head":
         features = torch.randn(12, 512, dtype=torch.float64)
         task = HeadTask(nn.Linear(512, 5).double(), features, y)
-        task.features, task.onehot = task.features.double(), task.onehot.double()
+        task.features, task.onehot, task.mean = task.features.double(), task.onehot.double(), task.mean.double()
         return task, features, y
     net = {"cnn": cnn, "squeezenet": squeezenet}[kind]().double()
     return Task(net, lambda index: x[index], y, chunk=5), x, y
@@ -40,6 +40,55 @@ def test_clipped_sums_equal_the_plain_loop(kind, rows, clip):
     assert not own[3].any()  # nobody is in group 3
 
 
+@pytest.mark.parametrize("clip", [0.05, math.inf])
+def test_neither_micro_batches_nor_the_order_of_patients_change_the_sums(clip):
+    task, x, y = make_task("cnn")
+    index, group = torch.tensor([7, 1, 11, 3, 3, 0, 5]), torch.tensor([2, 0, 2, 0, 1, 2, 0])
+    task.chunk = None
+    whole = task.clipped_sums(task.start, index, clip, group, 3)
+    for chunk in (1, 3):
+        task.chunk = chunk
+        assert torch.allclose(task.clipped_sums(task.start, index, clip, group, 3), whole, atol=1e-12, rtol=0)
+    reference = clipped_sums_reference(task.net, x[index], y[index], clip, group, 3)
+    assert torch.allclose(whole, reference, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("pixels, most", [(28, 128), (64, 128), (128, 32), (224, 10)])
+def test_memory_is_bounded_by_micro_batches_whose_size_follows_from_the_images(pixels, most):
+    sizes = []
+
+    def inputs(index):
+        sizes.append(len(index))
+        return torch.zeros(len(index), 3, pixels, pixels)
+
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    task = Task(net, inputs, torch.zeros(300, dtype=torch.int64))
+    for clip in (1.0, math.inf):
+        sizes.clear()
+        task.clipped_sums(task.start, torch.arange(300), clip)
+        assert max(sizes) == most and sum(sizes) == 300 + 1  # one image tells the size
+
+
+def test_training_needs_no_gradient_mode_and_leaves_w_alone():
+    task, _, _ = make_task("cnn")
+    w = task.start.clone()
+    with torch.no_grad():
+        sums = [task.clipped_sums(w, torch.arange(4), clip) for clip in (1.0, math.inf)]
+    assert torch.equal(w, task.start) and not w.requires_grad
+    assert not any(own.requires_grad for own in sums) and all(own.any() for own in sums)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "squeezenet"])
+def test_logits_are_the_nets(kind):
+    task, x, _ = make_task(kind)
+    index = torch.tensor([4, 0, 9, 2, 2, 7])
+    w = task.start * 0.9
+    scores = task.logits(w, index)
+    task.load(w)
+    assert torch.allclose(scores, task.net(x[index]), atol=1e-12)
+    assert task.logits(w, index[:0]).shape == (0, 5)
+
+
 @pytest.mark.parametrize("kind", ["head", "cnn"])
 def test_no_patient_moves_the_sum_by_more_than_the_clip(kind):
     task, _, _ = make_task(kind)
@@ -48,6 +97,12 @@ def test_no_patient_moves_the_sum_by_more_than_the_clip(kind):
     for patient in range(12):
         without = task.clipped_sums(task.start, everybody[everybody != patient], 0.3)[0]
         assert (whole - without).norm() <= 0.3 * (1 + 1e-9)
+
+
+def test_the_bound_on_a_patient_is_missed_where_norms_are_taken_too_small(monkeypatch):
+    task, _, _ = make_task("cnn")
+    monkeypatch.setattr("dopamine_lib.privacy.dpsgd.clip_factors", lambda norms, clip: clip_factors(norms / 2, clip))
+    assert task.clipped_sums(task.start, torch.tensor([0]), 0.05).norm() > 0.05 * 1.5
 
 
 def test_squeezenet_has_the_parameters_the_paper_says():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
+from dopamine_lib.federation.hospital import train_together
 from dopamine_lib.federation.settings import CHOICES, EPOCHS, SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -93,6 +95,34 @@ def test_a_hospital_alone_sends_what_the_batched_pass_sends(task, name):
         else:
             own = alone.hospitals[k].message(task.start, 0)
         assert torch.allclose(own, sent, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["F", "FPDP"])
+@pytest.mark.parametrize("sizes", [[24] * 5, [1, 9, 10, 40, 60]], ids=["equal", "unequal"])
+def test_hospitals_in_lock_step_train_as_each_alone(task, name, sizes):
+    """With the batched pass of the head, and with the loop that any other model gets."""
+    training = make_training(task, name, sizes=sizes)
+    hospitals, w = training.hospitals, task.start + 0.1
+    alone = torch.stack([hospital.train_locally(w, 3) for hospital in hospitals])
+    assert torch.allclose(train_together(hospitals, w, 3), alone, atol=1e-6) and alone.norm() > 0.1
+    assert torch.allclose(train_together(hospitals[:1], w, 3), alone[:1], atol=1e-6)
+    features = task.features[:, :-1]
+    other = Task(task.net, lambda index: features[index], task.labels)
+    assert not hasattr(other, "clipped_sums_each")
+    looped = make_training(other, name, sizes=sizes).hospitals
+    assert torch.allclose(train_together(looped, w, 3), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.3, math.inf])
+def test_samples_of_different_sizes_at_different_models(task, clip):
+    samples = [torch.tensor(rows, dtype=torch.int64) for rows in ([3, 1, 4, 1], [], [5], [0, 2, 6, 8, 10, 12])]
+    w = torch.randn(4, task.d, generator=torch.Generator().manual_seed(1))
+    own = torch.cat([task.clipped_sums(model, sample, clip) for model, sample in zip(w, samples, strict=True)])
+    together = task.clipped_sums_each(w, samples, clip)
+    assert torch.allclose(together, own, atol=1e-5) and not together[1].any()
+    # patient 0 fills up the smaller samples: counted, it would be seen here
+    filled = [torch.cat([sample, sample.new_zeros(6 - len(sample))]) for sample in samples]
+    assert not torch.allclose(task.clipped_sums_each(w, filled, clip), own, atol=1e-2)
 
 
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])

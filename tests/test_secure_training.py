@@ -1,6 +1,7 @@
 """Aggregation inside training: the same model encrypted, masked or in the clear, and hospitals that vanish."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -211,3 +212,34 @@ def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
     training = make_training(task, "F", "bfv", choice=replace(CHOICES["F"], reach=1e-4, centre=None))
     with pytest.raises(RangeError, match="value 0 is .* units"):
         run(training)
+
+
+def _paired(model, rounds, seed):
+    """Test accuracy of FSCDP after ``rounds``, in the clear and under BFV, from the same samples and noise."""
+    from dopamine_lib.experiment import Experiment, Options
+
+    accuracies, seconds = [], []
+    for kind in ("plain", "bfv"):
+        size = 28 if model == "cnn" else None
+        experiment = Experiment(Options(model=model, size=size, seed=seed, aggregation=kind), progress=False)
+        experiment._calibrated["FSCDP"] = replace(SETTINGS["FSCDP"], rounds=rounds)
+        begin = time.process_time()
+        accuracies.append(experiment.accuracy(run(experiment.training("FSCDP"))))
+        seconds.append(time.process_time() - begin)
+    return accuracies, seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_three_thousand_encrypted_rounds_of_the_head_take_five_minutes_at_most():
+    (plain, encrypted), (_, seconds) = _paired("head", 3001, 0)
+    assert abs(plain - encrypted) <= 0.005
+    assert seconds < 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_accuracy_under_bfv_is_that_in_the_clear():
+    pairs = np.array([_paired("head", 300, seed)[0] for seed in range(5)] + [_paired("cnn", 60, 0)[0]])
+    assert (np.abs(pairs[:, 0] - pairs[:, 1]) <= 0.005).all()
+    assert pairs.min() > 0.4

@@ -39,14 +39,15 @@ class Hospital:
         self.integer = integer
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
-        self._block, self._drawn = max(1, min(32, 2**17 // task.d)), None
+        together = setting.local_steps if setting.local_steps > 1 else 32
+        self._block, self._drawn = max(1, min(together, 2**17 // task.d)), None
 
     def __len__(self) -> int:
         return len(self.patients)
 
     def sample(self, step: int) -> Tensor:
         """The Poisson sample of this step, indices into the task (line 8)."""
-        return self.patients[self._draw(step)[0].nonzero().flatten()]
+        return self._draw(step)[0]
 
     def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
@@ -88,19 +89,45 @@ class Hospital:
         return local - w
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor | tuple | None]:
-        """Who is in the sample of ``step`` (N_k,) and its noise (d,), both from the stream of the step's block.
+        """The sample of ``step``, indices into the task, and its noise (d,), both from the stream of the step's block.
 
         In the integers the noise is a pair: what decides the roundings, and the noise itself.
         """
         number, at = divmod(step, self._block)
         if self._drawn != number:
             stream = self._randomness.stream(self.setting.name, self.run, self.number, number)
-            present = stream.uniform(self._block * len(self)) < self.setting.sample_rate
-            self._present = present.view(self._block, -1)
+            present = stream.uniform(self._block * len(self)).view(self._block, -1) < self.setting.sample_rate
+            who, sizes = self.patients[present.nonzero()[:, 1]], present.sum(1)
+            self._samples = who.split(sizes.tolist())
             if self.integer is not None:
                 self._noise = list(zip(*self.integer.draw(stream, self._block), strict=True))
             elif self.setting.private:
                 std = noise_share(self.setting.noise_multiplier, self.choice.max_grad_norm, self.shares)
-                self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1)
+                self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1).unbind()
             self._drawn = number
-        return self._present[at], self._noise[at] if self.setting.private else None
+        return self._samples[at], self._noise[at] if self.setting.private else None
+
+
+def train_together(hospitals: list[Hospital], w: Tensor, round_number: int) -> Tensor:
+    """``train_locally`` of several hospitals in lock-step: their changes, row by row (hospitals, d).
+
+    They share nothing but the clock: one batched operation takes a step of every hospital's own model.
+    """
+    setting, choice, task = hospitals[0].setting, hospitals[0].choice, hospitals[0].task
+    expected_batch = torch.tensor([[setting.sample_rate * len(hospital)] for hospital in hospitals])
+    local = w.expand(len(hospitals), -1)
+    velocity = torch.zeros_like(local)
+    for i in range(setting.local_steps):
+        step = round_number * setting.local_steps + i
+        sums = _sums_each(task, local, [hospital.sample(step) for hospital in hospitals], choice.max_grad_norm)
+        sent = torch.stack([hospital.noised(own, step) for hospital, own in zip(hospitals, sums, strict=True)])
+        velocity = choice.momentum * velocity + sent / expected_batch
+        local = local - choice.learning_rate * velocity
+    return local - w
+
+
+def _sums_each(task: Task, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
+    """Row k: the clipped sum of ``samples[k]`` at the model w[k], in one pass where the task knows how."""
+    if hasattr(task, "clipped_sums_each"):
+        return task.clipped_sums_each(w, samples, max_grad_norm)
+    return torch.cat([task.clipped_sums(own, sample, max_grad_norm) for own, sample in zip(w, samples, strict=True)])

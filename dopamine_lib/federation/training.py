@@ -9,7 +9,7 @@ import torch
 from dopamine_lib.encryption.messages import AggregationAborted
 from dopamine_lib.federation.aggregation import Aggregation, PlainAggregation
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.hospital import Hospital
+from dopamine_lib.federation.hospital import Hospital, train_together
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import DELTA, EPOCHS, Choice, Setting
 from dopamine_lib.privacy.accounting import Ledger
@@ -208,14 +208,14 @@ class Training:
         present = [self.hospitals[k] for k in self._arrived(number, invited)]
         here = sum(map(len, present))
         if self.setting.local_steps > 1:
-            share = {hospital.number: len(hospital) / self.population for hospital in present}
-            messages = {h.number: h.train_locally(self.server.w, number) * share[h.number] for h in present}
+            changes = train_together(present, self.server.w, number) if present else []
+            messages = {h.number: own * (len(h) / self.population) for h, own in zip(present, changes, strict=True)}
             total = self._total(number, invited, messages)
             if total is not None:
                 self.server.average_step(total * (self.population / here))
             return
         samples = [hospital.sample(number) for hospital in present]
-        group = torch.repeat_interleave(torch.arange(len(present)), torch.tensor([len(sample) for sample in samples]))
+        group = torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample) for sample in samples]))
         sums = self.task.clipped_sums(self.server.w, torch.cat(samples), self.choice.max_grad_norm, group, len(present))
         messages = {h.number: h.noised(own, number) for h, own in zip(present, sums, strict=True)}
         total = self._total(number, invited, messages)

@@ -1,1 +1,33 @@
-"""Private inference: a network evaluated between a patient and a service provider, helped by a crypto-provider."""
+"""Private inference: a network evaluated between a patient and a service provider, helped by a crypto-provider.
+
+Roles (section 5 of the paper)
+    patient          holds the image; the only one who learns the answer
+    provider         holds the network's weights
+    crypto-provider  a hospital that hands out correlated randomness; holds nothing
+
+What each learns
+    patient          the logits, in fixed point, whose last places carry the protocols' random roundings; the public
+                     plan; before a normalised head also one number, the spread of its own image's features
+    provider         that a query was made, and when
+    crypto-provider  the public plan, and how many queries were made
+    anyone watching  what TLS shows: addresses, times and sizes
+Public, in the plan: architecture, size and normalisation of the input, and the scales of the layers. Hidden layers'
+weights are equalised, so that their scales say next to nothing; the last layer's tells its range to a factor of two.
+
+Threat model. All three follow the protocol and try to learn more from what they see (semi-honest), and the
+crypto-provider does not join forces with anyone: with the patient's seed the provider reads the image, with the
+provider's seed the patient reads the weights. Nothing here proves to the patient that the provider used the right
+weights, or to anyone that a cheating party would be caught. The answers themselves tell of the weights: enough queries
+train a copy. Values inside a secret image cannot be checked, so a picture unlike any that the scales were set on may
+overflow and give a wrong answer; ``plain`` measures how much room is left, ``calibration`` says on what.
+
+What is opened between patient and provider is masked by uniform randomness used once (the proof is at the top of each
+protocol's file). Shares, masks and seeds live in memory only.
+
+    plan, weights = compile_model(net, 224, calibration)            network      provider
+    Dealer(plan)                                                    dealer       crypto-provider, a session
+    Patient(plan, seed, channel).infer(x)                           parties      patient
+    Provider(plan, weights, seed, channel).serve()                  parties      provider
+
+Protocols, one a file, steps first: beaver, convolution, comparison, relu, pooling, truncation, normalised.
+"""

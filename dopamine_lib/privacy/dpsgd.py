@@ -10,8 +10,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from dopamine_lib.privacy.bookkeeping import BookKeeper
+
+#: Numbers of input in one micro-batch: 128 images of 64 pixels, 10 of 224.
+CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -44,15 +49,17 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
 class Task:
     """A classifier and its images as functions of a flat parameter vector w (d,).
 
-    net     module from a batch of inputs to logits
-    inputs  function from int64 indices (B,) to the net's inputs (B, …)
+    net     module from a batch of inputs to logits, made of Conv2d, Linear and layers without parameters
+    inputs  function from int64 indices (B,) to the net's inputs (B, ...)
     labels  int64 (N,)
-    chunk   samples whose gradients are held in memory at once
+    chunk   samples in one micro-batch, which bounds the memory of any batch; by default from the inputs' size
+    All is computed where w is, on whatever device. Raises InputError for a net with other layers.
     """
 
-    def __init__(self, net: nn.Module, inputs, labels: Tensor, chunk: int = 32):
+    def __init__(self, net: nn.Module, inputs, labels: Tensor, chunk: int | None = None):
         self.net, self.inputs, self.labels, self.chunk = net.eval(), inputs, labels, chunk
         self.start = parameters_to_vector(net.parameters()).detach().clone()
+        self._keeper = BookKeeper(net)
 
     @property
     def d(self) -> int:
@@ -62,46 +69,58 @@ class Task:
     def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
         """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and 13's sum.
 
-        w (d,), index (B,), group (B,) in 0 … groups-1 or None for one group; returns (groups, d). An infinite
+        w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d). An infinite
         ``max_grad_norm`` clips nothing. An empty batch gives zeros.
         """
         sums = w.new_zeros(groups, self.d)
-        group = torch.zeros_like(index) if group is None else group
-        if math.isinf(max_grad_norm):  # without clipping a sum needs no single gradients
-            for g in range(groups):
-                sums[g] = self._plain_sum(w, index[group == g])
+        if len(index) == 0:
             return sums
-        parameters = self._unflatten(w)
-        per_sample = vmap(grad(self._loss), in_dims=(None, 0, 0))
-        for at in range(0, len(index), self.chunk):
-            part = index[at : at + self.chunk]
-            gradients = per_sample(parameters, self.inputs(part), self.labels[part])
-            flat = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
-            flat *= clip_factors(flat.norm(dim=1), max_grad_norm)[:, None]
-            sums.index_add_(0, group[at : at + self.chunk], flat)
+        group = torch.zeros_like(index) if group is None else group
+        group, order = group.sort(stable=True)  # a book adds group by group
+        index = index[order]
+        if math.isinf(max_grad_norm):  # without clipping a sum needs no single gradients
+            for g in group.unique().tolist():
+                self._add_plain_sum(w, index[group == g], sums[g])
+            return sums
+        parameters = self._unflatten(w.detach())
+        for part, owners in self._micro_batches(index, group):
+            book = self._keeper.open(parameters, *self._batch(part, w))  # line 10
+            book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
         return sums
 
     @torch.no_grad()
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         """Class scores (B, classes) of the images at ``index``."""
-        self.load(w)
-        return torch.cat([self.net(self.inputs(part)) for part in index.split(128)])
+        parameters = self._unflatten(w)
+        parts = [self._batch(part, w)[0] for (part,) in self._micro_batches(index)]
+        return torch.cat([functional_call(self.net, parameters, (x,)) for x in parts])
 
     def load(self, w: Tensor) -> None:
         """Put w (d,) into the net."""
         vector_to_parameters(w, self.net.parameters())
+
+    def _micro_batches(self, *tensors: Tensor):
+        """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows."""
+        size = self.chunk
+        if size is None:
+            size = min(CHUNK_SAMPLES, max(1, CHUNK_NUMBERS // max(1, self.inputs(tensors[0][:1]).numel())))
+        return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+    def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of a micro-batch, images in channels_last memory, on w's device."""
+        x, y = self.inputs(index).to(w.device), self.labels[index].to(w.device)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, y
 
     def _unflatten(self, w: Tensor) -> dict[str, Tensor]:
         named = dict(self.net.named_parameters())
         pieces = w.split([p.numel() for p in named.values()])
         return {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
 
-    def _loss(self, parameters, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(self.net, parameters, (x[None],)), y[None])
-
-    def _plain_sum(self, w: Tensor, index: Tensor) -> Tensor:
-        if len(index) == 0:
-            return torch.zeros_like(w)
-        self.load(w)
-        loss = F.cross_entropy(self.net(self.inputs(index)), self.labels[index], reduction="sum")
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.net.parameters()))])
+    @torch.enable_grad()
+    def _add_plain_sum(self, w: Tensor, index: Tensor, total: Tensor) -> None:
+        """Add the unclipped gradients' sum to ``total`` (d,)."""
+        parameters = {name: piece.requires_grad_() for name, piece in self._unflatten(w.detach()).items()}
+        for (part,) in self._micro_batches(index):
+            x, y = self._batch(part, w)
+            loss = F.cross_entropy(functional_call(self.net, parameters, (x,)), y, reduction="sum")
+            total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])

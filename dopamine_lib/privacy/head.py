@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from dopamine_lib.privacy.dpsgd import Task, clip_factors
 
@@ -52,26 +53,45 @@ class HeadTask(Task):
         self.norms = self.features.norm(dim=1)
 
     def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
-        x = self.features[index]
-        error = torch.softmax(x @ self._matrix(w).T, dim=1) - self.onehot[index]
-        if not math.isinf(max_grad_norm):
-            error *= clip_factors(error.norm(dim=1) * self.norms[index], max_grad_norm)[:, None]
+        x, error = self._clipped_errors(w, index, max_grad_norm)
         if groups == 1:
             return self._vector(error.T @ x)[None]
         # one block of columns per group: e_i stands in its group's block, so one product makes every sum
         classes = error.shape[1]
         blocks = error.new_zeros(len(index), groups, classes)
         blocks[torch.arange(len(index)), group] = error
-        sums = blocks.flatten(1).T @ x
-        return torch.cat([sums[:, :-1].reshape(groups, -1), sums[:, -1].view(groups, classes)], dim=1)
+        return self._vector((blocks.flatten(1).T @ x).view(groups, classes, -1))
+
+    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
+        """The clipped sum of each sample at a model of its own, in one pass: w (groups, d), returns (groups, d)."""
+        index = pad_sequence(samples, batch_first=True)  # (groups, largest sample)
+        sizes = torch.tensor([[len(sample)] for sample in samples])
+        x, error = self._clipped_errors(w, index, max_grad_norm)
+        error *= (torch.arange(index.shape[1]) < sizes)[:, :, None]  # what fills up a sample is nobody
+        return self._vector(error.mT @ x)
 
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         return self.features[index] @ self._matrix(w).T
 
+    def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+        """Inputs x (..., B, p + 1) and scaled errors e (..., B, classes) whose products e x^T are clipped gradients.
+
+        w (..., d) and index (..., B).
+        """
+        x = self.features.index_select(0, index.flatten())  # quicker than features[index]
+        x = x.view(*index.shape, self.features.shape[1])
+        error = torch.softmax(x @ self._matrix(w).mT, dim=-1) - self.onehot[index]
+        if not math.isinf(max_grad_norm):
+            error *= clip_factors(error.norm(dim=-1) * self.norms[index], max_grad_norm)[..., None]
+        return x, error
+
     def _matrix(self, w: Tensor) -> Tensor:
+        """(..., d) as (..., classes, p + 1), the bias in the last column."""
         classes = self.onehot.shape[1]
-        return torch.cat([w[:-classes].view(classes, -1), w[-classes:, None]], dim=1)
+        weight = w[..., :-classes].unflatten(-1, (classes, -1))
+        return torch.cat([weight, w[..., -classes:, None]], dim=-1)
 
     @staticmethod
     def _vector(matrix: Tensor) -> Tensor:
-        return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]])
+        """``_matrix`` undone."""
+        return torch.cat([matrix[..., :-1].flatten(-2), matrix[..., -1]], dim=-1)

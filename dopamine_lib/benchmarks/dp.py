@@ -1,0 +1,265 @@
+"""``bench dp``: what a private step costs beside an ordinary one, beside Opacus, and beside ten Opacus models.
+
+Every step ends in a changed model and starts from images in memory. The ordinary step, ours and Opacus's functorch
+mode use channels_last memory, the fastest. Opacus's other two modes take plain memory: in channels_last their gradients
+of convolutions are silently wrong, since their unfolding counts on plain strides. Steps are compared without noise,
+whose price depends on the generator; a whole iteration includes it on both sides, each with its own: AES-256 in counter
+mode here, torch's simulation generator there.
+"""
+
+import copy
+import multiprocessing
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from dopamine_lib.allocator import keep_freed_memory
+from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.models import build, load_weights
+from dopamine_lib.privacy.dpsgd import Task, noise_share
+from dopamine_lib.privacy.randomness import Randomness
+
+CLIP, RATE, SIGMA, HOSPITALS, ITERATIONS = 0.5, 0.01, 1.15, 10, 3001
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on random images, and what is promised of it; None where nothing is.
+
+    most     ratio of ours to the ordinary step, at most
+    least    ratio of Opacus's fastest mode to ours, at least
+    minutes  3,001 iterations, at most
+    """
+
+    model: str
+    pixels: int
+    batch: int
+    most: float | None = None
+    least: float | None = None
+    minutes: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.pixels} px, batch {self.batch}"
+
+
+STEPS = (
+    Case("squeezenet", 64, 64, most=1.15, least=1.7),
+    Case("squeezenet", 224, 10, most=1.15),
+    Case("cnn", 28, 64, most=1.2),
+)
+FEDERATED = (
+    Case("squeezenet", 64, 100, least=2.5, minutes=30),
+    Case("squeezenet", 28, 100, least=5.0),
+    Case("cnn", 28, 100),
+)
+MEMORY = (Case("squeezenet", 64, 64, most=2.2), Case("squeezenet", 224, 10, most=2.2), Case("cnn", 28, 64, most=2.2))
+
+
+def run(path=None, *, steps=STEPS, federated=FEDERATED, memory=MEMORY, repeats: int = 9) -> dict:
+    """Measure everything; the result in the benchmarks' common format, written to ``path`` where one is given."""
+    keep_freed_memory()
+    rows = [row("threads", torch.get_num_threads(), "threads")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Opacus warns of its own hooks
+        for case in steps:
+            rows += step_rows(case, repeats)
+        for case in federated:
+            rows += federated_rows(case, repeats)
+    rows += [memory_row(case) for case in memory]
+    return write(rows, path)
+
+
+def step_rows(case: Case, repeats: int) -> list[dict]:
+    """One step of one model: ours against the ordinary one and against each of Opacus's modes."""
+    makers = {"plain SGD step": plain_step, "ours": our_step}
+    makers |= {"Opacus hooks": opacus_hooks, "Opacus functorch": opacus_functorch, "Opacus ghost": opacus_ghost}
+    seconds = interleaved({name: make(*batch_of(case)) for name, make in makers.items()}, repeats)
+    own, name = seconds.pop("ours"), f"private step: {case}"
+    rows = [compared(name, own, "plain SGD step", seconds.pop("plain SGD step"), most=case.most)]
+    best = min(seconds, key=medians(seconds).get)
+    return rows + [
+        compared(name, own, peer, seconds[peer], least=case.least if peer == best else None) for peer in seconds
+    ]
+
+
+def federated_rows(case: Case, repeats: int) -> list[dict]:
+    """One iteration of FSCDP: ten hospitals' sums from one pass, against ten Opacus models in turn."""
+    makers = {"ours": our_iteration, "peer": opacus_iteration}
+    seconds = interleaved({name: make(*batch_of(case)) for name, make in makers.items()}, repeats)
+    name = f"FSCDP iteration, {HOSPITALS} hospitals: {case}"
+    rows = [compared(name, seconds["ours"], f"{HOSPITALS} Opacus models", seconds["peer"], least=case.least)]
+    if case.minutes is not None:
+        minutes = rows[0]["value"] * ITERATIONS / 60
+        target = f"at most {case.minutes} min"
+        rows.append(
+            row(f"{ITERATIONS} iterations: {case}", minutes, "min", target=target, holds=minutes <= case.minutes)
+        )
+    return rows
+
+
+def memory_row(case: Case) -> dict:
+    """Peak memory of a step, ours against the ordinary one, each in a process of its own."""
+    ours, plain = (peak_megabytes(make, case) for make in (our_step, plain_step))
+    name, ratio = f"peak memory: {case}", ours / plain
+    return row(name, ours, "MB", "plain SGD step", plain, ratio, f"at most {case.most}", ratio <= case.most)
+
+
+def compared(name: str, own: list[float], peer: str, peers: list[float], *, most=None, least=None) -> dict:
+    """A row of medians with our fastest and slowest turn. The ratio is the peer's to ours, with ``most`` ours to it."""
+    ours, other = statistics.median(own), statistics.median(peers)
+    ratio = ours / other if peer == "plain SGD step" else other / ours
+    target, holds = None, None
+    if most is not None:
+        target, holds = f"ours / peer at most {most}", ratio <= most
+    elif least is not None:
+        target, holds = f"peer / ours at least {least}", ratio >= least
+    line = row(name, ours, "s", peer, other, ratio, target, holds)
+    return line | {"fastest": min(own), "slowest": max(own)}
+
+
+def batch_of(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model and a batch of random images and labels, always the same."""
+    net = build(case.model, 5, load_weights("random"), seed=0).eval()
+    x = torch.randn(case.batch, 3, case.pixels, case.pixels, generator=torch.Generator().manual_seed(0))
+    return net, x.contiguous(memory_format=torch.channels_last), torch.arange(case.batch) % 5
+
+
+def our_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    """A step with clipped gradients by book-keeping; it returns the stepped parameters."""
+    task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
+    w = task.start
+
+    def step():
+        nonlocal w
+        w = w - RATE / len(x) * task.clipped_sums(w, index, CLIP)[0]
+        return w
+
+    return step
+
+
+def plain_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """An ordinary SGD step."""
+    return _stepping(net, torch.optim.SGD(net.parameters(), RATE), F.cross_entropy, x, y)
+
+
+def opacus_hooks(net: nn.Module, x: Tensor, y: Tensor, noise_multiplier: float = 0.0, **options) -> Callable[[], None]:
+    """Opacus's default: per-sample gradients of every layer by hooks, ``options`` as GradSampleModule takes them."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    module = GradSampleModule(net.train(), **options)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(module.parameters(), RATE),
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=CLIP,
+        expected_batch_size=len(x),
+    )
+    return _stepping(module, optimizer, F.cross_entropy, x if options else x.contiguous(), y)
+
+
+def opacus_functorch(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Opacus with functorch for every layer."""
+    return opacus_hooks(net, x, y, force_functorch=True)
+
+
+def opacus_ghost(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Opacus's ghost clipping: two backward passes."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    module = GradSampleModuleFastGradientClipping(net.train(), max_grad_norm=CLIP, use_ghost_clipping=True)
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(module.parameters(), RATE),
+        noise_multiplier=0.0,
+        max_grad_norm=CLIP,
+        expected_batch_size=len(x),
+    )
+    criterion = DPLossFastGradientClipping(module, optimizer, nn.CrossEntropyLoss())
+    return _stepping(module, optimizer, criterion, x.contiguous(), y)
+
+
+def _stepping(net: nn.Module, optimizer, criterion, x: Tensor, y: Tensor) -> Callable[[], None]:
+    def step():
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def our_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    """One pass over all hospitals' samples, each hospital's own noise, the total, and one step with it."""
+    task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
+    group, w, velocity = index * HOSPITALS // len(x), task.start, torch.zeros(task.d)
+    share = noise_share(SIGMA, CLIP, HOSPITALS)
+    streams = [Randomness().stream("noise", hospital) for hospital in range(HOSPITALS)]
+
+    def step():
+        nonlocal w, velocity
+        sums = task.clipped_sums(w, index, CLIP, group, HOSPITALS)
+        messages = [own + stream.normal(task.d, share) for own, stream in zip(sums, streams, strict=True)]
+        velocity = 0.9 * velocity + sum(messages) / len(x)
+        w = w - RATE * velocity
+        return w
+
+    return step
+
+
+def opacus_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    """As the reference implementation does: a model and an optimizer a hospital, one after the other, then the mean."""
+    nets = [copy.deepcopy(net) for _ in range(HOSPITALS)]
+    parts = list(zip(x.tensor_split(HOSPITALS), y.tensor_split(HOSPITALS), strict=True))
+    noise = SIGMA / HOSPITALS**0.5
+    steps = [opacus_hooks(own, *part, noise_multiplier=noise) for own, part in zip(nets, parts, strict=True)]
+    w = parameters_to_vector(net.parameters()).detach()
+
+    def step():
+        nonlocal w
+        total = torch.zeros_like(w)
+        for own, local_step in zip(nets, steps, strict=True):
+            vector_to_parameters(w.clone(), own.parameters())
+            local_step()
+            total += parameters_to_vector(own.parameters()).detach()
+        w = total / HOSPITALS
+        return w
+
+    return step
+
+
+def peak_megabytes(make: Callable, case: Case) -> float:
+    """Peak resident memory of three steps beyond that of the process before them."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (make, case, torch.get_num_threads()))
+
+
+def _peak(make: Callable, case: Case, threads: int) -> float:
+    torch.set_num_threads(threads)
+    step = make(*batch_of(case))
+    before = _resident(reset=True)
+    for _ in range(3):
+        step()
+    return _resident() - before
+
+
+def _resident(reset: bool = False) -> float:
+    """The most memory that was resident since the last reset, or since the start where a reset is not possible."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**10

@@ -1,0 +1,186 @@
+"""``bench inference``: SqueezeNet-1.1 on one image by three processes over TLS, beside plain torch and CrypTen.
+
+The three take turns, so that a busy machine is as busy for each. CrypTen 0.4.1 stands in a folder of its own and is
+measured where ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); without it its rows are left out. It makes its
+correlated randomness within the query, so it is held against offline plus online time, not against online alone.
+At 224 pixels one turn of CrypTen takes about a minute; at 64, the default, some seconds.
+"""
+
+import contextlib
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.inference.workers import Workers
+
+#: Times faster than CrypTen, by the image's size.
+CRYPTEN_TARGETS = {64: 30, 224: 100}
+CRYPTEN_PARTIES = 2
+#: Only Linux tells about other processes; elsewhere memory and processor time are left out.
+PROC = Path("/proc/self/smaps_rollup").exists()
+
+
+def run(path=None, *, size: int = 64, repeats: int = 10, warm_up: int = 2) -> dict:
+    """Measure, and write the rows as JSON to ``path`` where one is given. ``size`` is the image's side in pixels."""
+    import numpy as np
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
+        model, image, net, x = _model_and_image(folder, size)
+        workers = stack.enter_context(Workers(model))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        stack.callback(torch.set_num_threads, threads)
+        answers, processor, memory = [], [], []
+
+        def private():
+            before = _processor_seconds(workers.pids.values()) if PROC else 0
+            answers.append(workers.infer(image))
+            if PROC:
+                processor.append(_processor_seconds(workers.pids.values()) - before)
+                memory.append(_proportional_set_size(workers.pids.values()))
+
+        def plain():
+            with torch.inference_mode():
+                return net(x)
+
+        functions = {"private": private, "plain": plain}
+        if _crypten_folder() is not None:
+            functions["crypten"] = stack.enter_context(_Crypten(folder, model, size))
+        seconds = medians(interleaved(functions, repeats, warm_up))
+        logits = plain()[0].numpy()
+    counted = answers[warm_up:]
+    error = max(float(np.abs(np.array(answer["logits"]) - logits).max()) for answer in counted)
+    online = statistics.median(answer["seconds_online"] for answer in counted)
+    total = statistics.median(answer["seconds_online"] + answer["seconds_offline"] for answer in counted)
+    amounts = counted[0]["bytes"]
+    rows = [
+        _bounded(f"online, {size} px", online, "s", 0.4 if size == 224 else None),
+        _bounded(f"offline and online, {size} px", total, "s", 0.8 if size == 224 else None),
+        row("online against plain torch, 1 thread", online, "s", "torch", seconds["plain"], online / seconds["plain"]),
+        _bounded("both directions online", (amounts["online_sent"] + amounts["online_received"]) / 1e6, "MB", 60),
+        _bounded("crypto-provider to provider", amounts["offline_to_provider"] / 1e6, "MB", 100),
+        _bounded("crypto-provider to patient, once a session", amounts["offline_to_patient"], "bytes", 16),
+        row("rounds online", counted[0]["rounds"], "rounds"),
+        _bounded("largest error of a logit, of the logits' range", error / float(np.ptp(logits)), "of 1", 1e-3),
+    ]
+    if PROC:
+        rows += [
+            _bounded("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
+            row("processor time of the three, a query", statistics.median(processor[warm_up:]), "s"),
+        ]
+    if "crypten" in functions:
+        peer = functions["crypten"].seconds[warm_up:]
+        rows += _against_crypten(statistics.median(peer), online, total, size)
+    return write(rows, path)
+
+
+def _against_crypten(peer: float, online: float, total: float, size: int) -> list[dict]:
+    least = CRYPTEN_TARGETS.get(size)
+    target = None if least is None else f"at least {least} times faster"
+    holds = None if least is None else peer / total >= least
+    return [
+        row("offline and online against CrypTen", total, "s", "crypten 0.4.1", peer, peer / total, target, holds),
+        row("online alone against CrypTen", online, "s", "crypten 0.4.1", peer, peer / online),
+    ]
+
+
+def _bounded(name: str, value: float, unit: str, most: float | None) -> dict:
+    if most is None:
+        return row(name, value, unit)
+    return row(name, value, unit, target=f"at most {most:g} {unit}", holds=value <= most)
+
+
+def _model_and_image(folder: Path, size: int):
+    """A SqueezeNet-1.1 with embedded weights as a model file, and a synthetic patient's image; both also in memory."""
+    from PIL import Image
+
+    from dopamine_lib.checkpoints import save_model
+    from dopamine_lib.data.dataset import GRADES
+    from dopamine_lib.data.synthetic import make_population
+    from dopamine_lib.models import build, load_weights, to_input
+
+    weights = load_weights()
+    net = build("squeezenet", len(GRADES), weights, 0).eval()
+    preprocessing = {"size": size, "mean": weights.mean, "std": weights.std}
+    save_model(
+        folder / "model.safetensors",
+        net,
+        {"architecture": "squeezenet", "grades": GRADES, "preprocessing": preprocessing},
+    )
+    images, *_ = make_population(1, size, 1, threads=1)
+    Image.fromarray(images[0]).save(folder / "eye.png")
+    return folder / "model.safetensors", folder / "eye.png", net, to_input(images, weights.mean, weights.std)
+
+
+def _processor_seconds(pids) -> float:
+    """User and system time of processes so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def _proportional_set_size(pids) -> int:
+    """Memory of processes in bytes, shared pages divided among those who share them."""
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    return total
+
+
+def _crypten_folder() -> str | None:
+    """Where CrypTen is: the named folder, "" for the environment itself, None for nowhere."""
+    named = os.environ.get("DOPAMINE_CRYPTEN")
+    return named or ("" if importlib.util.find_spec("crypten") else None)
+
+
+class _Crypten:
+    """CrypTen's two parties; calling it runs one inference and notes the slower party's seconds."""
+
+    def __init__(self, folder: Path, model: Path, size: int):
+        path = filter(None, [_crypten_folder(), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "dopamine_lib.benchmarks.crypten_peer"]
+        self.seconds: list[float] = []
+        self._parties = [
+            subprocess.Popen(
+                [*command, str(rank), str(folder / "rendezvous"), str(model), str(size)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+            )
+            for rank in range(CRYPTEN_PARTIES)
+        ]
+
+    def __enter__(self):
+        self._hear()
+        return self
+
+    def __call__(self) -> None:
+        for party in self._parties:
+            party.stdin.write("go\n")
+            party.stdin.flush()
+        self.seconds.append(max(float(line.split()[0]) for line in self._hear()))
+
+    def _hear(self) -> list[str]:
+        lines = [party.stdout.readline() for party in self._parties]
+        if not all(lines):
+            raise RuntimeError("a CrypTen process ended; its message is above")
+        return lines
+
+    def __exit__(self, *error):
+        for party in self._parties:
+            party.stdin.close()
+            party.stdout.close()
+            try:
+                party.wait(10)
+            except subprocess.TimeoutExpired:
+                party.kill()
+                party.wait()

@@ -1,0 +1,127 @@
+"""The three workers as processes of this machine: started, introduced to each other, watched, and ended.
+
+    with Workers("FSCDP-0.safetensors") as workers:
+        workers.prepare()
+        answer = workers.infer("eye.png")
+
+Every worker is a fresh interpreter, not a copy of this process: the model's file is opened by the provider's process
+only, the image's by the patient's only, and this process opens neither. Each makes its own key; what passes through
+this process are certificates, addresses, file names and, from the patient, the answer. Nothing secret stands in an
+argument or in the environment. A worker ends when its standard input does, so none outlives this process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.channel import ChannelError
+
+ROLES = ("hospital", "provider", "patient")
+START_TIMEOUT = 300.0  # seconds for a worker to start: imports, compilation of kernels, calibration
+END_TIMEOUT = 5.0
+
+
+class Workers:
+    """Patient, provider and hospital on this machine. Use as a context manager, or call ``close``.
+
+    weights   a model that ``reproduce`` wrote
+    backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
+    size      side of the image in pixels; the model's own by default
+
+    Raises InputError for what is wrong with the model, ChannelError where a worker ended.
+    """
+
+    def __init__(self, weights, *, backbone=None, size: int | None = None):
+        self._processes: dict[str, subprocess.Popen] = {}
+        try:
+            for role in ROLES:
+                self._processes[role] = _start(role)
+            certificates = {role: self._hear(role)["certificate"] for role in ROLES}
+            self._say("provider", {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size})
+            addresses = {}
+            for role in ROLES:
+                self._say(role, {"certificates": certificates, "addresses": addresses})
+                addresses[role] = self._hear(role).get("address")
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self, queries: int = 1) -> int:
+        """Make correlated randomness for so many more queries; returns how many lie ready."""
+        self._say("patient", {"prepare": queries})
+        return self._hear("patient")["ready"]
+
+    def infer(self, image) -> dict:
+        """The answer for one image file, as ``client.Answer.record``. Raises InputError for a bad file."""
+        self._say("patient", {"image": _absolute(image)})
+        return self._hear("patient")["answer"]
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process numbers by role."""
+        return {role: process.pid for role, process in self._processes.items()}
+
+    def close(self) -> None:
+        """End the three processes; may be called twice."""
+        for process in reversed(self._processes.values()):  # the patient first: it ends its session
+            process.stdin.close()
+            try:
+                process.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        self._processes.clear()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _say(self, role: str, message: dict) -> None:
+        try:
+            self._processes[role].stdin.write(json.dumps(message) + "\n")
+            self._processes[role].stdin.flush()
+        except (BrokenPipeError, KeyError, ValueError):
+            raise ChannelError(f"the {role}'s process has ended; start the workers again") from None
+
+    def _hear(self, role: str) -> dict:
+        """A worker's next line; its complaint becomes an exception of the same kind here."""
+        process = self._processes[role]
+        watchdog = threading.Timer(START_TIMEOUT, process.kill)
+        watchdog.start()
+        try:
+            line = process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        if not line:
+            raise ChannelError(f"the {role}'s process ended without a word; start the workers again")
+        message = json.loads(line)
+        if "wrong input" in message:
+            raise InputError(message["wrong input"])
+        if "broken" in message:
+            raise ChannelError(message["broken"])
+        return message
+
+
+def _absolute(path) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _start(role: str) -> subprocess.Popen:
+    home = str(Path(__file__).parents[2])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "dopamine_lib.inference.worker", role],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends them
+    )

@@ -1,0 +1,230 @@
+"""Sums of clipped gradients at nearly the price of one ordinary gradient: book-keeping (Bu et al., 2023).
+
+The gradient of a sample at a linear map y = W x + b, used at P positions, is the matrix G^T X: the map's inputs X
+(P, D) and the loss's derivatives G (P, O) with respect to its outputs. A convolution is such a map of its patches.
+One forward and one backward pass give X and G of every layer and every sample; the gradients of the weights, a third
+of an ordinary step, are left out. Then, layer by layer, the norm comes by the cheaper of two ways:
+
+Gram          |G^T X|^2 = sum of (X X^T) * (G G^T), two (P, P) matrices; the gradient itself is never made
+instantiated  make G^T X for each sample, and use it twice: for the norm and for the sum
+
+With the factors f of all samples known, a group's sum is (f G)^T X over its samples and positions at once, or f times
+the instantiated gradients. Nothing is differentiated a second time.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dopamine_lib.errors import InputError
+
+#: Multiplications that cost as much as writing one number and reading it twice (measured: 10 to 30).
+MEMORY = 16
+#: Numbers that stay in a core's cache.
+CACHED = 2**18
+#: The same where launching a kernel costs more than memory does: on a GPU.
+CACHED_GPU = 2**24
+
+
+def cheaper_by_gram(positions: int, inputs: int, outputs: int) -> bool:
+    """Whether a layer's norm costs less by Gram matrices: P^2 (D + O) multiplications against D O numbers kept."""
+    return positions**2 * (inputs + outputs) <= MEMORY * inputs * outputs
+
+
+class _Anchor(torch.autograd.Function):
+    """The identity, in place: makes a first layer's output part of the graph although nothing before it is."""
+
+    @staticmethod
+    def forward(ctx, x, anchor):
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(anchor)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, torch.zeros_like(ctx.saved_tensors[0])
+
+
+@dataclass
+class _Kept:
+    """What is kept of one layer: ``inputs`` (B, P, D) and ``outputs`` (B, P, O), or ``gradients`` (B, O D)."""
+
+    squares: Tensor
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    gradients: Tensor | None = None
+
+
+class _Layer:
+    """A Conv2d or Linear, and where its parameters stand in the flat vector."""
+
+    def __init__(self, name: str, module: nn.Module, start: int):
+        self.name, self.module, self.start = name, module, start
+        self.weights = module.weight.numel()
+        self.out = module.weight.shape[0]
+        self.depth = self.weights // self.out
+        self.end = start + self.weights + (self.out if module.bias is not None else 0)
+        self.kernel = module.weight.shape[2:]
+        self.pointwise = self.kernel.numel() == 1  # Linear and 1x1: the input at a position is its patch
+
+    def keep(self, x: Tensor, g: Tensor) -> _Kept:
+        """Norms, and what the sums need, from the layer's inputs and the derivatives at its outputs."""
+        outputs = g.permute(0, 2, 3, 1).flatten(1, 2) if self.kernel else g.reshape(len(g), -1, self.out)
+        inputs = self._windows(x) if self.kernel else x.reshape(len(x), -1, self.depth)
+        if self.pointwise:  # a view: the images are in channels_last memory
+            inputs = inputs.reshape(len(x), -1, self.depth)
+        if cheaper_by_gram(outputs.shape[1], self.depth, self.out):
+            inputs = inputs if self.pointwise else self._in_weight_order(inputs)
+            products = torch.bmm(inputs, inputs.mT)
+            if self.module.bias is not None:
+                products += 1  # a bias is the weight of one more input, which is 1 everywhere
+            return _Kept((products * torch.bmm(outputs, outputs.mT)).sum((1, 2)), inputs=inputs, outputs=outputs)
+        gradients = self._instantiate(inputs, outputs).flatten(1)
+        return _Kept(torch.linalg.vector_norm(gradients, dim=1).square(), gradients=gradients)
+
+    def add(self, total: Tensor, kept: _Kept, factors: Tensor, rows: slice) -> None:
+        """Add the clipped gradients of the samples ``rows`` to ``total`` (d,)."""
+        weight, bias = total[self.start : self.start + self.weights], total[self.start + self.weights : self.end]
+        if kept.gradients is None:
+            scaled = (kept.outputs[rows] * factors[rows, None, None]).flatten(0, 1)
+            weight.view(self.out, -1).addmm_(scaled.T, kept.inputs[rows].flatten(0, 1))
+            bias += scaled.sum(0)[: len(bias)]
+        else:
+            own = (factors[rows] @ kept.gradients[rows]).view(self.out, -1)
+            bias += own[:, self.depth :].flatten()
+            own = own[:, : self.depth]
+            if self.kernel:  # from (O, kh, kw, C), the order of the patches, to (O, C, kh, kw)
+                own = own.unflatten(1, (*self.kernel, -1)).permute(0, 3, 1, 2)
+            weight.view(self.module.weight.shape).add_(own)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """What a convolution sees at each output position: (B, C, H, W) to a view (B, H', W', kh, kw, C)."""
+        conv = self.module
+        pads = conv._reversed_padding_repeated_twice  # (left, right, top, bottom), whatever way padding was given
+        if any(pads):
+            x = F.pad(x, pads, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+        x = x.permute(0, 2, 3, 1)
+        for axis, (size, step, gap) in enumerate(zip(self.kernel, conv.stride, conv.dilation, strict=True), start=1):
+            x = x.unfold(axis, (size - 1) * gap + 1, step)[..., ::gap]
+        return x.permute(0, 1, 2, 4, 5, 3)
+
+    def _in_weight_order(self, windows: Tensor) -> Tensor:
+        """Windows (B, H', W', kh, kw, C) as patches (B, P, C kh kw), one kernel position at a time: long copies."""
+        high, wide = self.kernel
+        patches = windows.new_empty(*windows.shape[:3], windows.shape[5], high, wide)
+        for i, j in itertools.product(range(high), range(wide)):
+            patches[..., i, j] = windows[..., i, j, :]
+        return patches.view(len(windows), -1, self.depth)
+
+    def _instantiate(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Each sample's gradient (B, O, D), or (B, O, D + 1) where the bias is one more input, 1 everywhere.
+
+        Patches are made for a few samples at a time, so that they stay in the cache.
+        """
+        samples, positions = outputs.shape[:2]
+        one = int(self.module.bias is not None)
+        if self.pointwise:
+            gradients = torch.bmm(outputs.mT, inputs)
+            sums = (outputs.new_ones(positions) @ outputs)[..., None]
+            return torch.cat([gradients, sums], dim=2) if one else gradients
+        gradients = outputs.new_empty(samples, self.out, self.depth + one)
+        block = max(1, (CACHED if outputs.device.type == "cpu" else CACHED_GPU) // (positions * self.depth))
+        space = outputs.new_ones(block, positions, self.depth + one)
+        patches = space[..., : self.depth].view(block, *inputs.shape[1:])
+        for first in range(0, samples, block):
+            part = slice(first, first + block)
+            count = len(inputs[part])
+            patches[:count] = inputs[part]
+            torch.bmm(outputs[part].mT, space[:count], out=gradients[part])
+        return gradients
+
+
+class Book:
+    """One batch after its forward and backward pass: the norm of every sample's gradient, and what sums need.
+
+    norms  (B,)
+    """
+
+    def __init__(self, kept: list[tuple[_Layer, _Kept]]):
+        self._kept = kept
+        self.norms = sum(entry.squares for _, entry in kept).clamp_min(0).sqrt()
+
+    def add_to(self, sums: Tensor, factors: Tensor, group: list[int]) -> None:
+        """Add factors[i] times sample i's gradient to row group[i] of ``sums`` (groups, d); ``group`` ascends."""
+        first = 0
+        while first < len(group):
+            last = first + group[first:].count(group[first])
+            for layer, entry in self._kept:
+                layer.add(sums[group[first]], entry, factors, slice(first, last))
+            first = last
+
+
+class BookKeeper:
+    """Opens a ``Book`` for any batch of a net made of Conv2d (groups=1), Linear and layers without parameters.
+
+    A layer without parameters must treat every sample alone, or no per-sample gradient exists.
+    Raises InputError for any other layer and for parameters used twice.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.net, self.layers = net, []
+        start, seen = 0, set()
+        for name, module in net.named_modules():
+            own = [p for p in module.parameters(recurse=False)]
+            if not own:
+                continue
+            what = f"layer '{name}' ({type(module).__name__})"
+            if type(module) not in (nn.Conv2d, nn.Linear) or getattr(module, "groups", 1) != 1:
+                raise InputError(
+                    f"{what} has no per-sample gradient here: Conv2d with groups=1, Linear and layers without "
+                    "parameters have one; replace it"
+                )
+            if not seen.isdisjoint(own):
+                raise InputError(f"{what} shares parameters with another layer; give each layer its own")
+            seen.update(own)
+            self.layers.append(_Layer(name, module, start))
+            start = self.layers[-1].end
+
+    def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Book:
+        """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net."""
+        kept: dict[_Layer, _Kept] = {}
+        anchor = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
+        hooks = [layer.module.register_forward_hook(self._hook(layer, anchor, kept)) for layer in self.layers]
+        try:
+            with torch.enable_grad():
+                logits = functional_call(self.net, parameters, (x,))
+                torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), anchor)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Book(list(kept.items()))
+
+    @staticmethod
+    def _hook(layer: _Layer, anchor: Tensor, kept: dict) -> Callable:
+        used = []
+
+        def forward(module, arguments, output):
+            if used:
+                raise InputError(f"layer '{layer.name}' is used twice in one pass; give each use a layer of its own")
+            used.append(module)
+            x = arguments[0].detach()
+            version = x._version
+
+            def backward(gradient):
+                if x._version != version:
+                    raise InputError(
+                        f"the input of layer '{layer.name}' is changed in place after its use; change a copy"
+                    )
+                kept[layer] = layer.keep(x, gradient)
+
+            if not output.requires_grad:
+                output = _Anchor.apply(output, anchor)
+            output.register_hook(backward)  # before an in-place ReLU, so it sees the derivative at the layer's output
+            return output
+
+        return forward

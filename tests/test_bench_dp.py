@@ -1,0 +1,118 @@
+"""``bench dp`` at tiny sizes: the form of its rows, and that every peer does the same work."""
+
+import json
+import math
+import platform
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from dopamine_lib.benchmarks import dp
+from dopamine_lib.benchmarks.dp import Case, batch_of
+
+TINY = Case("cnn", 16, 10, most=1e9, least=1e-9, minutes=1e9)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Opacus warns of its own hooks
+        yield
+
+
+def test_rows_compare_ours_with_every_peer_and_are_written(tmp_path):
+    path = tmp_path / "dp.json"
+    result = dp.run(path, steps=(TINY,), federated=(TINY,), memory=(), repeats=2)
+    assert json.loads(path.read_text()) == result and result["machine"]
+    rows = result["rows"][1:]
+    peers = ["plain SGD step", "Opacus hooks", "Opacus functorch", "Opacus ghost", "10 Opacus models", None]
+    assert [line["peer"] for line in rows] == peers
+    for line in rows[:5]:
+        ours, peer = line["value"], line["peer_value"]
+        assert line["ratio"] == pytest.approx(ours / peer if line["peer"] == "plain SGD step" else peer / ours)
+        assert line["fastest"] <= ours <= line["slowest"] and str(TINY) in line["name"]
+    assert [line["holds"] for line in rows].count(True) == 4  # plain, Opacus's best mode, the iteration, its minutes
+    assert rows[5]["value"] == pytest.approx(rows[4]["value"] * 3001 / 60)
+
+
+@pytest.mark.parametrize("most, least, holds", [(1.9, None, False), (2.1, None, True), (None, 2.1, False)])
+def test_a_missed_promise_is_said(most, least, holds):
+    peer, peers = ("plain SGD step", [1.0]) if least is None else ("Opacus hooks", [4.0])
+    assert dp.compared("x", [2.0, 2.0, 9.0], peer, peers, most=most, least=least)["holds"] == holds
+
+
+@pytest.mark.parametrize("make", [dp.opacus_hooks, dp.opacus_functorch, dp.opacus_ghost])
+def test_every_mode_of_opacus_takes_our_step(make):
+    net, x, y = batch_of(TINY)
+    start = parameters_to_vector(net.parameters()).detach().clone()
+    ours = dp.our_step(net, x, y)()
+    make(net, x, y)()
+    theirs = parameters_to_vector(net.parameters()).detach()
+    assert (ours - start).norm() > 1e-5
+    assert (ours - theirs).norm() < 1e-4 * (ours - start).norm()  # Opacus divides by the norm plus 1e-6
+
+
+def test_opacus_hooks_are_wrong_in_channels_last_memory():
+    """Why the benchmark gives them plain memory: the same module, the same images, another gradient."""
+    from opacus.grad_sample import GradSampleModule
+
+    net, x, y = batch_of(TINY)
+    module = GradSampleModule(net.train())
+    samples = []
+    for images in (x, x.contiguous()):
+        module.zero_grad()
+        torch.nn.functional.cross_entropy(module(images), y).backward()
+        samples.append(module._module[0].weight.grad_sample)
+    assert (samples[0] - samples[1]).norm() > 0.1 * samples[1].norm()
+
+
+def test_ten_models_of_opacus_take_our_iteration(monkeypatch):
+    monkeypatch.setattr(dp, "SIGMA", 0.0)
+    net, x, y = batch_of(TINY)
+    start = parameters_to_vector(net.parameters()).detach().clone()
+    ours, theirs = dp.our_iteration(net, x, y)(), dp.opacus_iteration(*batch_of(TINY))()
+    assert (ours - theirs).norm() < 1e-3 * (ours - start).norm()
+
+
+def test_the_noise_of_an_iteration_is_the_bounds():
+    """One iteration moves the model by the clipped sum and by noise of sigma C / batch an entry."""
+    net, x, y = batch_of(TINY)
+    first, second = (make(*batch_of(TINY))() for make in (dp.our_iteration, dp.our_iteration))
+    expected = dp.RATE * dp.SIGMA * dp.CLIP / len(x) * math.sqrt(2)
+    d = len(first)  # a standard deviation's own relative error is 1 / sqrt(2 d); five of them: false alarm 6e-7
+    assert (first - second).std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * d))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="another system counts peak memory from the process's start")
+def test_peak_memory_counts_what_a_step_holds():
+    case = Case("cnn", 64, 16, most=1e9)
+    line = dp.memory_row(case)
+    floor = 16 * 16 * 64 * 64 * 4 / 2**20  # the first layer's output alone
+    assert line["value"] > floor and line["peer_value"] > floor and line["holds"]
+
+
+FAULTS = """
+import resource
+from dopamine_lib.allocator import keep_freed_memory
+{keep}
+faults = []
+for turn in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (64 << 20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
+@pytest.mark.parametrize("keep, kept", [("assert keep_freed_memory()", True), ("", False)])
+def test_freed_memory_stays_in_the_process_only_when_told(keep, kept):
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (int(done.stdout) < 100) == kept  # of 16384 pages

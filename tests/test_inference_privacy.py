@@ -1,0 +1,265 @@
+"""What each party sees is independent of the other's secret; and the test that says so fails where a mask is misused.
+
+A tiny network, a few hundred queries from seeds, every byte that goes between the parties recorded. Three views:
+
+    received  each byte a party receives, by position: uniform on 256 values
+    opened    what both shares of a message add up to: uniform
+    known     the opened value together with the receiver's own mask: uniform on pairs
+
+Each is one chi-square statistic, summed over the positions of a message, and a p-value. Honest runs must stay above
+1e-6 for every message of every view (about 60 of them: a false alarm in 20,000 honest runs, and the seeds are fixed);
+a planted fault must fall below 1e-12.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from private_session import Session, at_once, with_weights
+from scipy.stats import chi2
+from torch import nn
+
+from dopamine_lib.inference import dealer as dealer_module
+from dopamine_lib.inference import parties
+from dopamine_lib.inference.channel import Recorded, local_pair
+from dopamine_lib.inference.comparison import Comparison
+from dopamine_lib.inference.dealer import Dealer
+from dopamine_lib.inference.network import compile_model
+from dopamine_lib.inference.normalised import NormalisedOperation
+from dopamine_lib.inference.operation import TAGS
+from dopamine_lib.inference.parties import Patient, Provider
+from dopamine_lib.inference.program import ANSWER, DIGEST, MODEL, QUERY
+from dopamine_lib.inference.randomness import draw, query_key
+from dopamine_lib.inference.truncation import TruncationOperation
+
+QUERIES, MANY = 256, 4000
+CLEAN, CAUGHT = 1e-6, 1e-12
+IMAGES = [np.full((1, 4, 4), value, np.float32) for value in (-1.0, 1.0)]
+
+
+def tiny(seed):
+    """A network of a convolution, a maximum, ReLU, and two linear layers with a truncation between them."""
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)
+    net = nn.Sequential(*layers)
+    return compile_model(net, 4, torch.rand(8, 1, 4, 4) * 2 - 1)
+
+
+PLAN, WEIGHTS = tiny(1)
+
+
+class Run:
+    """Many queries on one image in one session; all that was said: ``messages[side, direction, tag]`` (N, bytes)."""
+
+    def __init__(self, image, queries=QUERIES, one_seed=False):
+        self.queries, self.session = queries, Session(PLAN, WEIGHTS, seed=5)
+        if one_seed:
+            seed = self.session.dealer.provider_seed = self.session.dealer.patient_seed
+            self.session.provider._seed = seed
+
+        def patient():
+            for _ in range(queries):
+                self.session.patient.prepare()
+                self.session.patient.infer(image)
+
+        def provider():
+            for _ in range(queries):
+                self.session.provider.prepare(self.session.from_dealer)
+                self.session.provider.serve()
+
+        def deal():
+            for _ in range(queries):
+                self.session.dealer.send(self.session.to_provider)
+
+        at_once(patient, provider, deal)
+        self.session.close()
+        self.messages = {}
+        for side, end in (("patient", self.session.patient_end), ("provider", self.session.provider_end)):
+            for direction, tag, payload in end.log:
+                if tag not in (DIGEST, MODEL, QUERY, ANSWER):
+                    self.messages.setdefault((side, direction, tag), []).append(np.frombuffer(payload, np.uint8))
+        self.messages = {key: np.stack(rows) for key, rows in self.messages.items()}
+
+    def received(self):
+        return {(side, tag): rows for (side, direction, tag), rows in self.messages.items() if direction == "received"}
+
+    def opened(self):
+        """Per side and message that opens a value: the opened bytes (N, n), and the side's own mask of them."""
+        for i, (_, operation) in enumerate(self.session.patient.program.operations):
+            if not isinstance(operation, Comparison | TruncationOperation):
+                continue
+            for side, party, layout in (
+                ("patient", self.session.patient, operation.patient),
+                ("provider", self.session.provider, operation.provider),
+            ):
+                own = [draw(layout, query_key(party._seed, query), i) for query in range(self.queries)]
+                masks = [np.stack([o.r.reshape(-1).view(np.uint8) for o in own])]
+                if isinstance(operation, Comparison):
+                    masks += [np.stack([o.bits[part].reshape(-1) for o in own]) for part in (slice(6), slice(6, 7))]
+                for k, mask in enumerate(masks):
+                    mine = self.messages[side, "sent", TAGS * i + k]
+                    theirs = self.messages[side, "received", TAGS * i + k]
+                    both = (mine.view("<u4") + theirs.view("<u4")).view(np.uint8) if k == 0 else mine ^ theirs
+                    yield (side, TAGS * i + k), both, mask
+
+
+def p_uniform(rows):
+    """p-value of the bytes (N, positions) being uniform, each position on its own, statistics added up."""
+    n, positions = rows.shape
+    counts = np.stack([np.bincount(column, minlength=256) for column in rows.T])
+    return chi2.sf(((counts - n / 256) ** 2).sum() / (n / 256), 255 * positions)
+
+
+def p_pairs(rows, own):
+    """p-value of the pairs (low four bits here, low four bits of one's own) being uniform."""
+    return p_uniform((rows & 15) << 4 | own & 15)
+
+
+def p_alike(one, other):
+    """p-value of two samples (N, positions) having one distribution, position by position."""
+    statistic = freedom = 0
+    for a, b in zip(one.T, other.T, strict=True):
+        a, b = np.bincount(a, minlength=256), np.bincount(b, minlength=256)
+        used = a + b > 0
+        statistic += ((a - b)[used] ** 2 / (a + b)[used]).sum()
+        freedom += used.sum() - 1
+    return chi2.sf(statistic, max(freedom, 1))
+
+
+def worst(run):
+    """The smallest p-value of each view, and of all."""
+    received = min(p_uniform(rows) for rows in run.received().values())
+    opened = min(p_uniform(rows) for _, rows, _ in run.opened())
+    known = min(p_pairs(rows, own) for _, rows, own in run.opened())
+    return received, opened, known
+
+
+@pytest.fixture(scope="module")
+def honest():
+    return [Run(image) for image in IMAGES]
+
+
+def test_every_message_was_looked_at(honest):
+    kinds = {tag for _, _, tag in honest[0].messages}
+    operations = honest[0].session.patient.program.operations
+    wanted = {TAGS * i + k for i, (_, operation) in enumerate(operations) for k in range(len(operation.messages))}
+    assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1
+
+
+def test_what_each_party_sees_is_uniform(honest):
+    assert min(min(worst(run)) for run in honest) > CLEAN
+
+
+@pytest.mark.slow
+def test_what_each_party_sees_is_uniform_in_many_queries():
+    runs = [Run(image, MANY) for image in IMAGES]
+    assert min(min(worst(run)) for run in runs) > CLEAN
+    black, white = (run.received() for run in runs)
+    assert min(p_alike(black[key], white[key]) for key in black) > CLEAN
+
+
+def test_what_each_party_sees_is_the_same_for_two_images(honest):
+    black, white = (run.received() for run in honest)
+    assert min(p_alike(black[key], white[key]) for key in black) > CLEAN
+
+
+def test_the_patient_can_work_out_the_provider_s_last_message_from_the_answer(honest):
+    """The answer's share is the answer minus the patient's own share: it says no more than the answer does."""
+    answers = [payload for direction, tag, payload in honest[0].session.patient_end.log if tag == ANSWER]
+    assert p_uniform(np.stack([np.frombuffer(payload, np.uint8) for payload in answers])) > CLEAN
+
+
+def masked_weights(weights, sessions=QUERIES):
+    """F = W - B of many sessions, as the patient receives it."""
+    one, other = local_pair()
+    recorded = Recorded(one)
+    dealers = [Dealer(PLAN, seed) for seed in range(sessions)]
+
+    def patient():
+        for dealer in dealers:
+            Patient(PLAN, dealer.patient_seed, recorded).setup()
+
+    def provider():
+        for dealer in dealers:
+            Provider(PLAN, weights, dealer.provider_seed, other).setup()
+
+    at_once(patient, provider)
+    one.close()
+    other.close()
+    rows = [b for direction, tag, b in recorded.log if tag == MODEL]
+    per_session = len(rows) // sessions
+    return np.stack(
+        [np.frombuffer(b"".join(rows[i : i + per_session]), np.uint8) for i in range(0, len(rows), per_session)]
+    )
+
+
+def test_masked_weights_are_the_same_for_two_models():
+    silent = parties.Weights(
+        {number: [np.zeros_like(matrix) for matrix in matrices] for number, matrices in WEIGHTS.matrices.items()},
+        WEIGHTS.biases,
+    )
+    one, other = masked_weights(WEIGHTS), masked_weights(silent)
+    assert p_uniform(one) > CLEAN and p_uniform(other) > CLEAN
+    # the seeds are the same, so the difference is the weights: what one mask for two models would give away
+    assert p_uniform(one - other) < CAUGHT
+
+
+def head_messages(x, seeds):
+    """What goes between the parties in a normalised head of 8 features and 2 classes, by message: bytes (N, n)."""
+    weights = [np.arange(16, dtype=np.uint64).reshape(2, 8)]
+    shares = x.astype(np.uint64), np.zeros(8, np.uint64)
+    runs = [with_weights(NormalisedOperation(8, 2, 40), shares, weights, weights[0][:, 0], seed) for seed in seeds]
+    return {key: np.stack([np.frombuffer(run[key], np.uint8) for run in runs]) for key in runs[0]}
+
+
+def test_a_head_s_messages_are_uniform_and_alike_for_two_images():
+    flat, steep = (
+        head_messages(x, range(i * QUERIES, (i + 1) * QUERIES)) for i, x in enumerate((np.ones(8), np.arange(8) * 1e6))
+    )
+    assert len(flat) == 4 and min(p_uniform(rows) for rows in (*flat.values(), *steep.values())) > CLEAN
+    assert min(p_alike(flat[key], steep[key]) for key in flat) > CLEAN
+    again = head_messages(np.ones(8), [7] * QUERIES)
+    assert all(p_uniform(rows) < CAUGHT for rows in again.values())
+
+
+def freeze(monkeypatch, field):
+    """Every layout with this field is drawn from the first query's key: its randomness is used again and again."""
+    for module in (parties, dealer_module):
+
+        def frozen(layout, key, operation, buffer=None, *, first):
+            if field in layout.fields:
+                key = first.setdefault((operation, layout), key)
+            return draw(layout, key, operation, buffer)
+
+        monkeypatch.setattr(module, "draw", partial(frozen, first={}))
+
+
+def test_a_reused_input_mask_is_caught(monkeypatch):
+    freeze(monkeypatch, "a")
+    run = Run(IMAGES[0])
+    assert p_uniform(run.received()["provider", 0]) < CAUGHT
+
+
+def test_a_reused_comparison_mask_is_caught(monkeypatch):
+    freeze(monkeypatch, "r")
+    run = Run(IMAGES[0])
+    tags = {tag for (side, tag), rows, _ in run.opened() if p_uniform(rows) < CAUGHT}
+    assert len(tags) == 3 + 3 + 1  # maximum, ReLU, truncation
+
+
+def test_one_seed_at_both_parties_is_caught():
+    run = Run(IMAGES[0], one_seed=True)
+    caught = {(side, tag % TAGS) for (side, tag), rows, own in run.opened() if p_pairs(rows, own) < CAUGHT}
+    assert {("patient", 0), ("provider", 0), ("patient", 1), ("provider", 1)} <= caught
+
+
+def test_no_secret_in_representations_and_errors():
+    session = Session(PLAN, WEIGHTS, seed=5)
+    try:
+        texts = " ".join(map(repr, (session.dealer, session.patient, session.provider, WEIGHTS, session.patient_end)))
+        for seed in (session.dealer.patient_seed, session.dealer.provider_seed):
+            assert repr(seed) not in texts and seed.hex() not in texts
+        assert "array" not in texts
+    finally:
+        session.close()

@@ -1,0 +1,318 @@
+"""The protocols of private inference, each against plain arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from private_session import both, with_weights
+
+from dopamine_lib.inference import beaver, kernels, plan
+from dopamine_lib.inference.buffers import Layout
+from dopamine_lib.inference.comparison import DROPPED, PRODUCTS, borrow
+from dopamine_lib.inference.convolution import ConvolutionOperation
+from dopamine_lib.inference.normalised import NormalisedOperation
+from dopamine_lib.inference.operation import PATIENT, PROVIDER
+from dopamine_lib.inference.pooling import (
+    MaximumOperation,
+    adaptive_windows,
+    average_pool,
+    max_pool,
+    pair_counts,
+    window_factors,
+)
+from dopamine_lib.inference.randomness import SESSION, fill, fresh_seed, query_key
+from dopamine_lib.inference.relu import ReLUOperation
+from dopamine_lib.inference.sharing import decode, encode, random_ring, reconstruct, share, signed
+from dopamine_lib.inference.truncation import TruncationOperation
+
+EDGE = 2**31 - 2**15
+
+
+def ring(values, bits=32):
+    return np.asarray(values, np.int64).astype(f"u{bits // 8}")
+
+
+# sharing and randomness
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20))
+def test_shares_add_up_to_what_was_shared(values):
+    x = ring(values)
+    assert np.array_equal(signed(reconstruct(*share(x))), values)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1000, 1000), st.sampled_from([32, 64]), st.integers(0, 20))
+def test_fixed_point_is_right_to_half_a_unit(value, bits, exponent):
+    assert abs(decode(encode([value], 2**exponent, bits), 2**exponent)[0] - value) <= 2.0 ** -(exponent + 1)
+
+
+@pytest.mark.parametrize("value", [2.0**11, -(2.0**11) - 1, np.nan, np.inf])
+def test_what_does_not_fit_the_ring_is_refused(value, refuses):
+    with refuses("use a smaller scale"):
+        encode([0.0, value], 2**20)
+
+
+def test_no_two_streams_agree():
+    seeds = [fresh_seed() for _ in range(3)]
+    streams = set()
+    for seed in seeds:
+        for query in (0, 1, 2, SESSION):
+            for operation in range(3):
+                buffer = np.empty(64, np.uint8)
+                fill(buffer, query_key(seed, query), operation)
+                streams.add(buffer.tobytes())
+    assert len(streams) == 3 * 4 * 3
+    assert fresh_seed(1, "a") == fresh_seed(1, "a") != fresh_seed(1, "b")
+
+
+def test_a_stream_is_as_long_as_asked_and_begins_alike():
+    long, short = np.empty(300_001, np.uint8), np.empty(7, np.uint8)
+    fill(long, bytes(16), 3)
+    fill(short, bytes(16), 3)
+    assert np.array_equal(long[:7], short) and abs(long.mean() - 127.5) < 1  # 1 is 7 standard errors
+
+
+def test_a_layout_places_arrays_behind_one_another():
+    layout = Layout(a=("u1", (3,)), b=("u4", (2, 2)))
+    assert layout.nbytes == 8 + 16
+    views = layout.views(np.arange(24, dtype=np.uint8))
+    assert views.a.tolist() == [0, 1, 2] and views.b[0, 0] == 0x0B0A0908
+
+
+# multiplication
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_triple_multiplies(bits):
+    x, y = random_ring((50,), bits), random_ring((50,), bits)
+    (x_0, x_1), (y_0, y_1) = share(x), share(y)
+    one, other = beaver.deal_triple((50,), bits)
+    (e_0, f_0), (e_1, f_1) = beaver.mask(x_0, y_0, one), beaver.mask(x_1, y_1, other)
+    e, f = e_0 + e_1, f_0 + f_1
+    assert np.array_equal(beaver.multiply(0, e, f, one) + beaver.multiply(1, e, f, other), x * y)
+
+
+def test_truncating_shares_is_off_by_one_at_most_where_the_ring_is_wide():
+    x = ring(np.random.default_rng(0).integers(-(2**30), 2**30, 1000), 64)
+    x_0, x_1 = share(x, bytes(16))
+    y = signed(beaver.truncate(0, x_0, 16) + beaver.truncate(1, x_1, 16))
+    assert np.abs(y - signed(x) / 2**16).max() <= 1
+
+
+# comparison, ReLU, maximum
+
+
+def check_relu(x, shift, y):
+    """y is max(x, 0) >> shift up to what ``relu`` says it may differ by."""
+    x, y = np.asarray(x, np.int64), signed(y).astype(np.int64)
+    floor = x >> shift
+    kept = (y == floor) | (y == floor + 1)
+    assert kept[x >= 0].all()
+    assert (y[x <= -(2**DROPPED)] == 0).all()
+    assert (kept | (y == 0))[x < 0].all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(-EDGE, EDGE - 1), min_size=1, max_size=30),
+    st.integers(0, 31),
+)
+def test_relu_is_right_within_its_margin(values, shift):
+    check_relu(values, shift, both(ReLUOperation(len(values), shift), share(ring(values))))
+
+
+def edges(count, rng):
+    """Values at and around every edge there is, and all over the range."""
+    near = np.array([0, 2**15, -(2**15), 2**19, -(2**19), 2**30, -(2**30), EDGE, -EDGE - 2**15])
+    values = rng.choice(near, count) + rng.integers(-(2**15), 2**15 + 1, count)
+    values[: count // 3] = rng.integers(-(2**31), EDGE, count // 3)
+    return np.clip(values, -(2**31), EDGE - 1)
+
+
+def test_ten_thousand_comparisons_at_the_edges():
+    values = edges(10_000, np.random.default_rng(1))
+    check_relu(values, 15, both(ReLUOperation(len(values), 15), share(ring(values))))
+
+
+@pytest.mark.slow
+def test_ten_million_comparisons_at_the_edges():
+    rng = np.random.default_rng(2)
+    operation = ReLUOperation(1_000_000, 15)
+    for _ in range(10):
+        values = edges(1_000_000, rng)
+        check_relu(values, 15, both(operation, share(ring(values))))
+
+
+def test_a_positive_value_beyond_the_range_shows_as_wrong():
+    """The check itself: just below 2^31 the answer is allowed to be wrong, and is now and then."""
+    values = np.full(2000, 2**31 - 2)
+    with pytest.raises(AssertionError):
+        check_relu(values, 0, both(ReLUOperation(len(values), 0), share(ring(values)), seed=3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(-(2**30) + 1, 2**30 - 1)] * 2), min_size=1, max_size=30))
+def test_maximum_is_right_within_its_margin(pairs):
+    a, b = np.array(pairs).T
+    y = signed(both(MaximumOperation(len(a)), share(ring(a)), share(ring(b)))).astype(np.int64)
+    assert ((y == a) | (y == b)).all()
+    assert (np.maximum(a, b) - y < 2**DROPPED).all()
+    assert (y >= a)[a >= b].all()
+
+
+def test_borrow_is_the_lexicographic_comparison_of_nibbles():
+    """All 2^7 possible bits, under random masks shared at random, against the formula."""
+    rng = np.random.default_rng(4)
+    true = ((np.arange(128)[None] >> np.arange(7)[:, None]) & 1).astype(np.uint8)
+    l0, e1, l1, e2, l2, e3, l3 = true
+    masks = rng.integers(0, 2, (6, 128), dtype=np.uint8)
+    products = np.array([np.bitwise_and.reduce([masks[j] for j in chosen]) for chosen in PRODUCTS])
+    first = [rng.integers(0, 256, values.shape, dtype=np.uint8) for values in (masks, products)]
+    second = [values ^ own for values, own in zip((masks, products), first, strict=True)]
+    opened = true[:6] ^ masks
+    got = borrow(PATIENT, opened, *first) ^ borrow(PROVIDER, opened, *second)
+    assert len(PRODUCTS) == 15
+    assert np.array_equal(got & 1, e3 & (l2 ^ e2 & (l1 ^ e1 & l0)))
+
+
+# pooling, truncation
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "ceil"), [((3, 3), (2, 2), False), ((3, 3), (2, 2), True), ((2, 3), (1, 2), True)]
+)
+@pytest.mark.parametrize("shape", [(2, 7, 8), (1, 6, 6), (3, 3, 5)])
+def test_pooling_shapes_and_values_are_torch_s(shape, kernel, stride, ceil):
+    import torch
+    import torch.nn.functional as F
+
+    x = np.random.default_rng(0).integers(-1000, 1000, shape)
+    sizes = []
+
+    def maximum(a, b):
+        sizes.append(len(a))
+        return np.maximum(a, b)
+
+    wanted = F.max_pool2d(torch.tensor(x).double()[None], kernel, stride, ceil_mode=ceil)[0].numpy()
+    assert np.array_equal(max_pool(x, kernel, stride, ceil, maximum), wanted)
+    assert sizes == pair_counts(shape, kernel, stride, ceil)
+
+
+@pytest.mark.parametrize("outputs", [(1, 1), (2, 3), (4, 4)])
+def test_average_pooling_is_torch_s(outputs):
+    import torch
+    import torch.nn.functional as F
+
+    x = np.random.default_rng(0).integers(0, 1000, (2, 7, 6))
+    rows, columns = (adaptive_windows(n, m) for n, m in zip((7, 6), outputs, strict=True))
+    common, _ = window_factors(rows, columns)
+    wanted = F.adaptive_avg_pool2d(torch.tensor(x).double()[None], outputs)[0].numpy()
+    x_0, x_1 = share(ring(x))
+    got = average_pool(x_0, rows, columns) + average_pool(x_1, rows, columns)
+    assert np.allclose(got / common, wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-(2**30), 2**30 - 1), min_size=1, max_size=30), st.integers(0, 30))
+def test_truncation_rounds_down_or_up(values, shift):
+    y = signed(both(TruncationOperation((len(values),), shift), share(ring(values)))).astype(np.int64)
+    floor = np.array(values) >> shift
+    assert ((y == floor) | (y == floor + 1)).all()
+
+
+def test_lifting_to_64_bits_is_exact():
+    values = np.random.default_rng(0).integers(-(2**30), 2**30, 5000)
+    y = both(TruncationOperation((5000,), 0, bits=64), share(ring(values)))
+    assert y.dtype == np.uint64 and np.array_equal(signed(y), values)
+
+
+def test_truncation_has_the_right_mean():
+    """10,000 roundings of 0.25: their mean lies within 5 standard errors, false alarm below 1e-6."""
+    y = signed(both(TruncationOperation((10_000,), 4), share(ring(np.full(10_000, 4))), seed=1))
+    assert abs(y.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 10_000)
+
+
+# convolution and the head
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (1, 0)), ((5, 5), (1, 1), (2, 2))]
+)
+def test_convolution_of_shares_is_convolution(kernel, stride, padding):
+    import torch
+    import torch.nn.functional as F
+
+    rng = np.random.default_rng(0)
+    x, w, bias = rng.integers(-99, 99, (3, 8, 7)), rng.integers(-99, 99, (5, 3, *kernel)), rng.integers(-99, 99, 5)
+    wanted = F.conv2d(torch.tensor(x)[None], torch.tensor(w), torch.tensor(bias), stride, padding)[0].numpy()
+    branch = plan.Branch(5, kernel, stride, padding)
+    step = plan.Convolution("layer", (0,), (10, *wanted.shape[1:]), 1.0, (branch, branch), False)
+    matrix = ring(w).reshape(5, -1)
+    shares, biases = share(ring(x)), np.tile(ring(bias), 2)
+    got = with_weights(ConvolutionOperation(step, x.shape), shares, [matrix, matrix], biases)
+    assert np.array_equal(signed(got), np.concatenate([wanted, wanted]))
+
+
+def test_the_normalised_head_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    x, w, bias = rng.integers(0, 2**20, 64), rng.normal(size=(5, 64)), rng.normal(size=5)
+    w -= w.mean(1, keepdims=True)
+    inverse_bits, weight_bits = 40, 16
+    scale = 2.0 ** (inverse_bits + weight_bits)
+    operation = NormalisedOperation(64, 5, inverse_bits)
+    got = with_weights(operation, share(ring(x, 64)), [encode(w, 2**weight_bits, 64)], encode(bias, scale, 64))
+    centred = x - x.mean()
+    assert np.abs(decode(got, scale) - (w @ (centred / np.linalg.norm(centred)) + bias)).max() < 1e-3
+    flat = with_weights(
+        operation, share(ring(np.full(64, 7), 64)), [encode(w, 2**weight_bits, 64)], encode(bias, scale, 64)
+    )
+    assert np.allclose(decode(flat, scale), bias)
+
+
+# kernels
+
+
+def test_compiled_kernels_give_the_same_bits():
+    pytest.importorskip("numba")
+    from dopamine_lib.inference import compiled
+
+    rng = np.random.default_rng(0)
+
+    def words(*shape):
+        return rng.integers(0, 2**32, shape, dtype=np.uint32)
+
+    def same(name, arguments, outs):
+        results = []
+        for module in (kernels, compiled):
+            for out in outs:
+                out[...] = 0
+            getattr(module, name)(*arguments)
+            results.append([out.copy() for out in outs])
+        assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)), name
+
+    for n in (8, 4088, 40_000):
+        m, rho, extra, r_0 = words(n), words(n), words(4, n), words(n)
+        thermometer = rng.integers(0, 2**16, (4, n), dtype=np.uint16)
+        bits = rng.integers(0, 2, n, dtype=np.uint8)
+        out, planes = np.empty(n, np.uint32), np.zeros((8, n // 8), np.uint8)
+        same("look_up", (m, thermometer, planes), [planes])
+        for number in (PATIENT, PROVIDER):
+            same("finish_relu", (number, m, bits, rho, extra, 15, out), [out])
+            same("finish_maximum", (number, extra[0, 3:], m, bits, r_0, rho, extra[1], out[3:]), [out])
+        r, rho_bits, t, rho_1 = words(n), np.empty(n, np.uint8), np.empty_like(thermometer), words(n)
+        same("deal_comparison", (r_0, m, bits, thermometer, rho, r, rho_bits, t, rho_1), [r, rho_bits, t, rho_1])
+        four = np.empty_like(extra)
+        for shift in (0, 1, 15, 31):
+            same("deal_relu", (m, bits, shift, extra, four), [four])
+        same("deal_maximum", (m, bits, rho, out), [out])
+    for rows, depth, columns in ((1, 1, 1), (3, 5, 700), (5, 27, 1000), (64, 144, 513), (7, 6, 9000)):
+        w, x, out = words(rows, depth), words(depth, columns), np.empty((rows, columns), np.uint32)
+        same("multiply", (w, x, out), [out])
+        assert np.array_equal(out, w @ x)
+
+
+def test_numpy_kernels_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("DOPAMINE_KERNELS", "numpy")
+    assert kernels.active.__wrapped__() is kernels

@@ -1,0 +1,542 @@
+"""The workers: many patients at once, rude ones among them, and three processes that share nothing but messages."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dopamine_lib.inference import hospital as hospital_module
+from dopamine_lib.inference import kernels, messages, tls
+from dopamine_lib.inference import provider as provider_module
+from dopamine_lib.inference.channel import ChannelError
+from dopamine_lib.inference.client import PatientClient
+from dopamine_lib.inference.commands import parse_address
+from dopamine_lib.inference.hospital import HospitalServer
+from dopamine_lib.inference.messages import Tag
+from dopamine_lib.inference.network import compile_model
+from dopamine_lib.inference.provider import ProviderServer
+from dopamine_lib.inference.workers import Workers
+from dopamine_lib.models import HALF, build, to_input
+
+SIZE, GRADES = 16, ("none", "some", "much")
+LOOPBACK = ("127.0.0.1", 0)
+PATIENTS = [f"patient {i}" for i in range(4)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _numpy_kernels():
+    """The networks here are tiny: compiling would take longer than everything else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "active", lambda: kernels)
+        patch.setenv("DOPAMINE_KERNELS", "numpy")  # for the processes
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small network, images whose answers differ plainly, and those answers by plain torch."""
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(36, len(GRADES)),
+    ).requires_grad_(False)
+    images = np.random.default_rng(5).integers(0, 256, (100, SIZE, SIZE, 3), dtype=np.uint8)
+    plan, weights = compile_model(net, SIZE, to_input(images, *HALF), *HALF)
+    return SimpleNamespace(plan=plan, weights=weights, images=images, logits=net(to_input(images, *HALF)).numpy())
+
+
+@pytest.fixture(scope="module")
+def identities():
+    return {name: tls.Identity.make(name) for name in ("hospital", "provider", *PATIENTS)}
+
+
+@pytest.fixture
+def start(model, identities):
+    """Start hospital and provider in threads; returns a function that makes a client for patient number i."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(**limits):
+            certificates = {name: identity.certificate for name, identity in identities.items()}
+            patients = {name: certificates[name] for name in PATIENTS}
+            hospital = stack.enter_context(
+                HospitalServer(LOOPBACK, identities["hospital"], certificates["provider"], patients)
+            )
+            served = (model.plan, model.weights, GRADES)
+            at = (hospital.address, certificates["hospital"])
+            provider = stack.enter_context(
+                ProviderServer(LOOPBACK, identities["provider"], patients, at, *served, **limits)
+            )
+
+            def client(i: int = 0) -> PatientClient:
+                return PatientClient(identities[PATIENTS[i]], (provider.address, certificates["provider"]), at)
+
+            return SimpleNamespace(client=client, hospital=hospital, provider=provider)
+
+        yield begin
+
+
+def check(model, number: int, answer) -> None:
+    """The answer is that of image ``number`` and of no other image: the nearest of the plain answers is its own."""
+    distance = np.abs(model.logits - np.array(answer.logits)).max(axis=1)
+    assert distance.argmin() == number and distance[number] < 1e-3 * np.ptp(model.logits)
+    assert answer.grade == GRADES[int(model.logits[number].argmax())]
+
+
+def query(model, client, numbers) -> None:
+    for number in numbers:
+        check(model, number, client.infer(model.images[number]))
+
+
+def in_threads(*functions) -> list:
+    """Run functions at once; returns the exceptions raised."""
+    errors = []
+
+    def call(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a patient hangs"
+    return errors
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    """Wait for something another thread does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_hundred_queries_from_four_patients_at_once(model, start):
+    workers = start()
+
+    def patient(i):
+        with workers.client(i) as client:
+            for k in range(i, 100, 4):
+                if k % 3 == 0:
+                    client.prepare(2)
+                query(model, client, [k])
+
+    assert in_threads(*(lambda i=i: patient(i) for i in range(4))) == []
+
+
+def test_two_sessions_of_one_patient_have_nothing_in_common(start, monkeypatch):
+    seeds = []
+
+    class Spy(hospital_module.Dealer):
+        def __init__(self, plan):
+            super().__init__(plan)
+            seeds.extend([self.patient_seed, self.provider_seed])
+
+    monkeypatch.setattr(hospital_module, "Dealer", Spy)
+    workers = start()
+    for _ in range(3):
+        workers.client().close()
+    assert len(set(seeds)) == 6
+
+
+def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, identities, tmp_path):
+    workers = start()
+    identity = tmp_path / "patient.pem"
+    identity.write_bytes(identities[PATIENTS[1]].key + identities[PATIENTS[1]].certificate.encode())
+    peers = [
+        (list(server.address), identities[name].certificate)
+        for name, server in (("provider", workers.provider), ("hospital", workers.hospital))
+    ]
+    program = """if True:
+        import json, os, signal, sys
+        import numpy as np
+        from dopamine_lib.inference import client, tls
+
+        path, peers = json.loads(sys.argv[1])
+        patient = client.PatientClient(tls.Identity.at(path, "x"), *[(tuple(a), c) for a, c in peers])
+        patient.infer(np.zeros((16, 16, 3), np.uint8))
+        patient.prepare()
+        swap, swaps = patient._channel.exchange, []
+
+        def killed(*arguments):
+            swap(*arguments)
+            swaps.append(1)
+            if len(swaps) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        patient._channel.exchange = killed
+        patient.infer(np.zeros((16, 16, 3), np.uint8))
+    """
+    with workers.client(0) as other:
+        process = subprocess.Popen([sys.executable, "-c", program, json.dumps([str(identity), peers])])
+        numbers = iter(range(100))
+        while process.poll() is None:
+            query(model, other, [next(numbers) % 100])
+            time.sleep(0.05)
+        assert process.returncode == -signal.SIGKILL
+        query(model, other, [50, 51])
+        with workers.client(1) as again:  # and the killed one may come back, with new randomness
+            query(model, again, [52, 53])
+        query(model, other, [54])
+
+
+def rude_clients(workers, identity):
+    """Ways to misbehave: each is a function that does its worst and returns."""
+    provider, hospital = workers.provider, workers.hospital
+    certificate = {"provider": None, "hospital": None}
+
+    def garbage_before_tls(server):
+        with socket.create_connection(server.address) as sock:
+            sock.sendall(os.urandom(5000))
+            with contextlib.suppress(OSError):
+                sock.recv(100)
+
+    def silence(server):
+        socket.create_connection(server.address).close()
+
+    def after_the_greeting(act):
+        channel = tls.connect(provider.address, identity, certificate["provider"], "provider", timeout=5)
+        try:
+            assert messages.receive_number(channel, Tag.STATUS) == messages.Status.WELCOME
+            act(channel)
+        finally:
+            channel.close()
+
+    def at_the_hospital(act):
+        channel = tls.connect(hospital.address, identity, certificate["hospital"], "hospital", timeout=5)
+        try:
+            act(channel)
+            with pytest.raises(ChannelError):
+                channel.receive(Tag.SEED, bytearray(16))
+        finally:
+            channel.close()
+
+    return certificate, {
+        "garbage at the provider": lambda: garbage_before_tls(provider),
+        "garbage at the hospital": lambda: garbage_before_tls(hospital),
+        "a knock and nothing": lambda: silence(provider),
+        "a greeting and nothing": lambda: after_the_greeting(lambda channel: None),
+        "random bytes for the set-up": lambda: after_the_greeting(lambda c: c._sock.sendall(os.urandom(10_000))),
+        "a wrong tag": lambda: after_the_greeting(lambda c: c.send(77, bytes(32))),
+        "a huge message": lambda: after_the_greeting(lambda c: c.send(0xBFFC, bytes(3_000_000))),
+        "a foreign session": lambda: at_the_hospital(
+            lambda c: (c.send(Tag.JOIN, bytes(16)), c.send(Tag.JOIN, bytes(32)))
+        ),
+        "playing the provider": lambda: at_the_hospital(lambda c: c.send(Tag.OPEN, bytes(32))),
+    }
+
+
+def test_rude_clients_leave_the_others_untouched(model, start, identities):
+    workers = start()
+    certificate, acts = rude_clients(workers, identities[PATIENTS[3]])
+    certificate |= {name: identities[name].certificate for name in certificate}
+    with workers.client(0) as client:
+        for k, (name, act) in enumerate(acts.items()):
+            with contextlib.suppress(ChannelError):  # being turned away is right; a wrong answer would be an assertion
+                act()
+            query(model, client, [k])
+            assert name
+    until(lambda: not workers.provider._channels and not workers.hospital._channels)
+    assert not workers.hospital._waiting
+
+
+def test_a_command_out_of_turn_ends_the_session_only(model, start):
+    workers = start()
+    with workers.client(0) as polite:
+        rude = workers.client(1)
+        messages.send_number(rude._channel, Tag.COMMAND, messages.Command.INFER)  # nothing is prepared
+        with pytest.raises(ChannelError):
+            rude._channel.receive(Tag.READY, bytearray(4))
+        query(model, polite, [0])
+
+
+def test_a_silent_patient_is_given_up(model, start, monkeypatch):
+    monkeypatch.setattr(provider_module, "IDLE_TIMEOUT", 0.3)
+    workers = start(sessions=1)
+    silent = workers.client(0)
+    until(lambda: not workers.provider._channels)
+    with pytest.raises(ChannelError):
+        silent.prepare()
+    with workers.client(1) as client:  # the seat is free again
+        query(model, client, [3])
+
+
+def test_what_is_prepared_ahead_is_bounded(model, start):
+    workers = start(ahead=2)
+    with workers.client(0) as one, workers.client(1) as other:
+        assert one.prepare(10) == 3  # its own and two spare places
+        assert other.prepare(10) == 1  # its own: nobody is locked out
+        query(model, one, [0])
+        assert other.prepare(10) == 2
+        query(model, other, [1, 2, 3])
+        query(model, one, [4, 5, 6])
+    with workers.client(2) as third:  # what was left over is free again
+        assert third.prepare(10) == 3
+
+
+def test_beyond_the_seats_patients_wait_and_beyond_that_are_told(model, start, monkeypatch):
+    workers = start(sessions=1)
+    first = workers.client(0)
+    waiting = []
+    thread = threading.Thread(target=lambda: waiting.append(workers.client(1)))
+    thread.start()
+    until(lambda: workers.provider._places._value == 0)
+    with pytest.raises(ChannelError, match="try again later"):
+        workers.client(2)
+    first.close()
+    thread.join(10)
+    with waiting[0] as second:
+        query(model, second, [1])
+    monkeypatch.setattr(provider_module, "WAIT_FOR_SEAT", 0.1)
+    with workers.client(0), pytest.raises(ChannelError, match="try again later"):
+        workers.client(1)
+
+
+def test_a_hospital_that_is_gone(model, start):
+    workers = start()
+    client = workers.client(0)
+    query(model, client, [0])
+    client.prepare()
+    workers.hospital.close()
+    query(model, client, [1])  # prepared before
+    with pytest.raises(ChannelError, match="provider closed"):
+        client.prepare()
+    with pytest.raises(ChannelError, match="could not reach the hospital"):
+        workers.client(1)
+    assert workers.provider._spare._value == 2
+
+
+def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
+    workers = start()
+    given = {}
+
+    def ask(i, session, digest):
+        channel = tls.connect(
+            workers.hospital.address,
+            identities[PATIENTS[i]],
+            identities["hospital"].certificate,
+            "hospital",
+            timeout=5,
+        )
+        try:
+            channel.send(Tag.JOIN, session)
+            channel.send(Tag.JOIN, digest)
+            return messages.receive_bytes(channel, Tag.SEED, 16)
+        finally:
+            channel.close()
+
+    provider = tls.connect(
+        workers.hospital.address, identities["provider"], identities["hospital"].certificate, "hospital", timeout=5
+    )
+    provider.send(Tag.OPEN, bytes.fromhex(identities[PATIENTS[0]].fingerprint))
+    messages.send_text(provider, Tag.PLAN, model.plan.to_json())
+    session = messages.receive_bytes(provider, Tag.SESSION, 16)
+    given["provider"] = messages.receive_bytes(provider, Tag.SEED, 16)
+    for i, digest in ((1, model.plan.digest()), (0, bytes(32))):
+        with pytest.raises(ChannelError):
+            ask(i, session, digest)
+    given["patient"] = ask(0, session, model.plan.digest())
+    with pytest.raises(ChannelError):
+        ask(0, session, model.plan.digest())
+    assert given["patient"] != given["provider"]
+    provider.close()
+    until(lambda: not workers.hospital._waiting)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": "{}", "grades": []}', '{"plan": 1, "grades": 2}', "\x00"])
+def test_a_card_that_cannot_be_read(text):
+    from dopamine_lib.inference.client import _read_card
+
+    with pytest.raises(ChannelError, match="cannot be read"):
+        _read_card(text)
+
+
+def test_texts_have_a_bound():
+    from dopamine_lib.inference.channel import local_pair
+
+    one, other = local_pair(timeout=5)
+    messages.send_number(one, Tag.CARD, 2**31)
+    with pytest.raises(ChannelError, match="at most 100"):
+        messages.receive_text(other, Tag.CARD, limit=100)
+    one.close()
+
+
+def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
+    secrets = [identity.key.decode().splitlines()[1] for identity in identities.values()]
+
+    class Spy(hospital_module.Dealer):
+        def __init__(self, plan):
+            super().__init__(plan)
+            secrets.extend(
+                form for seed in (self.patient_seed, self.provider_seed) for form in (seed.hex(), repr(seed))
+            )
+
+    monkeypatch.setattr(hospital_module, "Dealer", Spy)
+    workers = start()
+    with caplog.at_level(logging.DEBUG):
+        with workers.client(0) as client:
+            answer = client.infer(model.images[0])
+        broken = workers.client(1)
+        broken._channel.send(77, bytes(5))
+        until(lambda: not workers.provider._channels)
+    secrets += [answer.grade, *(f"{logit:.3f}" for logit in answer.logits)]
+    assert "ended its session after 1 queries" in caplog.text and "message 77" in caplog.text
+    assert not [secret for secret in secrets if secret in caplog.text]
+    assert secrets[0] not in repr(identities["hospital"])
+
+
+@pytest.mark.parametrize("module", ["hospital", "client", "dealer"])
+def test_hospital_and_patient_load_no_torch(module):
+    program = f"import dopamine_lib.inference.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+# three processes
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model as ``reproduce`` writes it, and an image."""
+    from dopamine_lib.checkpoints import save_model
+    from dopamine_lib.data.synthetic import make_population
+
+    folder = tmp_path_factory.mktemp("workers")
+    net = build("cnn", 5, None, 0)
+    grades = [f"grade {i}" for i in range(5)]
+    about = {"architecture": "cnn", "grades": grades, "preprocessing": {"size": 28, "mean": HALF[0], "std": HALF[1]}}
+    save_model(folder / "model.safetensors", net, about)
+    image = make_population(1, 28, 1, threads=1)[0][0]
+    Image.fromarray(image).save(folder / "eye.png")
+    with torch.inference_mode():
+        logits = net(to_input(image[None], *HALF))[0].numpy()
+    return SimpleNamespace(model=folder / "model.safetensors", image=folder / "eye.png", logits=logits, folder=folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_three_processes(files, refuses):
+    with Workers(files.model) as workers:
+        answer = workers.infer(files.image)
+        assert np.abs(np.array(answer["logits"]) - files.logits).max() < 1e-3 * np.ptp(files.logits)
+        assert answer["bytes"]["offline_to_patient"] == 16 and answer["rounds"] > 5
+        with refuses("no.png", "get the file again"):
+            workers.infer(files.folder / "no.png")
+        assert workers.prepare(2) == 2
+        assert workers.infer(files.image)["grade"] == answer["grade"]  # the bad file cost nothing but itself
+        loaded = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in workers.pids.items()}
+        assert "libtorch" in loaded["provider"]
+        assert "libtorch" not in loaded["hospital"] + loaded["patient"]
+        for role, pid in workers.pids.items():
+            told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"PRIVATE" not in told and b"eye.png" not in told and b"model.safetensors" not in told, role
+        os.kill(workers.pids["provider"], signal.SIGKILL)
+        with pytest.raises(ChannelError):
+            workers.prepare()
+            workers.prepare()
+        pids = workers.pids
+    for pid in pids.values():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_workers_end_with_their_parent(files):
+    program = (
+        "import sys; from dopamine_lib.inference.workers import _start;"
+        "print(_start('hospital').pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close(), parent.stdin.close()
+
+    def ended():
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
+
+    until(ended, 30)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_none_is_said(files, refuses):
+    with refuses("eye.png", "are understood"):
+        Workers(files.image)
+
+
+# the command line
+
+
+def run(*arguments):
+    """Run ``infer`` or ``party`` as the command line does; returns what was printed."""
+    import argparse
+
+    from dopamine_lib.inference.commands import add_infer, add_party
+
+    top = argparse.ArgumentParser()
+    commands = top.add_subparsers(required=True)
+    add_infer(commands), add_party(commands)
+    parsed = top.parse_args([str(argument) for argument in arguments])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        parsed.call(parsed)
+    return out.getvalue()
+
+
+@pytest.mark.slow
+def test_infer_prints_json(files):
+    answer = json.loads(run("infer", files.image, "--weights", files.model, "--json"))
+    assert answer["grade"] == f"grade {int(files.logits.argmax())}"
+    assert sum(answer["probabilities"]) == pytest.approx(1)
+    assert {"logits", "seconds_online", "seconds_offline", "bytes", "rounds"} <= answer.keys()
+
+
+def test_bad_input_is_said_before_anything_starts(files, refuses, tmp_path):
+    with refuses("no.png does not exist"):
+        run("infer", tmp_path / "no.png", "--weights", files.model)
+    with refuses("no.safetensors does not exist"):
+        run("infer", files.image, "--weights", tmp_path / "no.safetensors")
+    identity = ("--identity", tmp_path / "id.pem")
+    printed = run("party", "hospital", *identity, "--fingerprint").strip()
+    assert printed == tls.Identity.at(tmp_path / "id.pem", "x").fingerprint and len(printed) == 64
+    with refuses("--provider-certificate"):
+        run("party", "hospital", *identity)
+    certificate = tmp_path / "id.crt"
+    with refuses("--patient-certificate"):
+        run("party", "hospital", *identity, "--provider-certificate", certificate)
+    with refuses("--weights"):
+        run("party", "provider", *identity)
+    with refuses("--sessions is 0"):
+        run("party", "provider", *identity, "--weights", files.model, "--sessions", 0)
+    with refuses("the image None"):
+        run("party", "patient", *identity)
+    with refuses("'here' is no address"):
+        run("party", "patient", files.image, *identity, "--provider", "here")
+    with pytest.raises(SystemExit, match="cannot be reached"):
+        run("party", "patient", files.image, *identity, "--provider", "127.0.0.1:1", "--provider-certificate",
+            certificate, "--hospital-certificate", certificate)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "7100", ":7100", "host:", "host:-1", "host:65536", "host:x"])
+def test_addresses(text, refuses):
+    assert parse_address("127.0.0.1:7100") == ("127.0.0.1", 7100) and parse_address("[::1]:0") == ("::1", 0)
+    with refuses("is no address"):
+        parse_address(text)
