@@ -1,26 +1,17 @@
 """Whole networks evaluated privately, against the same networks in torch."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from private_session import Session, at_once
+from private_session import Session
 from torch import nn
 
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.inference import plain
 from dopamine_lib.inference.calibration import calibration_images, extremes
-from dopamine_lib.inference.channel import ChannelError, local_pair
-from dopamine_lib.inference.dealer import Dealer
 from dopamine_lib.inference.layers import Branches
 from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.parties import Patient, Provider
-from dopamine_lib.inference.plan import Plan
 from dopamine_lib.inference.program import Program
 from dopamine_lib.models import HALF, IMAGENET, NormalisedFeatures, backbone, build, cnn, load_weights, to_input
 
@@ -206,128 +197,6 @@ def test_other_models_that_cannot_be_taken_are_refused(refuses):
         compile_model(nn.Sequential(*pooled, nn.ReLU()), 8, x)
     with refuses("layer '1' (Conv2d) follows Flatten"):
         compile_model(nn.Sequential(nn.Flatten(), nn.Conv2d(3, 2, 1)), 8, x)
-
-
-@pytest.fixture(scope="module")
-def small():
-    shape, make = NETWORKS["average pool"]
-    return compile_model(seeded(make), 8, images(shape), (0.5,) * 3, (0.5,) * 3)
-
-
-def test_a_plan_survives_its_text(small):
-    plan, weights = small
-    assert Plan.from_json(plan.to_json()) == plan and Plan.from_json(plan.to_json()).digest() == plan.digest()
-    assert "array" not in repr(weights)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda plan: plan.update(steps=[]),
-        lambda plan: plan["steps"][0].update(kind="os.system"),
-        lambda plan: plan["steps"][0].update(shape=[6, 8, 9]),
-        lambda plan: plan["steps"][0].update(sources=[3]),
-        lambda plan: plan["steps"][0].update(scale=-1.0),
-        lambda plan: plan["steps"][1].update(shift=40),
-        lambda plan: plan["steps"][0]["branches"][0].update(stride=[0, 1]),
-        lambda plan: plan.update(shape=[3, 8000, 8000]),
-        lambda plan: plan.update(std=[1, 1, 0]),
-        lambda plan: plan.pop("mean"),
-    ],
-)
-def test_a_damaged_plan_is_refused(small, change, refuses):
-    record = json.loads(small[0].to_json())
-    change(record)
-    with refuses():
-        Plan.from_json(json.dumps(record))
-
-
-def test_pixels_out_of_range_are_refused_and_cost_no_randomness(small, refuses):
-    plan, weights = small
-    x = images((3, 8, 8))[0].numpy()
-    with Session(plan, weights) as session:
-        session.prepare()
-        for value in (1.1, -1.1, np.nan, np.inf):
-            bad = x.copy()
-            bad[0, 0, 0] = value
-            with refuses("outside [0, 1]"):
-                session.patient.infer(bad)
-        with refuses("needs (3, 8, 8)"):
-            session.patient.infer(x[:, :7])
-        assert session.patient.ready == 1
-        session.online(x)
-        assert session.patient.ready == session.provider.ready == 0
-
-
-def test_pictures_are_normalised_as_in_training(small, refuses):
-    plan, _ = small
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert np.allclose(plan.to_input(picture), to_input(picture[None], *HALF)[0].numpy(), atol=1e-6)
-    with refuses("resize it"):
-        plan.to_input(picture[:7])
-
-
-# sessions
-
-
-def test_queries_run_ahead_and_randomness_is_used_once(small):
-    plan, weights = small
-    x = images((3, 8, 8))[0].numpy()
-    with Session(plan, weights) as session:
-        for _ in range(3):
-            session.prepare()
-        answers = [session.online(x) for _ in range(3)]
-        assert np.ptp(answers, axis=0).max() < 1e-2
-        with pytest.raises(ChannelError, match="prepare first"):
-            session.patient.infer(x)
-        sent = [data for direction, tag, data in session.patient_end.log if direction == "sent" and tag == 0]
-        assert len(set(sent)) == 3  # one image, three masks
-
-
-def test_after_an_error_a_session_is_over(small):
-    plan, weights = small
-    x = images((3, 8, 8))[0].numpy()
-    with Session(plan, weights) as session:
-        session.prepare()
-        session.prepare()
-        session.provider._begin()  # the provider lost a query: the two are out of step
-        with pytest.raises(ChannelError, match="out of step|closed the connection"):
-            session.online(x)
-        for again in (session.provider.serve, lambda: session.patient.infer(x)):
-            with pytest.raises(ChannelError, match="is over"):
-                again()
-
-
-def test_two_plans_do_not_mix(small):
-    plan, weights = small
-    other = Plan(plan.shape, plan.scale, plan.mean, (0.4,) * 3, plan.steps)
-    one, two = local_pair()
-    with pytest.raises(ChannelError, match="another plan|closed the connection|broke"):
-        at_once(Patient(other, bytes(16), one).setup, Provider(plan, weights, bytes(16), two).setup)
-
-
-def test_sessions_never_share_randomness(small):
-    plan, _ = small
-    dealers = [Dealer(plan) for _ in range(3)]
-    seeds = {seed for dealer in dealers for seed in (dealer.patient_seed, dealer.provider_seed)}
-    first = [b"".join(c.tobytes() for _, c in dealers[0].deal()) for _ in range(2)]
-    assert len(seeds) == 6 and first[0] != first[1]
-
-
-def test_the_crypto_provider_does_without_torch(small):
-    code = (
-        "import sys; from dopamine_lib.inference.dealer import Dealer; from dopamine_lib.inference.plan import Plan;"
-        "list(Dealer(Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=small[0].to_json(),
-        env=os.environ | {"DOPAMINE_KERNELS": "numpy"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout == "False\n", done.stderr
 
 
 # how near the ring's end

@@ -50,7 +50,7 @@ def multiply(number: int, e: np.ndarray, f: np.ndarray, triple: Triple) -> np.nd
 def truncate(number: int, x_i: np.ndarray, bits: int) -> np.ndarray:
     """Shares of x / 2^bits, by each party on its own: what brings a product back to the scale of its factors.
 
-    Off by one in the last place; and wrong by 2^(k - bits) with probability |x| / 2^(k - 1) in a ring of k bits. Good
+    Off by one in the last place; and wrong by 2^(k - bits) with probability |x| / 2^k in a ring of k bits. Good
     enough for a few numbers in Z_2^64, useless in Z_2^32: see ``relu`` for a truncation that is never wrong.
     """
     return x_i >> bits if number == 0 else -(-x_i >> bits)

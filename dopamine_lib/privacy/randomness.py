@@ -13,6 +13,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 TWO_PI = 2 * math.pi
+#: Values worked on at a time, so that they stay in the cache from one pass to the next.
+BLOCK = 1 << 14
 
 
 class Randomness:
@@ -39,13 +41,25 @@ class Stream:
 
     def uniform(self, n: int) -> torch.Tensor:
         """n independent float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
-        words = torch.frombuffer(bytearray(self._encryptor.update(bytes(8 * n))), dtype=torch.int64)
-        return (words & ((1 << 53) - 1)).double().mul_(2.0**-53)
+        return _unit(self._words(n))
 
     def normal(self, n: int, std: float) -> torch.Tensor:
         """n independent float32 values from N(0, std^2), by Box and Muller's transform in float64."""
         half = (n + 1) // 2
-        u = self.uniform(2 * half)
-        radius = u[:half].neg_().log1p_().mul_(-2.0).sqrt_()  # 1 - u lies in (0, 1]: the logarithm is finite
-        angle = u[half:].mul_(TWO_PI)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:n].mul_(std).float()
+        words, values = self._words(2 * half), torch.empty(2 * half)
+        for at in range(0, half, BLOCK):
+            end = min(at + BLOCK, half)
+            # 1 - u lies in (0, 1]: the logarithm is finite
+            radius = _unit(words[at:end]).neg_().log1p_().mul_(-2.0).sqrt_()
+            angle = _unit(words[half + at : half + end]).mul_(TWO_PI)
+            values[at:end] = (radius * angle.cos()).mul_(std)
+            values[half + at : half + end] = (radius * angle.sin()).mul_(std)
+        return values[:n]
+
+    def _words(self, n: int) -> torch.Tensor:
+        return torch.frombuffer(bytearray(self._encryptor.update(bytes(8 * n))), dtype=torch.int64)
+
+
+def _unit(words: torch.Tensor) -> torch.Tensor:
+    """The low 53 bits of int64 words as float64 in [0, 1)."""
+    return (words & ((1 << 53) - 1)).double().mul_(2.0**-53)
