@@ -51,7 +51,7 @@ def _machine() -> list[Finding]:
     python = platform.python_version()
     supported = (3, 11) <= tuple(int(part) for part in python.split(".")[:2]) < (3, 13)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = _memory()
+    memory = memory_size()
     enough = memory is None or memory >= 2 * GB
     means = "enough for every chapter" if enough else "too little: a chapter may take 2 GB and be killed"
     return [
@@ -65,7 +65,7 @@ def _machine() -> list[Finding]:
     ]
 
 
-def _memory() -> int | None:
+def memory_size() -> int | None:
     """Bytes this process may use: the machine's, or its container's limit if that is lower; None where unknown."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

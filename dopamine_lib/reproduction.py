@@ -1,4 +1,7 @@
-"""The main job: settings times runs, with checkpoints, ``results.json``, ``figure1.png`` and a table."""
+"""The main job: settings times runs, with checkpoints, ``results.json``, ``figure1.png`` and a table.
+
+Runs do not depend on each other, so processes of a ``worker_pool`` share them out where the machine has the cores.
+"""
 
 import contextlib
 import json
@@ -9,17 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm.auto import tqdm
 
+from dopamine_lib.allocator import keep_freed_memory
 from dopamine_lib.checkpoints import load_checkpoint, save_checkpoint, save_model
-from dopamine_lib.errors import InputError
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
+from dopamine_lib.out_folder import check_out, claim, run_files, write_json, writing
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.worker_pool import WorkerPool, fitting_workers
+
+#: Seconds to wait for a run that somebody is in: the worker of a killed process needs a moment to notice.
+PATIENCE = 10.0
 
 
 @contextlib.contextmanager
@@ -33,13 +41,17 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-def run_setting(experiment: Experiment, name: str, run: int, *, checkpoint: Path | None = None, bar=None) -> Training:
-    """Train one run of one setting to its end, going on from ``checkpoint`` where that exists."""
+def run_setting(
+    experiment: Experiment, name: str, run: int, *, checkpoint: Path | None = None, advance=lambda epochs: None
+) -> Training:
+    """Train one run of one setting to its end, going on from ``checkpoint`` where that exists.
+
+    advance  called with the number of epochs that have been done since it was last called
+    """
     training = experiment.training(name, run)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(checkpoint, training)
-    if bar is not None:
-        bar.update(training.progress.epoch)
+    advance(training.progress.epoch)
     save = (lambda: save_checkpoint(checkpoint, training)) if checkpoint is not None else (lambda: None)
     with threads(1 if experiment.options.model == "head" else torch.get_num_threads()):
         for epoch in training.epochs(save):
@@ -51,8 +63,7 @@ def run_setting(experiment: Experiment, name: str, run: int, *, checkpoint: Path
                     "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
                 }
             )
-            if bar is not None:
-                bar.update()
+            advance(1)
     return training
 
 
@@ -82,11 +93,10 @@ def _spread(values) -> dict:
     }
 
 
-def setting_result(experiment: Experiment, name: str, records: list[dict]) -> dict:
-    """The part of ``results.json`` that belongs to one setting."""
+def setting_result(experiment: Experiment, name: str, records: list[dict], spent: dict[tuple, dict]) -> dict:
+    """The part of ``results.json`` that belongs to one setting; ``spent`` has the epsilons by (setting, steps)."""
     declared, options, bound = experiment.setting(name), experiment.options, experiment.bound(name)
     charged = [steps for record in records for steps in record["charged"]]
-    spent = {steps: bound.epsilons(steps) for steps in set(charged)}
     worst = max(charged, default=declared.steps)
     history = []
     for epoch in zip(*(record["history"] for record in records), strict=False):
@@ -114,9 +124,9 @@ def setting_result(experiment: Experiment, name: str, records: list[dict]) -> di
         "statement": statement_for(experiment, name, worst),
     }
     if declared.private:
-        result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
+        result["epsilon"] = {key: _mean([spent[name, steps][key] for steps in charged]) for key in ACCOUNTANTS}
         if not declared.shared_noise:
-            result["epsilon_worst"] = spent[worst]
+            result["epsilon_worst"] = spent[name, worst]
         result["adversaries"] = bound.adversaries(worst)
         result["aborted_rounds"] = [record["aborted"] for record in records]
     return result
@@ -137,102 +147,102 @@ def statement_for(experiment: Experiment, name: str, steps: int) -> str:
     )
 
 
-def _write_json(path: Path, value) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def _check_out(out: Path, asked: dict, resume: bool) -> None:
-    """Raise InputError where ``out`` holds another run, or this one without ``--resume``."""
-    note = out / "options.json"
-    if not note.exists():
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out {out} is a file; choose a directory")
-        return
-    if not resume:
-        raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    try:
-        begun = json.loads(note.read_text())
-    except ValueError as error:
-        raise InputError(f"{note} cannot be read; choose another --out") from error
-    for key in asked:
-        if begun.get(key) != asked[key]:
-            raise InputError(
-                f"{out} was begun with {key} = {begun.get(key)}, not {asked[key]}; resume with the same options"
-            )
-
-
-@contextlib.contextmanager
-def _claim(out: Path, asked: dict, resume: bool):
-    """Keep ``out`` for this process: two that resume one run would spend its budget twice."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".lock", timeout=0):
-            _check_out(out, asked, resume)
-            for torn in [*out.glob(".*-*.*"), *out.glob("runs/.*-*.*")]:  # what a killed process was writing
-                torn.unlink()
-            _write_json(out / "options.json", asked)
-            yield
-    except Timeout as error:
-        raise InputError(f"another process is at work in {out}; wait for it, or choose another --out") from error
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another directory") from error
-
-
-def _finished_run(experiment: Experiment, name: str, run: int, out: Path, bar) -> dict:
+def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance) -> dict:
     """The record of one run: read if it is finished, else trained to its end and written with its model."""
-    done, checkpoint = (out / "runs" / f"{name}-{run}{suffix}" for suffix in (".json", ".safetensors"))
-    if done.exists():
-        bar.update(EPOCHS)
-        return json.loads(done.read_text())
-    training = run_setting(experiment, name, run, checkpoint=checkpoint, bar=bar)
-    record = run_record(experiment, training)
-    statement = statement_for(experiment, name, max(record["charged"], default=0))
-    training.task.load(training.server.model)
-    save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
-    _write_json(done, record)
-    checkpoint.unlink(missing_ok=True)
-    return record
+    done, checkpoint, lock = run_files(out, name, run)
+    done.parent.mkdir(exist_ok=True)
+    with FileLock(lock, timeout=PATIENCE):
+        if done.exists():
+            advance(EPOCHS)
+        else:
+            training = run_setting(experiment, name, run, checkpoint=checkpoint, advance=advance)
+            record = run_record(experiment, training)
+            statement = statement_for(experiment, name, max(record["charged"], default=0))
+            training.task.load(training.server.model)
+            save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
+            write_json(done, record)
+        checkpoint.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
+    return json.loads(done.read_text())
 
 
-def reproduce(options: Options, out, *, resume: bool = False, progress: bool = True) -> dict:
+def do_job(experiment: Experiment, out: Path, job: dict, advance):
+    """One job of the pool: ``{"run": [name, run]}`` gives a run's record, ``{"spent": [name, steps]}`` its epsilons."""
+    if "run" in job:
+        return finished_run(experiment, *job["run"], out, advance)
+    name, steps = job["spent"]
+    return experiment.bound(name).epsilons(steps)
+
+
+def reproduce(
+    options: Options, out, *, resume: bool = False, progress: bool = True, workers: int | None = None
+) -> dict:
     """Run the settings and write ``results.json``, ``figure1.png`` and the models into ``out``; return the results.
 
+    workers  processes that train at the same time; 1 for this one alone, None for what suits the machine. They
+             change no number: every run draws from streams of its own.
     Raises InputError for bad options, missing data, or an ``out`` that holds another run.
     """
     from dopamine_lib.figures import figure1
 
+    if options.model != "head":
+        keep_freed_memory()
     out, began = Path(out), time.perf_counter()
     asked = json.loads(json.dumps(asdict(options)))
-    _check_out(out, asked, resume)
-    experiment = Experiment(options, progress=progress)
-    # a file of the same name with other weights is another experiment
-    asked["weights_sha256"] = experiment.weights.sha256
-    results = {
+    check_out(out, asked, resume)
+    # run by run, so that what is left to do is as a whole like what has been done: the bar's estimate holds
+    runs = [(name, run) for run in range(options.runs) for name in options.settings]
+    if workers is None:  # a larger model keeps every core busy by itself
+        unfinished = sum(not run_files(out, *run)[0].exists() for run in runs)
+        workers = fitting_workers(unfinished) if options.model == "head" else 1
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if workers > 1:  # they load their libraries while this process reads the data
+            pool = stack.enter_context(WorkerPool("dopamine_lib.reproduction_worker", workers))
+        experiment = Experiment(options, progress=progress)
+        if pool is not None:
+            pool.introduce({"options": asked, "out": str(out)})
+        # a file of the same name with other weights is another experiment
+        asked["weights_sha256"] = experiment.weights.sha256
+        stack.enter_context(writing(out))
+        stack.enter_context(claim(out, asked, resume))
+        bar = stack.enter_context(
+            tqdm(total=len(runs) * EPOCHS, desc=f"{len(runs)} runs", unit="epoch", disable=None if progress else True)
+        )
+
+        def do(jobs: list[dict]) -> list:
+            return pool.run(jobs, bar.update) if pool else [do_job(experiment, out, job, bar.update) for job in jobs]
+
+        records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
+        charged = sorted({(name, steps) for (name, _), record in records.items() for steps in record["charged"]})
+        spent = dict(zip(charged, do([{"spent": pair} for pair in charged]), strict=True))
+        results = _results(experiment, asked, records, spent)
+        results["seconds"] = round(time.perf_counter() - began, 1)
+        write_json(out / "results.json", results)
+        with atomic_path(out / "figure1.png") as temporary:
+            figure1(results).savefig(temporary, dpi=150)
+    return results
+
+
+def _results(experiment: Experiment, asked: dict, records: dict[tuple, dict], spent: dict[tuple, dict]) -> dict:
+    """``results.json``, from the records of the runs by (setting, run) and the epsilons by (setting, steps)."""
+    options, weights = experiment.options, experiment.weights
+    settings = {}
+    for name in options.settings:
+        own = [records[name, run] for run in range(options.runs)]
+        settings[name] = setting_result(experiment, name, own, spent)
+    return {
         "data": options.data,
         "model": options.model,
-        "weights": experiment.weights.source,
-        "weights_sha256": experiment.weights.sha256,
+        "weights": weights.source,
+        "weights_sha256": weights.sha256,
         "delta": options.delta,
         "patients": {"train": len(experiment.train), "test": len(experiment.test)},
         "hospitals": [len(own) for own in experiment.patients],
         "randomness": "operating system" if options.seed is None else f"seeded with {options.seed}: for teaching only",
         "options": asked,
-        "settings": {},
+        "settings": settings,
     }
-    total = len(options.settings) * options.runs * EPOCHS
-    with _claim(out, asked, resume), tqdm(total=total, unit="epoch", disable=None if progress else True) as bar:
-        for name in options.settings:
-            records = []
-            for run in range(options.runs):
-                bar.set_description(f"{name}, run {run + 1} of {options.runs}")
-                records.append(_finished_run(experiment, name, run, out, bar))
-            results["settings"][name] = setting_result(experiment, name, records)
-        results["seconds"] = round(time.perf_counter() - began, 1)
-        _write_json(out / "results.json", results)
-        with atomic_path(out / "figure1.png") as temporary:
-            figure1(results).savefig(temporary, dpi=150)
-    return results
 
 
 def table(results: dict) -> str:

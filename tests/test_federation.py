@@ -108,7 +108,7 @@ def test_hospitals_in_lock_step_train_as_each_alone(task, name, sizes):
     assert torch.allclose(train_together(hospitals[:1], w, 3), alone[:1], atol=1e-6)
     features = task.features[:, :-1]
     other = Task(task.net, lambda index: features[index], task.labels)
-    assert not hasattr(other, "clipped_sums_each")
+    assert type(other).clipped_sums_each is not type(task).clipped_sums_each
     looped = make_training(other, name, sizes=sizes).hospitals
     assert torch.allclose(train_together(looped, w, 3), alone, atol=1e-5)
 
@@ -279,3 +279,10 @@ def test_averaging_weighs_as_it_says(task):
     for _ in training.epochs():
         iterates.append(training.server.w)
     assert torch.allclose(training.server.model, torch.stack(iterates).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["F", "FSCDP"])
+def test_a_round_in_which_everybody_vanishes_opens_nothing(task, name):
+    training = make_training(task, name, declared=short(name, 5), dropout=1 - 1e-12)
+    run(training)
+    assert training.progress.aborted == 5 and torch.equal(training.server.w, task.start)

@@ -57,7 +57,7 @@ def test_missing_weights_name_the_command_that_makes_them(monkeypatch, tmp_path)
 
 
 def test_little_memory_and_an_unknown_one(monkeypatch):
-    monkeypatch.setattr(machine, "_memory", lambda: machine.GB)
+    monkeypatch.setattr(machine, "memory_size", lambda: machine.GB)
     assert not find(machine_check(), "1.0 GB of memory").found
-    monkeypatch.setattr(machine, "_memory", lambda: None)
+    monkeypatch.setattr(machine, "memory_size", lambda: None)
     assert "cannot be read" in find(machine_check(), "memory").means

@@ -119,15 +119,8 @@ def train_together(hospitals: list[Hospital], w: Tensor, round_number: int) -> T
     velocity = torch.zeros_like(local)
     for i in range(setting.local_steps):
         step = round_number * setting.local_steps + i
-        sums = _sums_each(task, local, [hospital.sample(step) for hospital in hospitals], choice.max_grad_norm)
+        sums = task.clipped_sums_each(local, [hospital.sample(step) for hospital in hospitals], choice.max_grad_norm)
         sent = torch.stack([hospital.noised(own, step) for hospital, own in zip(hospitals, sums, strict=True)])
         velocity = choice.momentum * velocity + sent / expected_batch
         local = local - choice.learning_rate * velocity
     return local - w
-
-
-def _sums_each(task: Task, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
-    """Row k: the clipped sum of ``samples[k]`` at the model w[k], in one pass where the task knows how."""
-    if hasattr(task, "clipped_sums_each"):
-        return task.clipped_sums_each(w, samples, max_grad_norm)
-    return torch.cat([task.clipped_sums(own, sample, max_grad_norm) for own, sample in zip(w, samples, strict=True)])

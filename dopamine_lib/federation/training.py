@@ -207,17 +207,20 @@ class Training:
         invited = self.schedule[number]
         present = [self.hospitals[k] for k in self._arrived(number, invited)]
         here = sum(map(len, present))
-        if self.setting.local_steps > 1:
-            changes = train_together(present, self.server.w, number) if present else []
-            messages = {h.number: own * (len(h) / self.population) for h, own in zip(present, changes, strict=True)}
-            total = self._total(number, invited, messages)
-            if total is not None:
-                self.server.average_step(total * (self.population / here))
+        total = self._total(number, invited, self._messages(present, number) if present else {})
+        if total is None:
             return
+        if self.setting.local_steps > 1:
+            self.server.average_step(total * (self.population / here))
+        else:  # divided by the public expected batch, unlike the batch itself (register, 2)
+            self.server.gradient_step(total / (self.setting.sample_rate * here))
+
+    def _messages(self, present: list[Hospital], number: int) -> dict:
+        """What the hospitals that are there send, by hospital."""
+        if self.setting.local_steps > 1:
+            changes = train_together(present, self.server.w, number)
+            return {h.number: own * (len(h) / self.population) for h, own in zip(present, changes, strict=True)}
         samples = [hospital.sample(number) for hospital in present]
         group = torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample) for sample in samples]))
         sums = self.task.clipped_sums(self.server.w, torch.cat(samples), self.choice.max_grad_norm, group, len(present))
-        messages = {h.number: h.noised(own, number) for h, own in zip(present, sums, strict=True)}
-        total = self._total(number, invited, messages)
-        if total is not None:  # divided by the public expected batch, unlike the batch itself (register, 2)
-            self.server.gradient_step(total / (self.setting.sample_rate * here))
+        return {h.number: h.noised(own, number) for h, own in zip(present, sums, strict=True)}

@@ -67,7 +67,9 @@ def _prv_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
-    with np.errstate(divide="ignore"):  # a mechanism that samples everybody (q = 1) takes the logarithm of 0
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        # a mechanism that samples everybody (q = 1) takes the logarithm of 0; the search's first bound is coarse
+        warnings.simplefilter("ignore", UserWarning)
         return float(accountant.get_epsilon(delta))
 
 

@@ -88,6 +88,11 @@ class Task:
             book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
         return sums
 
+    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
+        """The clipped sum of each sample at a model of its own: w (groups, d), returns (groups, d)."""
+        pairs = zip(w, samples, strict=True)
+        return torch.cat([self.clipped_sums(own, sample, max_grad_norm) for own, sample in pairs])
+
     @torch.no_grad()
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         """Class scores (B, classes) of the images at ``index``."""

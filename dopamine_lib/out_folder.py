@@ -1,0 +1,64 @@
+"""The folder that ``reproduce`` writes into: claimed by one process, refused to another experiment."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path
+
+
+def write_json(path: Path, value) -> None:
+    """Write ``value`` in one step; a number that is none is refused."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def check_out(out: Path, asked: dict, resume: bool) -> None:
+    """Raise InputError where ``out`` holds another run, or this one without ``--resume``."""
+    note = out / "options.json"
+    if not note.exists():
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file; choose a directory")
+        return
+    if not resume:
+        raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    try:
+        begun = json.loads(note.read_text())
+    except ValueError as error:
+        raise InputError(f"{note} cannot be read; choose another --out") from error
+    for key in asked:
+        if begun.get(key) != asked[key]:
+            raise InputError(
+                f"{out} was begun with {key} = {begun.get(key)}, not {asked[key]}; resume with the same options"
+            )
+
+
+@contextlib.contextmanager
+def writing(out: Path):
+    """What may go wrong with files in ``out`` is the user's to put right: an InputError."""
+    try:
+        yield
+    except Timeout as error:
+        raise InputError(f"another process is at work in {out}; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another directory") from error
+
+
+@contextlib.contextmanager
+def claim(out: Path, asked: dict, resume: bool):
+    """Keep ``out`` for this process: two that resume one run would spend its budget twice."""
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock", timeout=0):
+        check_out(out, asked, resume)
+        for torn in [*out.glob(".*-*.*"), *out.glob("runs/.*-*.*")]:  # what a killed process was writing
+            torn.unlink(missing_ok=True)
+        write_json(out / "options.json", asked)
+        yield
+
+
+def run_files(out: Path, name: str, run: int) -> tuple[Path, Path, Path]:
+    """Record, checkpoint and lock of one run."""
+    return tuple(out / "runs" / f"{name}-{run}{suffix}" for suffix in (".json", ".safetensors", ".lock"))
