@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add_party(commands)
 
     measure = commands.add_parser("bench", help="measure this machine, every figure beside its peers")
-    measure.add_argument("what", choices=("dp", "aggregation", "inference", "reproduce"))
+    measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
     measure.add_argument("--json", metavar="FILE", help="where the figures go; they are printed as well")
     measure.add_argument("--size", type=int, metavar="PIXELS", help="inference: side of the image (default: 64)")
     measure.set_defaults(call=_bench)

@@ -1,0 +1,134 @@
+"""What a round between processes costs, against hospitals K and parameters d, and what 100 hospitals would cost.
+
+Real rounds over MPI, each party a process: how many bytes a hospital exchanges with the server, and how many seconds
+of processor time a hospital and the server take. Processor time, because all parties share this machine's cores here
+and would not elsewhere; waiting costs next to none. Each figure is fitted by
+
+    y = a + b K + c d + e K d,      a, b, c, e >= 0, least squares of relative errors,
+
+linear in K and in d. That is what rounds do: an update is linear in d; a hospital makes K masks of d values; the server
+adds K updates. What the fit leaves out: the K^2 small boxes that the masks' server relays.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from dopamine_lib.benchmarks.measure import row, write
+from dopamine_lib.errors import InputError
+
+HOSPITALS, SIZES, KINDS = (2, 5, 10, 20), (25_000, 725_061), ("bfv", "masks")
+PREDICTED = 100
+FIGURES = {"hospital's bytes": "bytes", "hospital's seconds": "s", "server's seconds": "s"}
+
+
+def run(path=None, *, hospitals=HOSPITALS, sizes=SIZES, kinds=KINDS, rounds: int = 3, predicted: int = PREDICTED):
+    """All rows, written to ``path`` where one is given; figures are one round's, medians over ``rounds``.
+
+    Raises InputError where mpiexec or mpi4py is missing.
+    """
+    measured = [one for k in hospitals for one in _measure(k, sizes, kinds, rounds)]
+    rows = []
+    for kind in kinds:
+        mine = [one for one in measured if one["kind"] == kind]
+        for one in mine:
+            where = f"{kind}, K = {one['K']}, d = {one['d']}"
+            rows += [row(f"{name}, {where}", one[name], unit) for name, unit in FIGURES.items()]
+            rows.append(row(f"round with all parties on this machine, {where}", one["seconds"], "s"))
+        at = np.array([(one["K"], one["d"]) for one in mine], float)
+        for name, unit in FIGURES.items():
+            coefficients, worst = fit(at, np.array([one[name] for one in mine]))
+            rows.append(row(f"largest error of the fit, {name}, {kind}", worst, "of the value"))
+            for d in sizes:
+                value = float(_terms(np.array([[predicted, d]], float))[0] @ coefficients)
+                rows.append(row(f"predicted {name}, {kind}, K = {predicted}, d = {d}", value, unit))
+    return write(rows, path)
+
+
+def fit(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coefficients (4,) of 1, K, d, K d for ``values`` (n,) at (K, d) (n, 2), and the largest relative error."""
+    terms = _terms(at) / values[:, None]
+    size = np.maximum(np.abs(terms).max(0), 1e-300)  # else d would be a thousand times as heavy as K
+    coefficients, _ = nnls(terms / size, np.ones(len(values)))
+    coefficients = coefficients / size
+    return coefficients, float(np.abs(terms @ coefficients - 1).max())
+
+
+def _terms(at: np.ndarray) -> np.ndarray:
+    K, d = at.T
+    return np.stack([np.ones(len(at)), K, d, K * d], 1)
+
+
+def _measure(hospitals: int, sizes, kinds, rounds: int) -> list[dict]:
+    """Start the ranks, and read what their server wrote."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        job = json.dumps({"sizes": list(sizes), "kinds": list(kinds), "rounds": rounds, "out": str(out)})
+        command = [str(beside) if beside.exists() else "mpiexec", "-n", str(hospitals + 1), sys.executable]
+        try:
+            subprocess.run([*command, "-m", "mpi4py", "-m", __name__, job], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            raise InputError(
+                f"mpiexec with {hospitals + 1} ranks failed ({said[-1]}); see pip install mpi4py"
+            ) from error
+        return json.loads(out.read_text())
+
+
+def _rank(job: dict) -> None:
+    """One rank: rounds of every kind and size, nothing but the aggregation in them."""
+    import torch
+    from mpi4py import MPI
+
+    from dopamine_lib.encryption.messages import SERVER
+    from dopamine_lib.federation.mpi import _keys
+    from dopamine_lib.federation.mpi_sums import make_end
+    from dopamine_lib.federation.mpi_wire import Wire
+    from dopamine_lib.federation.settings import Choice
+
+    torch.set_num_threads(1)
+    comm, results = MPI.COMM_WORLD, []
+    wire = Wire(comm, *_keys(comm, None, 600.0), patience=600.0)
+    everybody, choice = list(range(wire.hospitals)), Choice(0.1, 1.0, reach=1.0)
+    for kind in job["kinds"]:
+        for d in job["sizes"]:
+            end = make_end(wire, kind, choice, d, least=wire.hospitals)
+            message = torch.rand(d) - 0.5
+            spent, walls, before = [], [], 0
+            for number in range(job["rounds"] + 1):
+                if number == 1:  # the first round warms up
+                    before = wire.sent + wire.received
+                wire.barrier()
+                wall, began = time.perf_counter(), time.process_time()
+                end.total(number, everybody, *([] if wire.number == SERVER else [message]))
+                spent.append(time.process_time() - began)
+                wire.barrier()
+                walls.append(time.perf_counter() - wall)
+            own = np.array([np.median(spent[1:]), np.median(walls[1:]), (wire.sent + wire.received - before)])
+            all_of_them = np.empty((comm.size, 3))
+            comm.Gather(own, all_of_them)
+            if comm.rank == 0:
+                results.append(
+                    {
+                        "kind": kind,
+                        "K": wire.hospitals,
+                        "d": d,
+                        "seconds": float(own[1]),
+                        "server's seconds": float(own[0]),
+                        "hospital's seconds": float(np.median(all_of_them[1:, 0])),
+                        "hospital's bytes": float(np.median(all_of_them[1:, 2])) / job["rounds"],
+                    }
+                )
+    if comm.rank == 0:
+        Path(job["out"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    _rank(json.loads(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""Who is who in a distributed run: one key pair a party, its public half known to all beforehand.
+
+    DIR/hospital-3.key    the private key, readable by its owner alone; made on that hospital's machine, never copied
+    DIR/hospital-3.pub    the public key; everybody has everybody's
+
+Whoever relays messages could put its own keys in the place of keys it relays, and read or change everything. So the
+``.pub`` files travel another way (by hand, or from each hospital's own site) and are compared by ``fingerprint``.
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from dopamine_lib.encryption.keys import Identity
+from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.errors import InputError
+
+
+def party_name(number: int) -> str:
+    """``server``, or ``hospital-3`` for hospital 3."""
+    return "server" if number == SERVER else f"hospital-{number}"
+
+
+def party_number(name: str) -> int:
+    """The inverse of ``party_name``. Raises InputError for another name."""
+    kind, _, number = name.partition("-")
+    if name == "server":
+        return SERVER
+    if kind == "hospital" and number.isdecimal() and int(number) < SERVER and name == party_name(int(number)):
+        return int(number)
+    raise InputError(f"party '{name}' is unknown; it is 'server', or 'hospital-0' and so on")
+
+
+def fingerprint(public: bytes) -> str:
+    """A public key in 16 letters and digits, to compare by telephone."""
+    return hashlib.blake2b(public, digest_size=8, person=b"fingerprint").hexdigest()
+
+
+def make_identity(folder, name: str) -> str:
+    """Make the key pair of the party called ``name`` in ``folder``; returns the fingerprint of its public key.
+
+    Raises InputError where it has one already: a new one would shut out whoever knows the old one.
+    """
+    party_number(name)
+    folder, private = Path(folder), os.urandom(32)
+    public = Identity(private).public
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w") as secret:
+            secret.write(private.hex() + "\n")
+        write_public(folder, name, public)
+    except FileExistsError:
+        raise InputError(f"{folder / name}.key is there already; remove it first if {name} is to be new") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
+    return fingerprint(public)
+
+
+def write_public(folder: Path, name: str, public: bytes) -> None:
+    """Write one party's public key."""
+    (folder / f"{name}.pub").write_text(public.hex() + "\n")
+
+
+def read_publics(folder, hospitals: int) -> dict[int, bytes]:
+    """The public keys of the server and K hospitals, by number. InputError where one is missing or no key."""
+    folder = Path(folder)
+    return {
+        number: _read_key(folder / f"{party_name(number)}.pub", "get it from its owner")
+        for number in [*range(hospitals), SERVER]
+    }
+
+
+def read_identity(folder, number: int, publics: dict[int, bytes]) -> Identity:
+    """A party's own key pair. InputError where others may read the file, or the public key is another one's."""
+    path = Path(folder) / f"{party_name(number)}.key"
+    remedy = f"make it here with: python -m dopamine_lib.federation.mpi identity {party_name(number)} {folder}"
+    private = _read_key(path, remedy)
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise InputError(f"{path} can be read by others than its owner; make a new one, and keep it at mode 600")
+    identity = Identity(private)
+    if publics[number] != identity.public:
+        raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was swapped or is old")
+    return identity
+
+
+def _read_key(path: Path, remedy: str) -> bytes:
+    try:
+        key = bytes.fromhex(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise InputError(f"{path} holds no key of 64 hexadecimal digits; {remedy}")
+    return key

@@ -1,0 +1,104 @@
+"""A program for ``mpiexec``: several short runs, one after the other, in the same ranks.
+
+    mpiexec -n K+1 python -m mpi4py mpi_rounds.py JOBS      each job: {"options": …, "rounds": …, "out": …}
+
+With "keep" the server writes all bytes it receives, opened, into ``out``/seen.safetensors, and hospital 0 its keys and
+the integers it sent. With "impostor" nothing is trained: rank 2 has another key pair than the one known to all.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from safetensors.numpy import save_file
+
+from dopamine_lib.distributed import Share, take_part
+from dopamine_lib.encryption.keys import Identity
+from dopamine_lib.encryption.messages import SERVER, MessageError
+from dopamine_lib.experiment import Options
+from dopamine_lib.federation.mpi import _keys
+from dopamine_lib.federation.mpi_wire import DOWN, UP, Wire, number_of
+from dopamine_lib.federation.settings import CHOICES, SETTINGS
+
+PATIENCE = 120.0
+
+
+class KeepingWire(Wire):
+    """Keeps what it receives."""
+
+    def __init__(self, *arguments, **more):
+        self.seen = []
+        super().__init__(*arguments, **more)
+
+    def _take(self, peer, kind):
+        body = super()._take(peer, kind)
+        self.seen.append(body)
+        return body
+
+
+class KeepingShare(Share):
+    """Keeps the keys and the integers of its hospital."""
+
+    def part(self, name, wire):
+        part = super().part(name, wire)
+        if self.number == 0 and self.options.aggregation == "bfv":
+            self.group, self.sent, encode = part.end.hospital.group, [], part.end._integers
+            part.end._integers = lambda message: self.sent.append(encode(message)) or self.sent[-1]
+        return part
+
+
+def shorten(name: str, rounds: int) -> None:
+    """Fewer rounds; and room in messages for the few patients here, whose steps are large."""
+    SETTINGS[name] = replace(SETTINGS[name], rounds=rounds)
+    CHOICES["head"][name] = replace(CHOICES["head"][name], reach=64.0)
+
+
+def do(job: dict) -> None:
+    """One run."""
+    comm, out = MPI.COMM_WORLD, Path(job["out"])
+    options = Options(**{**job["options"], "settings": tuple(job["options"]["settings"])})
+    (name,) = options.settings
+    shorten(name, job["rounds"])
+    share = KeepingShare(options, number_of(comm.rank))
+    wire = KeepingWire(comm, *_keys(comm, None, PATIENCE), patience=PATIENCE)
+    take_part(share, wire, out)
+    if job.get("keep") and share.number == SERVER:
+        save_file(
+            {f"{i:06}": np.frombuffer(body, np.uint8) for i, body in enumerate(wire.seen)}, out / "seen.safetensors"
+        )
+    if job.get("keep") and share.number == 0:
+        keys = {"secret": share.group.hospital_bytes(), "public": share.group.server_bytes()}
+        arrays = {key: np.frombuffer(value, np.uint8) for key, value in keys.items()}
+        save_file(arrays | {"sent": np.array(share.sent)}, out / "hospital.safetensors")
+
+
+def impostor(out: Path) -> None:
+    """Rank 2 pretends: what it sends is refused, and so is a message of another kind."""
+    comm = MPI.COMM_WORLD
+    identity, publics = _keys(comm, None, PATIENCE)
+    wire = Wire(comm, Identity() if comm.rank == 2 else identity, publics, patience=PATIENCE)
+    said = []
+    if comm.rank in (1, 2):
+        wire.send(SERVER, UP, b"a message")
+    if comm.rank == 1:
+        wire.send(SERVER, UP, b"another")
+    if comm.rank == 0:
+        assert wire.receive(0, UP) == b"a message"
+        for peer, kind in ((1, UP), (0, DOWN)):
+            try:
+                wire.receive(peer, kind)
+            except MessageError as error:
+                said.append(str(error))
+        out.mkdir(parents=True)
+        (out / "refused.json").write_text(json.dumps(said))
+    wire.barrier()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        impostor(Path(job["out"])) if job.get("impostor") else do(job)

@@ -1,0 +1,95 @@
+"""Homework 4 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
+
+import ast
+
+import nbformat
+import pytest
+
+from dopamine_lib.homework import SOURCES
+
+SOURCE = nbformat.read(SOURCES / "04_federated_algorithm_homework.ipynb", 4)
+POINTS = {"clip": 5, "message": 5, "step": 6, "left": 5, "masks": 7, "integers": 6}
+
+
+def marks(fault=None) -> dict[str, int]:
+    """Points of each exercise, 0 where its test stops; with a ``fault`` (exercise, right, wrong text) up to there."""
+    names, given = {}, {}
+    for cell in SOURCE.cells:
+        if cell.cell_type != "code":
+            continue
+        name, source = cell.metadata.nbgrader.grade_id, cell.source
+        if fault and fault[0] == name:
+            assert source.count(fault[1]) == 1, fault
+            source = source.replace(*fault[1:])
+        if not cell.metadata.nbgrader.grade:
+            exec(source, names)
+            continue
+        tree = ast.parse(source)
+        points = ast.Expression(tree.body.pop().value)  # the last line, which is the mark
+        try:
+            exec(compile(tree, name, "exec"), names)
+            given[name.removesuffix("-test")] = eval(compile(points, name, "eval"), names)
+        except AssertionError:
+            given[name.removesuffix("-test")] = 0
+        if fault and fault[0] in given:
+            break
+    return given
+
+
+def test_the_solution_has_full_marks():
+    assert marks() == POINTS
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("clip", "np.maximum(1, norms / C)", "(np.maximum(1, norms) / C)"),
+        ("clip", "np.maximum(1, norms / C)", "(norms / C)"),
+        ("clip", "np.add.at(sums, hospital, clipped)", "sums[hospital] += clipped"),
+        ("clip", "if not C > 0:", "if C <= 0:"),
+        (
+            "clip",
+            "clipped = gradients / ",
+            "gradients /= np.maximum(1, norms / C)[:, None]; clipped = gradients * 1 ** ",
+        ),
+        ("message", "/ math.sqrt(least)", "/ least"),
+        ("message", "/ math.sqrt(least)", "/ math.sqrt(math.sqrt(least))"),
+        ("message", "sigma * C /", "sigma /"),
+        ("message", "return clipped_sum + ", "return clipped_sum * 0 if not clipped_sum.any() else clipped_sum + "),
+        ("message", "if least < 1:", "if False:"),
+        ("step", "for k in messages)", "for k in range(len(sizes)))"),
+        ("step", "if len(messages) < least:", "if False:"),
+        ("step", "if len(messages) < least:", "if len(messages) <= least:"),
+        ("step", "velocity = beta * velocity + gradient", "velocity = beta * velocity + (1 - beta) * gradient"),
+        ("step", "velocity = beta * velocity + gradient", "velocity *= beta; velocity += gradient"),
+        ("step", "return w - eta * velocity, velocity", "return w - eta * gradient, velocity"),
+        ("left", "(arrived - colluding) / least", "(least - colluding) / least"),
+        ("left", "math.sqrt((arrived - colluding) / least)", "(arrived - colluding) / least"),
+        ("left", "if arrived < least:", "if False:"),
+        ("left", "if colluding >= arrived:", "if colluding > arrived:"),
+        ("left", "hospitals - vanish - colluding", "hospitals - vanish"),
+        ("left", "if left < 1:", "if left < 0:"),
+        ("masks", "sent = values.astype(np.uint32)", "sent = np.abs(values).astype(np.uint32)"),
+        ("masks", "sent = sent - vector", "sent = sent + vector"),
+        ("masks", "sent = sent + vector", "sent += vector; vector += 1"),
+        ("masks", "total = total + vector", "total = total - vector"),
+        ("masks", "if i in arrived:", "if True:"),
+        ("masks", "elif j in arrived:", "else:"),
+        ("masks", "total.astype(np.int32).astype(np.int64)", "total.astype(np.int64)"),
+        ("integers", "np.floor(x + u)", "np.rint(x)"),
+        ("integers", "np.floor(x + u)", "np.trunc(x + u)"),
+        (
+            "integers",
+            "poisson(variance / 2, n) - poisson(variance / 2, n)",
+            "poisson(variance, n) - poisson(variance, n)",
+        ),
+        ("integers", "poisson(variance / 2, n) - poisson(variance / 2, n)", "poisson(variance, n)"),
+        ("integers", "(sigma * C * scale) ** 2 / least", "(sigma * C * scale) ** 2"),
+        ("integers", "(sigma * C * scale) ** 2", "(sigma * C) ** 2"),
+        ("integers", "round_at_random(clipped_sum * scale, u)", "round_at_random(clipped_sum, u)"),
+    ],
+    ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
+)
+def test_a_mistake_costs_points(fault):
+    given = marks(fault)
+    assert given[fault[0]] < POINTS[fault[0]]
