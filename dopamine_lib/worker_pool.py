@@ -28,8 +28,8 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.machine import GB, memory_size
 
 MOST_WORKERS = 2
-#: Memory of one worker with torch and the features of a few thousand images.
-WORKER_MEMORY = GB // 2
+#: Memory of one worker: torch, a few thousand images with their features, and what the PRV accountant keeps.
+WORKER_MEMORY = GB
 
 
 def fitting_workers(jobs: int) -> int:
