@@ -33,6 +33,11 @@ def small(tmp_path_factory, make_aptos):
     return dict(data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=4)
 
 
+def rounded(result):
+    """A result to twelve digits: the PRV accountant's last ones depend on the number of threads."""
+    return json.loads(json.dumps(result), parse_float=lambda number: float(f"{float(number):.12g}"))
+
+
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
@@ -108,7 +113,7 @@ def test_the_same_seed_gives_the_same_numbers_in_however_many_processes(finished
     one, folder = finished
     two = reproduce(Options(**small, runs=2, seed=5, settings=("F", "FPDP")), tmp_path, progress=False, workers=2)
     for name in ("F", "FPDP"):
-        assert two["settings"][name] == one["settings"][name]
+        assert rounded(two["settings"][name]) == rounded(one["settings"][name])
         for run in (0, 1):
             file = f"{name}-{run}.safetensors"
             mine, theirs = (load_file(place / file) for place in (tmp_path, folder))
@@ -130,7 +135,7 @@ def test_killed_at_any_moment_it_goes_on(finished, small, tmp_path):
     assert not (tmp_path / "results.json").exists()
     resumed = reproduce(Options(**small, runs=2, seed=5), tmp_path, resume=True, progress=False)
     for name, result in finished[0]["settings"].items():
-        assert resumed["settings"][name] == result
+        assert rounded(resumed["settings"][name]) == rounded(result)
     leftovers = [path.name for path in (tmp_path / "runs").iterdir() if path.suffix != ".json"]
     assert not leftovers
 
