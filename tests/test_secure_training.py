@@ -242,4 +242,4 @@ def test_three_thousand_encrypted_rounds_of_the_head_take_five_minutes_at_most()
 def test_accuracy_under_bfv_is_that_in_the_clear():
     pairs = np.array([_paired("head", 300, seed)[0] for seed in range(5)] + [_paired("cnn", 60, 0)[0]])
     assert (np.abs(pairs[:, 0] - pairs[:, 1]) <= 0.005).all()
-    assert pairs[:5].min() > 0.4  # the head has learned something; sixty rounds teach the CNN little
+    assert pairs.min() > 0.4

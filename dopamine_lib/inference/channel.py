@@ -7,6 +7,7 @@ After any error the channel is closed: the other side sees the end of the stream
 goes on with half a message, so masks that were used up to there are never used again.
 """
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -95,11 +96,9 @@ class SocketChannel:
         self._swap(tag, _bytes_of(outgoing), _bytes_of(incoming))
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # closed before, or by the other side
             # wakes a thread that waits here; TLS's own shutdown would first fall back to an open socket
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed before, or by the other side
         self._sock.close()
 
     def _swap(self, tag, outgoing, incoming) -> None:

@@ -7,6 +7,7 @@
 The image never leaves this process. What the patient gets besides the logits is public: the plan and the grades.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -129,10 +130,8 @@ class PatientClient:
 
     def close(self) -> None:
         """End the session; may be called twice."""
-        try:
+        with contextlib.suppress(ChannelError):  # it is over already
             messages.send_number(self._channel, Tag.COMMAND, Command.END)
-        except ChannelError:
-            pass  # it is over already
         self._channel.close()
 
     def __enter__(self):

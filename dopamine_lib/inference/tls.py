@@ -6,6 +6,7 @@ From then on a worker talks only to holders of the keys of the certificates it w
 and no password is involved, and a stranger is turned away before a byte of the protocol is sent.
 """
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -183,10 +184,8 @@ class Listener:
     def close(self) -> None:
         """Let nobody in any more."""
         # close alone does not wake a thread that waits in accept
-        try:
+        with contextlib.suppress(OSError):  # not every system shuts a listening socket down
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # not every system shuts a listening socket down
         self._sock.close()
 
 
