@@ -153,7 +153,7 @@ def test_a_positive_value_beyond_the_range_shows_as_wrong():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(-(2**30) + 1, 2**30 - 1)] * 2), min_size=1, max_size=30))
+@given(st.lists(st.tuples(*[st.integers(-EDGE // 2 + 1, EDGE // 2 - 1)] * 2), min_size=1, max_size=30))
 def test_maximum_is_right_within_its_margin(pairs):
     a, b = np.array(pairs).T
     y = signed(both(MaximumOperation(len(a)), share(ring(a)), share(ring(b)))).astype(np.int64)

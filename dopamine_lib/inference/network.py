@@ -25,7 +25,7 @@ from dopamine_lib.inference.quantise import gains_of, quantise
 from dopamine_lib.inference.sharing import encode
 from dopamine_lib.models import NormalisedFeatures
 
-#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| < 2^31; truncation one bit less.
+#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
 RING_BITS = 31
 #: Bits of room above the largest value on public images, and bits of an activation.
 MARGIN, ACTIVATION_BITS = 1.5, 15

@@ -44,7 +44,7 @@ def _step(plan: Plan, weights: Weights, number: int, step, inputs) -> tuple[np.n
     if isinstance(step, steps.MaxPool):
         # the room is for differences within a window, and no window spreads more than the whole channel
         spread = float((x.max((1, 2)) - x.min((1, 2))).max())
-        return max_pool(x, step.kernel, step.stride, step.ceil, np.maximum), spread / 2**31
+        return max_pool(x, step.kernel, step.stride, step.ceil, np.maximum), spread / (2**31 - 2**15)
     if isinstance(step, steps.Truncate):
         return np.rint(x / 2**step.shift), largest / 2**30
     if isinstance(step, steps.Raise):

@@ -5,7 +5,7 @@ Maximum of shared a and b:
     4. max(a, b) = b + [x >= 0] x = b + [x >= 0] m - (beta ^ rho) r, where (beta ^ rho) r = beta r + (1 - 2 beta) rho r;
        a share of rho r comes from the crypto-provider. No message.
 Nothing is opened beyond the comparison. Of two values less than 2^15 apart the smaller may be taken. Needs
-|a - b| < 2^31.
+|a - b| < 2^31 - 2^15.
 
 A window of k x k takes 2 (k - 1) comparisons an output when its rows are reduced first and then its columns, instead of
 k^2 - 1; and since ReLU is increasing, max(ReLU(x)) = ReLU(max(x)), the pooling comes first and leaves ReLU less to do.
