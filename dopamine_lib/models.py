@@ -106,6 +106,24 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     raise InputError(f"weights file {path} ends in '{path.suffix}'; .npz, .pth and .safetensors are understood")
 
 
+def _checked(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Those tensors of a weights file that SqueezeNet has. Raises InputError unless they are its features, whole."""
+    reference = squeezenet(5).state_dict()
+    state = {key: value for key, value in state.items() if key in reference}
+    missing = [key for key in reference if key.startswith("features.") and key not in state]
+    if missing:
+        raise InputError(f"weights file {path} has no '{missing[0]}'; its keys must be torchvision's squeezenet1_1's")
+    for key, value in state.items():
+        if key.startswith("features.") and value.shape != reference[key].shape:
+            raise InputError(
+                f"weights file {path}: '{key}' has shape {tuple(value.shape)}, squeezenet1_1 needs "
+                f"{tuple(reference[key].shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise InputError(f"weights file {path}: '{key}' holds values that are not finite")
+    return state
+
+
 def load_weights(source=None) -> Weights:
     """The start for SqueezeNet: a file, ``"imagenet"``, ``"random"``, or None for the embedded weights.
 
@@ -122,19 +140,9 @@ def load_weights(source=None) -> Weights:
                 f"torchvision's checkpoint is not at {path}; download {IMAGENET_URL}{IMAGENET_FILE} to there"
             )
     state, metadata = read_state(path)
-    reference = squeezenet(5).state_dict()
-    state = {key: value.float() for key, value in state.items() if key in reference}
-    missing = [key for key in reference if key.startswith("features.") and key not in state]
-    if missing:
-        raise InputError(f"weights file {path} has no '{missing[0]}'; its keys must be torchvision's squeezenet1_1's")
-    for key, value in state.items():
-        if key.startswith("features.") and value.shape != reference[key].shape:
-            raise InputError(
-                f"weights file {path}: '{key}' has shape {tuple(value.shape)}, squeezenet1_1 needs "
-                f"{tuple(reference[key].shape)}"
-            )
-        if not torch.isfinite(value).all():
-            raise InputError(f"weights file {path}: '{key}' holds values that are not finite")
+    state = {key: value.float() for key, value in state.items()}
+    if path != EMBEDDED:  # a head on the kit's own needs no torchvision, which is 100 MB in every process
+        state = _checked(state, path)
     if path == EMBEDDED:
         name = "embedded: SqueezeNet-1.1 trained by this kit on public synthetic patients"
     elif source == "imagenet":

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dopamine_lib.allocator import keep_freed_memory
 from dopamine_lib.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.settings import EPOCHS
+from dopamine_lib.federation.side_by_side import side_by_side
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
@@ -26,6 +28,8 @@ from dopamine_lib.out_folder import check_out, claim, run_files, write_json, wri
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.worker_pool import WorkerPool, fitting_workers
 
+#: Runs of one setting in one pass, and the settings by how long they take: so that workers end at about the same time.
+SIDE_BY_SIDE, LONGEST_FIRST = 5, ("FSCDP", "CDP", "FPDP", "C", "F")
 #: Seconds to wait for a run that somebody is in: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
 
@@ -41,30 +45,38 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-def run_setting(
-    experiment: Experiment, name: str, run: int, *, checkpoint: Path | None = None, advance=lambda epochs: None
-) -> Training:
-    """Train one run of one setting to its end, going on from ``checkpoint`` where that exists.
+def run_setting(experiment: Experiment, name: str, run: int) -> Training:
+    """Train one run of one setting to its end."""
+    return train_runs(experiment, name, {run: None})[run]
 
+
+def train_runs(
+    experiment: Experiment, name: str, runs: dict[int, Path | None], advance=lambda epochs: None
+) -> dict[int, Training]:
+    """Train runs of one setting side by side to their ends, each going on from its checkpoint where that exists.
+
+    runs     the file of each run's checkpoint; None to keep nothing
     advance  called with the number of epochs that have been done since it was last called
     """
-    training = experiment.training(name, run)
-    if checkpoint is not None and checkpoint.exists():
-        load_checkpoint(checkpoint, training)
-    advance(training.progress.epoch)
-    save = (lambda: save_checkpoint(checkpoint, training)) if checkpoint is not None else (lambda: None)
+    trainings = [experiment.training(name, run) for run in runs]
+    saves = []
+    for training, checkpoint in zip(trainings, runs.values(), strict=True):
+        if checkpoint is not None and checkpoint.exists():
+            load_checkpoint(checkpoint, training)
+        advance(training.progress.epoch)
+        saves.append((lambda: None) if checkpoint is None else partial(save_checkpoint, checkpoint, training))
     with threads(1 if experiment.options.model == "head" else torch.get_num_threads()):
-        for epoch in training.epochs(save):
-            spent = training.epsilons("rdp_classic")
-            training.progress.history.append(
+        for i, epoch in side_by_side(trainings, saves):
+            spent = trainings[i].epsilons("rdp_classic")
+            trainings[i].progress.history.append(
                 {
                     "epoch": epoch,
-                    "accuracy": experiment.accuracy(training),
+                    "accuracy": experiment.accuracy(trainings[i]),
                     "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
                 }
             )
             advance(1)
-    return training
+    return dict(zip(runs, trainings, strict=True))
 
 
 def run_record(experiment: Experiment, training: Training) -> dict:
@@ -147,29 +159,32 @@ def statement_for(experiment: Experiment, name: str, steps: int) -> str:
     )
 
 
-def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance) -> dict:
-    """The record of one run: read if it is finished, else trained to its end and written with its model."""
-    done, checkpoint, lock = run_files(out, name, run)
-    done.parent.mkdir(exist_ok=True)
-    with FileLock(lock, timeout=PATIENCE):
-        if done.exists():
-            advance(EPOCHS)
-        else:
-            training = run_setting(experiment, name, run, checkpoint=checkpoint, advance=advance)
+def finished_runs(experiment: Experiment, name: str, runs: list[int], out: Path, advance) -> list[dict]:
+    """The records of runs of one setting: read if finished, else trained to their ends and written with the models."""
+    files = {run: run_files(out, name, run) for run in runs}
+    with contextlib.ExitStack() as locked:
+        for done, _, lock in files.values():
+            done.parent.mkdir(exist_ok=True)
+            locked.enter_context(FileLock(lock, timeout=PATIENCE))
+        waiting = {run: checkpoint for run, (done, checkpoint, _) in files.items() if not done.exists()}
+        advance(EPOCHS * (len(runs) - len(waiting)))
+        for run, training in train_runs(experiment, name, waiting, advance).items():
             record = run_record(experiment, training)
             statement = statement_for(experiment, name, max(record["charged"], default=0))
             training.task.load(training.server.model)
             save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
-            write_json(done, record)
-        checkpoint.unlink(missing_ok=True)
-    lock.unlink(missing_ok=True)
-    return json.loads(done.read_text())
+            write_json(files[run][0], record)
+        for _, checkpoint, _ in files.values():
+            checkpoint.unlink(missing_ok=True)
+    for _, _, lock in files.values():
+        lock.unlink(missing_ok=True)
+    return [json.loads(done.read_text()) for done, _, _ in files.values()]
 
 
 def do_job(experiment: Experiment, out: Path, job: dict, advance):
-    """One job of the pool: ``{"run": [name, run]}`` gives a run's record, ``{"spent": [name, steps]}`` its epsilons."""
-    if "run" in job:
-        return finished_run(experiment, *job["run"], out, advance)
+    """One job of the pool: ``{"runs": [name, runs]}`` gives their records, ``{"spent": [name, steps]}`` epsilons."""
+    if "runs" in job:
+        return finished_runs(experiment, *job["runs"], out, advance)
     name, steps = job["spent"]
     return experiment.bound(name).epsilons(steps)
 
@@ -188,12 +203,19 @@ def reproduce(
     if options.model != "head":
         keep_freed_memory()
     out, began = Path(out), time.perf_counter()
+    runs = options.runs * len(options.settings)
     asked = json.loads(json.dumps(asdict(options)))
     check_out(out, asked, resume)
-    # run by run, so that what is left to do is as a whole like what has been done: the bar's estimate holds
-    runs = [(name, run) for run in range(options.runs) for name in options.settings]
-    if workers is None:  # a larger model keeps every core busy by itself
-        unfinished = sum(not run_files(out, *run)[0].exists() for run in runs)
+    # a small model's runs go side by side; a larger one keeps every core busy by itself
+    beside = SIDE_BY_SIDE if options.model == "head" else 1
+    firsts = range(0, options.runs, beside)
+    groups = [
+        (name, list(range(first, min(first + beside, options.runs))))
+        for first in firsts
+        for name in sorted(options.settings, key=LONGEST_FIRST.index)
+    ]
+    if workers is None:
+        unfinished = sum(any(not run_files(out, name, run)[0].exists() for run in runs) for name, runs in groups)
         workers = fitting_workers(unfinished) if options.model == "head" else 1
     with contextlib.ExitStack() as stack:
         pool = None
@@ -207,13 +229,15 @@ def reproduce(
         stack.enter_context(writing(out))
         stack.enter_context(claim(out, asked, resume))
         bar = stack.enter_context(
-            tqdm(total=len(runs) * EPOCHS, desc=f"{len(runs)} runs", unit="epoch", disable=None if progress else True)
+            tqdm(total=runs * EPOCHS, desc=f"{runs} runs", unit="epoch", disable=None if progress else True)
         )
 
         def do(jobs: list[dict]) -> list:
             return pool.run(jobs, bar.update) if pool else [do_job(experiment, out, job, bar.update) for job in jobs]
 
-        records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
+        records = {}
+        for (name, numbers), own in zip(groups, do([{"runs": group} for group in groups]), strict=True):
+            records |= {(name, run): record for run, record in zip(numbers, own, strict=True)}
         charged = sorted({(name, steps) for (name, _), record in records.items() for steps in record["charged"]})
         spent = dict(zip(charged, do([{"spent": pair} for pair in charged]), strict=True))
         results = _results(experiment, asked, records, spent)

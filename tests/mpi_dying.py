@@ -27,7 +27,7 @@ def rank(arguments, number: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if end == "raises":
                 raise RuntimeError("the disk is full")
-        plain(self, number)
+        return plain(self, number)
 
     HospitalPart._round = dying
     return _rank(arguments, number)

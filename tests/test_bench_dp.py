@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from dopamine_lib.benchmarks import dp
+from dopamine_lib.benchmarks import cost, dp
 from dopamine_lib.benchmarks.dp import Case, batch_of
 
 TINY = Case("cnn", 16, 10, most=1e9, least=1e-9, minutes=1e9)
@@ -116,3 +116,33 @@ def test_freed_memory_stays_in_the_process_only_when_told(keep, kept):
         [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True, timeout=60
     )
     assert (int(done.stdout) < 100) == kept  # of 16384 pages
+
+
+@pytest.mark.parametrize("name, expected", [("C", 50 * 5862), ("CDP", 50 * 5862), ("FSCDP", 100 * 3001)])
+def test_gradients_of_a_run_are_batch_times_steps(name, expected):
+    assert cost.gradients(cost.SETTINGS[name]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_operations_are_those_of_the_convolutions():
+    """Counted by hand from the layers' shapes: forward, and backward by weights and, but for the first, by inputs."""
+    net, forward = cost.build("squeezenet", 5, cost.load_weights("random"), 0), []
+
+    def count(layer, _, out):
+        forward.append(2 * out.numel() * layer.weight[0].numel())
+
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(count)
+    net(torch.zeros(1, 3, 64, 64))
+    by_hand = 3 * sum(forward) - forward[0]
+    plain, private = (cost.operations(private, pixels=64, batch=4) for private in (False, True))
+    assert plain == pytest.approx(by_hand, rel=0.01)
+    assert 1 < private / plain < 1.2
+
+
+def test_the_price_follows_from_the_count():
+    rows = {line["name"]: line["value"] for line in cost.rows(0.01)}
+    asked = rows["gradients of the paper's run, five settings, five runs"]
+    assert rows["the paper's run on this machine"] == pytest.approx(asked * 0.01 / 3600)
+    hours = next(value for name, value in rows.items() if "GPU" in name)
+    assert hours == pytest.approx(rows["operations of the paper's run"] / cost.GPU_OPERATIONS / 3600)

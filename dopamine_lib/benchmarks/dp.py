@@ -4,7 +4,7 @@ Every step ends in a changed model and starts from images in memory. The ordinar
 mode use channels_last memory, the fastest. Opacus's other two modes take plain memory: in channels_last their gradients
 of convolutions are silently wrong, since their unfolding counts on plain strides. Steps are compared without noise,
 whose price depends on the generator; a whole iteration includes it on both sides, each with its own: AES-256 in counter
-mode here, torch's simulation generator there.
+mode here, torch's simulation generator there. ``cost`` counts what the paper's whole run comes to.
 """
 
 import copy
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.allocator import keep_freed_memory
+from dopamine_lib.benchmarks import cost
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
 from dopamine_lib.models import build, load_weights
 from dopamine_lib.privacy.dpsgd import Task, noise_share
@@ -70,7 +71,10 @@ def run(path=None, *, steps=STEPS, federated=FEDERATED, memory=MEMORY, repeats: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns of its own hooks
         for case in steps:
-            rows += step_rows(case, repeats)
+            measured = step_rows(case, repeats)
+            rows += measured
+            if (case.model, case.pixels) == ("squeezenet", cost.PIXELS):
+                rows += cost.rows(measured[0]["value"] / case.batch)
         for case in federated:
             rows += federated_rows(case, repeats)
     rows += [memory_row(case) for case in memory]

@@ -18,6 +18,7 @@ from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.hospital import train_together
 from dopamine_lib.federation.settings import SETTINGS
+from dopamine_lib.federation.side_by_side import alone
 from dopamine_lib.reproduction import run_setting
 
 #: Seconds that all five settings may take, five runs each.
@@ -93,16 +94,16 @@ def _setting_rows(settings, repeats: int) -> list[dict]:
         with torch.no_grad():
             taken = interleaved(
                 {
-                    "together": lambda: train_together(hospitals, w, next(number)),
+                    "together": lambda: list(alone(train_together(hospitals, w, next(number)), training.task)),
                     "alone": lambda: [hospital.train_locally(w, next(number)) for hospital in hospitals],
                 },
                 5 * repeats,
             )
-        together, alone = medians(taken).values()
+        together, one_by_one = medians(taken).values()
         name = f"FPDP's round of {len(hospitals)} hospitals in lock-step"
         return [
             *rows,
-            row(name, together, "s", "one by one", alone, together / alone, "ratio below 1", together < alone),
+            row(name, together, "s", "one by one", one_by_one, together / one_by_one, "below 1", together < one_by_one),
         ]
     finally:
         torch.set_num_threads(threads)

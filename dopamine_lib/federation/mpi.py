@@ -26,6 +26,7 @@ how much when, can end the run, and may attack the MPI library; ``mpiexec`` reac
 it is told there. Run it in a network of the parties alone.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -115,11 +116,13 @@ def _rank(arguments, rank: int) -> int:
         print(f"dopamine: {who}: {error}", file=sys.stderr, flush=True)
         watcher.explained()
         comm.Abort(2)
+        return 2
     except Exception as error:  # without this the others would wait for a rank that is gone
         message = f"dopamine: {who} gave up: {type(error).__name__}: {error}. {_remedy(arguments)}"
         print(message, file=sys.stderr, flush=True)
         watcher.explained()
         comm.Abort(1)
+        return 1
     from dopamine_lib.federation.mpi_wire import wait_for_all
 
     if results is not None:
@@ -181,6 +184,8 @@ def main(words=None) -> int:
         arguments = _parser(size - 1).parse_args(words)
         arguments.settings = (arguments.setting,)
         _check(arguments, size)
+        if importlib.util.find_spec("mpi4py") is None:
+            raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
     except InputError as error:
         if rank == 0:  # one line, not one a rank
             print(f"dopamine: {error}", file=sys.stderr, flush=True)

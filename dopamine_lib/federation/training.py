@@ -12,8 +12,9 @@ from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.hospital import Hospital, train_together
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import DELTA, EPOCHS, Choice, Setting
+from dopamine_lib.federation.side_by_side import alone
 from dopamine_lib.privacy.accounting import Ledger
-from dopamine_lib.privacy.dpsgd import Task
+from dopamine_lib.privacy.dpsgd import Task, Wanted
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -42,6 +43,7 @@ class Training:
     least     hospitals that must survive a round where their noise is shared, and make up sigma then; all of them
               by default. With more survivors there is more noise than needed: the price of dropouts
     dropout   probability that an invited hospital vanishes in a round, to try that out
+    hospital, server  what makes the parties, called like Hospital and Server
     seed      of the public draw of participants
     budget    epsilon that is not passed, by ``accountant``; training stops before the step that would
     Raises ValueError where a private setting has no finite clipping norm.
@@ -64,6 +66,8 @@ class Training:
         accountant: str = "prv",
         seed: int = 0,
         run: int = 0,
+        hospital=Hospital,
+        server=Server,
     ):
         if setting.private and math.isinf(choice.max_grad_norm):
             raise ValueError(
@@ -74,11 +78,11 @@ class Training:
         self.least, self.dropout, self.seed = least or len(patients), dropout, seed
         shares = self.least if setting.shared_noise else 1
         self.hospitals = [
-            Hospital(k, own, task, setting, choice, randomness, shares=shares, run=run, integer=integer)
+            hospital(k, own, task, setting, choice, randomness, shares=shares, run=run, integer=integer)
             for k, own in enumerate(patients)
         ]
         self.population = sum(map(len, self.hospitals))
-        self.server = Server(task.start, choice)
+        self.server = server(task.start, choice)
         self.bound = Bound(setting, choice, self.least, delta, integer)
         # where the noise is shared one ledger holds for everybody; else each hospital keeps its own
         ledgers = (1 if setting.shared_noise else len(patients)) if setting.private else 0
@@ -93,6 +97,10 @@ class Training:
         save  called when the state must be on disk: once an epoch's steps are in the ledger, before their
               noise is drawn
         """
+        yield from alone(self.work(save), self.task)
+
+    def work(self, save=lambda: None):
+        """``epochs`` for ``side_by_side``: it also yields the sums it wants, and is sent them."""
         progress = self.progress
         if not self.randomness.seeded and self.ledgers and progress.reserved > progress.epoch:
             # an epoch that was begun cannot be repeated with the same noise: it is spent, and skipped
@@ -109,7 +117,7 @@ class Training:
                 self._centre()
                 save()
             for number in rounds:
-                self._round(number)
+                yield from self._round(number)
             progress.epoch += 1
             yield progress.epoch
 
@@ -201,13 +209,13 @@ class Training:
             self.progress.aborted += 1
             return None
 
-    @torch.no_grad()
-    def _round(self, number: int) -> None:
+    def _round(self, number: int):
         """One pass of the loop of Algorithm 1 (lines 6 to 21), all hospitals' gradients in one batch."""
         invited = self.schedule[number]
         present = [self.hospitals[k] for k in self._arrived(number, invited)]
         here = sum(map(len, present))
-        total = self._total(number, invited, self._messages(present, number) if present else {})
+        messages = (yield from self._messages(present, number)) if present else {}
+        total = self._total(number, invited, messages)
         if total is None:
             return
         if self.setting.local_steps > 1:
@@ -215,12 +223,11 @@ class Training:
         else:  # divided by the public expected batch, unlike the batch itself (register, 2)
             self.server.gradient_step(total / (self.setting.sample_rate * here))
 
-    def _messages(self, present: list[Hospital], number: int) -> dict:
+    def _messages(self, present: list[Hospital], number: int):
         """What the hospitals that are there send, by hospital."""
         if self.setting.local_steps > 1:
-            changes = train_together(present, self.server.w, number)
+            changes = yield from train_together(present, self.server.w, number)
             return {h.number: own * (len(h) / self.population) for h, own in zip(present, changes, strict=True)}
         samples = [hospital.sample(number) for hospital in present]
-        group = torch.from_numpy(np.repeat(np.arange(len(samples)), [len(sample) for sample in samples]))
-        sums = self.task.clipped_sums(self.server.w, torch.cat(samples), self.choice.max_grad_norm, group, len(present))
+        sums = yield Wanted(self.server.w, samples, self.choice.max_grad_norm)
         return {h.number: h.noised(own, number) for h, own in zip(present, sums, strict=True)}

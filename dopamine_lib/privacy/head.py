@@ -1,5 +1,6 @@
 """A linear head on fixed features: the DP-SGD step in closed form, so that thousands of steps take seconds."""
 
+import copy
 import math
 
 import torch
@@ -25,6 +26,15 @@ class HeadTask(Task):
         self.onehot = F.one_hot(labels, net.out_features).float()
         self._fixed, self.mean, self.stretch = features, torch.zeros(features.shape[1]), 1.0
         self._set_features(features)
+
+    @classmethod
+    def stacked(cls, tasks: list["HeadTask"]) -> "HeadTask":
+        """One task with the patients of all ``tasks``, one after the other, each as its own task sees them now."""
+        one = copy.copy(tasks[0])
+        one.features, one.norms, one.onehot = (
+            torch.cat([getattr(task, name) for task in tasks]) for name in ("features", "norms", "onehot")
+        )
+        return one
 
     def feature_sum(self, index: Tensor) -> Tensor:
         """The sum (p,) of the features of the patients at ``index``; one patient moves it by 1 at most."""
@@ -53,13 +63,16 @@ class HeadTask(Task):
         self.norms = self.features.norm(dim=1)
 
     def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
-        x, error = self._clipped_errors(w, index, max_grad_norm)
+        return self._sums(*self._clipped_errors(w, index, max_grad_norm), group, groups)
+
+    def _sums(self, x: Tensor, error: Tensor, group, groups: int) -> Tensor:
+        """Each group's sum of e x^T as a vector (groups, d)."""
         if groups == 1:
             return self._vector(error.T @ x)[None]
         # one block of columns per group: e_i stands in its group's block, so one product makes every sum
         classes = error.shape[1]
-        blocks = error.new_zeros(len(index), groups, classes)
-        blocks[torch.arange(len(index)), group] = error
+        blocks = error.new_zeros(len(x), groups, classes)
+        blocks[torch.arange(len(x)), group] = error
         return self._vector((blocks.flatten(1).T @ x).view(groups, classes, -1))
 
     def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
