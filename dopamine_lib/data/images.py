@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from dopamine_lib.errors import InputError
@@ -17,32 +17,47 @@ MAX_BYTES = 4 * 2**30
 
 
 def read_image(path, size: int) -> np.ndarray:
-    """Read a PNG or JPEG file as the paper's authors did: uint8 (size, size, 3), RGB.
+    """A PNG or JPEG file as the model sees it: ``open_image``, then ``prepare``. Raises InputError as they do."""
+    return prepare(open_image(path), size)
 
-    The shorter side is resized to ``size * 265 / 224`` pixels, then the centre is cropped; an image that is
-    exactly ``size`` by ``size`` stays as it is. The camera's EXIF rotation is applied, grey becomes RGB,
-    16-bit grey keeps its upper 8 bits, transparency is laid over black (a fundus image's background).
-    Raises InputError for a file that is missing, damaged, of another kind, or too large.
+
+def open_image(source, name: str = "") -> Image.Image:
+    """A PNG or JPEG file as an upright RGB image with 8 bits a channel.
+
+    The camera's EXIF rotation is applied, grey becomes RGB, 16-bit channels keep their upper 8 bits, CMYK and
+    palettes become RGB, transparency is laid over black (a fundus image's background). Colour profiles are ignored.
+
+    source  a path or an open binary file;  name: what messages call it, the path by default
+    Raises InputError for a file that is missing, damaged, animated, of another kind, or too large.
     """
+    name = name or source
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            _refuse_shape(path, *image.size)
-            image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(source, formats=("PNG", "JPEG")) as image:
+            _refuse_shape(name, *image.size)
+            # a JPEG of several pictures (a phone's MPO) begins with the photograph itself
+            if image.format == "PNG" and image.is_animated:
+                raise InputError(f"{name}: an animation of {image.n_frames} pictures; save one of them as a PNG file")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not a PNG or JPEG image; give a file of one of these kinds") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name}: too many pixels; give a picture of at most {MAX_PIXELS:,} in all") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a readable PNG or JPEG image ({reason}); get the file again") from None
-    return np.asarray(_resize_and_crop(rgb, size))
+        raise InputError(f"{name}: not a readable PNG or JPEG image ({reason}); get the file again") from None
 
 
-def _refuse_shape(path, width: int, height: int) -> None:
+def _refuse_shape(name, width: int, height: int) -> None:
     """Refuse what would fill the memory, before it is decoded or enlarged."""
     if width * height > MAX_PIXELS:
-        raise InputError(f"{path}: {width}x{height} pixels are too many; give at most {MAX_PIXELS} in all")
+        raise InputError(
+            f"{name}: {width}x{height} pixels are too many; give a picture of at most {MAX_PIXELS:,} in all"
+        )
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise InputError(f"{path}: {width}x{height} pixels; one side may be at most {MAX_RATIO} times the other")
+        raise InputError(f"{name}: {width}x{height} pixels; one side may be at most {MAX_RATIO} times the other")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -55,15 +70,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def prepare(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image as the paper's authors prepared theirs: uint8 (size, size, 3).
+
+    The shorter side is resized to ``size * 265 / 224`` pixels, then the centre is cropped; an image that is
+    exactly ``size`` by ``size`` stays as it is.
+    """
     if image.size == (size, size):
-        return image
+        return np.asarray(image)
     # as torchvision's Resize(265) and CenterCrop(224), whatever the size
     shorter = round(size * 265 / 224)
     width, height = (int(shorter * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def resize_all(images: np.ndarray, size: int) -> np.ndarray:

@@ -186,28 +186,33 @@ class Recorded:
     """A Channel that keeps what goes through another: ``log`` is a list of (direction, tag, bytes), in order.
 
     direction  ``sent`` or ``received``
+    wanted     says of (direction, tag) whether to keep that message; all by default
     For the notebook and for tests of privacy: what one side sees is what its log holds.
     """
 
-    def __init__(self, channel: Channel):
-        self._channel = channel
+    def __init__(self, channel: Channel, wanted=lambda direction, tag: True):
+        self._channel, self._wanted = channel, wanted
         self.log: list[tuple[str, int, bytes]] = []
 
     def send(self, tag: int, data) -> None:
         self._channel.send(tag, data)
-        self.log.append(("sent", tag, bytes(_bytes_of(data))))
+        self._keep("sent", tag, data)
 
     def receive(self, tag: int, out) -> None:
         self._channel.receive(tag, out)
-        self.log.append(("received", tag, bytes(_bytes_of(out))))
+        self._keep("received", tag, out)
 
     def exchange(self, tag: int, outgoing, incoming) -> None:
         self._channel.exchange(tag, outgoing, incoming)
-        self.log.append(("sent", tag, bytes(_bytes_of(outgoing))))
-        self.log.append(("received", tag, bytes(_bytes_of(incoming))))
+        self._keep("sent", tag, outgoing)
+        self._keep("received", tag, incoming)
 
     def close(self) -> None:
         self._channel.close()
+
+    def _keep(self, direction: str, tag: int, data) -> None:
+        if self._wanted(direction, tag):
+            self.log.append((direction, tag, bytes(_bytes_of(data))))
 
     sent = property(lambda self: self._channel.sent)
     received = property(lambda self: self._channel.received)

@@ -52,14 +52,15 @@ class PatientClient:
 
     identity            the patient's own key
     provider, hospital  each (address, PEM certificate)
+    wrap                what to put around the channel to the provider, such as ``channel.Recorded``
 
     Raises ChannelError where one of them cannot be reached or refuses; a session that broke is not resumed, a new
     one has new masks.
     """
 
-    def __init__(self, identity: tls.Identity, provider, hospital):
+    def __init__(self, identity: tls.Identity, provider, hospital, wrap=lambda channel: channel):
         address, certificate = provider
-        self._channel = tls.connect(address, identity, certificate, "provider")
+        self._channel = wrap(tls.connect(address, identity, certificate, "provider"))
         try:
             status = messages.receive_number(self._channel, Tag.STATUS)
             if status != Status.WELCOME:
@@ -100,9 +101,10 @@ class PatientClient:
             self._offline.append(time.perf_counter() - begin)
         return len(self._offline)
 
-    def infer(self, image: np.ndarray) -> Answer:
+    def infer(self, image: np.ndarray, progress=None) -> Answer:
         """The grade of one image, uint8 (size, size, 3). Prepares a query first if none lies ready.
 
+        progress  called with (steps done, steps, name) after each step of the plan
         Raises InputError for an image of another shape or type, before anything is sent.
         """
         x = self.plan.to_input(image)
@@ -112,7 +114,7 @@ class PatientClient:
         before = channel.sent, channel.received, channel.rounds
         begin = time.perf_counter()
         messages.send_number(channel, Tag.COMMAND, Command.INFER)
-        logits = self._patient.infer(x)
+        logits = self._patient.infer(x, progress)
         seconds = time.perf_counter() - begin
         sent, received, rounds = channel.sent - before[0], channel.received - before[1], channel.rounds - before[2]
         probabilities = np.exp(logits - logits.max())

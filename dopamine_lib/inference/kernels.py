@@ -1,10 +1,10 @@
 """The inner loops of the protocols, in NumPy: compiled ones with the same results stand in ``compiled``.
 
 All arithmetic is modulo 2^32, so there is one right answer, and both ways give it bit for bit. ``active()`` is the
-compiled set where numba is installed, this one otherwise; ``DOPAMINE_KERNELS=numpy`` asks for this one.
+compiled set where numba is installed, this one otherwise, which it says; ``DOPAMINE_KERNELS=numpy`` asks for this one.
 """
 
-import importlib.util
+import logging
 import os
 from functools import cache
 
@@ -17,10 +17,15 @@ _COLUMNS, _BLOCK = 4096, 2**14
 @cache
 def active():
     """The kernels in use: a module or this one, with the functions below. The first call may compile for seconds."""
-    if os.environ.get("DOPAMINE_KERNELS") != "numpy" and importlib.util.find_spec("numba"):
-        from dopamine_lib.inference import compiled
+    if os.environ.get("DOPAMINE_KERNELS") != "numpy":
+        try:
+            from dopamine_lib.inference import compiled
 
-        return compiled
+            return compiled
+        except ImportError:
+            logging.getLogger(__name__).warning(
+                "numba cannot be imported: private inference computes in NumPy, several times slower; pip install numba"
+            )
     from dopamine_lib.inference import kernels
 
     return kernels

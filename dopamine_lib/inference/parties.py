@@ -87,7 +87,7 @@ class _Session:
         query, self._drawn = self._drawn, self._drawn + 1
         return query, query_key(self._seed, query)
 
-    def _evaluate(self, x, prepared: _Prepared) -> np.ndarray:
+    def _evaluate(self, x, prepared: _Prepared, progress=None) -> np.ndarray:
         """This party's share of the last value, from its share of the image."""
         numbered = iter(enumerate(zip(self.program.operations, prepared.own, strict=True)))
 
@@ -99,6 +99,8 @@ class _Session:
         for number, step in enumerate(self.plan.steps):
             inputs = [values[source] for source in step.sources]
             values.append(self._step(number, step, inputs, following))
+            if progress:
+                progress(number + 1, len(self.plan.steps), step.name)
         return values[-1]
 
     def _step(self, number: int, step, inputs, following) -> np.ndarray:
@@ -158,20 +160,21 @@ class Patient(_Session):
             operations[i].prepare(own[i], self._masked[i], self._space)
         self._ready.append(_Prepared(query, buffers, own))
 
-    def infer(self, x: np.ndarray) -> np.ndarray:
+    def infer(self, x: np.ndarray, progress=None) -> np.ndarray:
         """Logits, float64 (classes,), for a normalised image (C, H, W): see ``Plan.to_input``.
 
+        progress  called with (steps done, steps, name) after each step of the plan
         Raises InputError for another shape or a value no picture can have, ChannelError where the session breaks.
         """
         image = self.plan.encode(x)
         prepared = self._begin()
-        logits = self._guarded(self._infer, image, prepared)
+        logits = self._guarded(self._infer, image, prepared, progress)
         self._spare.append(prepared.buffers)
         return logits
 
-    def _infer(self, image: np.ndarray, prepared: _Prepared) -> np.ndarray:
+    def _infer(self, image: np.ndarray, prepared: _Prepared, progress) -> np.ndarray:
         self.channel.send(QUERY, np.array([prepared.query], "<u8"))
-        mine = self._evaluate(image, prepared)
+        mine = self._evaluate(image, prepared, progress)
         theirs = np.empty_like(mine)
         self.channel.receive(ANSWER, theirs)
         return decode(mine + theirs, self.plan.steps[-1].scale).reshape(-1)

@@ -31,24 +31,30 @@ class Workers:
     weights   a model that ``reproduce`` wrote
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
+    patient   certificate of a patient in another process, who uses ``peers``: then none is started here
+    quiet     drop their log, which otherwise goes where this process's errors go
 
     Raises InputError for what is wrong with the model, ChannelError where a worker ended.
     """
 
-    def __init__(self, weights, *, backbone=None, size: int | None = None):
+    def __init__(self, weights, *, backbone=None, size: int | None = None, patient: str | None = None, quiet=False):
         self._processes: dict[str, subprocess.Popen] = {}
+        roles = ROLES if patient is None else ROLES[:-1]
         try:
-            for role in ROLES:
-                self._processes[role] = _start(role)
-            certificates = {role: self._hear(role)["certificate"] for role in ROLES}
+            for role in roles:
+                self._processes[role] = _start(role, quiet)
+            certificates = {role: self._hear(role)["certificate"] for role in roles}
+            certificates.setdefault("patient", patient)
             self._say("provider", {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size})
             addresses = {}
-            for role in ROLES:
+            for role in roles:
                 self._say(role, {"certificates": certificates, "addresses": addresses})
                 addresses[role] = self._hear(role).get("address")
         except BaseException:
             self.close()
             raise
+        #: For a ``client.PatientClient``: (address, certificate) of the provider and of the hospital.
+        self.peers = [(tuple(addresses[role]), certificates[role]) for role in ("provider", "hospital")]
 
     def prepare(self, queries: int = 1) -> int:
         """Make correlated randomness for so many more queries; returns how many lie ready."""
@@ -64,6 +70,11 @@ class Workers:
     def pids(self) -> dict[str, int]:
         """Process numbers by role."""
         return {role: process.pid for role, process in self._processes.items()}
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of them still run."""
+        return bool(self._processes) and all(process.poll() is None for process in self._processes.values())
 
     def close(self) -> None:
         """End the three processes; may be called twice."""
@@ -113,7 +124,7 @@ def _absolute(path) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def _start(role: str) -> subprocess.Popen:
+def _start(role: str, quiet: bool = False) -> subprocess.Popen:
     home = str(Path(__file__).parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -121,6 +132,7 @@ def _start(role: str) -> subprocess.Popen:
         [sys.executable, "-m", "dopamine_lib.inference.worker", role],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else None,
         env=environment,
         text=True,
         start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends them

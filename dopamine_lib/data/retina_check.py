@@ -1,0 +1,50 @@
+"""Does a picture look like a photograph of the retina at all? A model has an opinion on a cat, too.
+
+Two looks are known: as the camera takes it, a bright red-orange field in a dark surround; and after subtraction of a
+Gaussian blur (as APTOS 2019 is often passed on), a patterned field in a surround that is flat and grey. The check
+sees form and colour of a thumbnail and nothing else. It warns and does not refuse; it is no test of quality.
+"""
+
+import numpy as np
+from PIL import Image
+
+WARNING = (
+    "This does not look like a photograph of the retina (a round, red-orange field in a dark surround): "
+    "the model will name a grade all the same, and that grade will mean nothing."
+)
+SIDE = 28
+_AXIS = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
+#: Distance of each pixel of the thumbnail from its middle; the sides are at 1, the corners at 1.4.
+_DISTANCE = np.hypot(_AXIS[:, None], _AXIS)
+_FIELD = _DISTANCE < 0.7
+_CORNERS = (slice(None, 3), slice(-3, None))
+
+
+def retina_warning(image: Image.Image) -> str | None:
+    """A sentence for a picture that does not look like a fundus photograph, None for one that does."""
+    thumbnail = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
+    return None if _as_taken(thumbnail) or _blur_subtracted(thumbnail) else WARNING
+
+
+def _corners(thumbnail):
+    """The four corners of a (28, 28, 3) thumbnail: (4, 9, 3)."""
+    return np.stack([thumbnail[rows, columns].reshape(9, 3) for rows in _CORNERS for columns in _CORNERS])
+
+
+def _as_taken(thumbnail) -> bool:
+    """A field with more red than green and blue, and every corner much darker than it."""
+    field = thumbnail[_FIELD]
+    red, green, blue = field.mean(axis=0)
+    surround = _corners(thumbnail).mean(axis=(1, 2)).max()
+    return bool(red > 1.1 * blue and red > green and surround < 0.4 * field.mean())
+
+
+def _blur_subtracted(thumbnail) -> bool:
+    """Corners of one mid-grey, and a field whose average is near that grey too."""
+    corners = _corners(thumbnail)
+    return bool(
+        np.abs(corners.mean(axis=1) - 128).max() < 8
+        and corners.std(axis=1).max() < 6
+        and np.abs(thumbnail[_FIELD].mean(axis=0) - 128).max() < 40
+        and thumbnail[_FIELD].std() > 1
+    )

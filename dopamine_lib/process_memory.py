@@ -1,0 +1,86 @@
+"""Looking into the memory of running processes, to see for oneself who holds a secret and who does not (Linux).
+
+    find(pid, {"scan": pixels.tobytes()})  -> {"scan": 2}        how often each is found in what the process holds
+    together([pid, …])                     -> bytes              what processes take, shared pages counted once
+
+A system may forbid it: a process may look into itself and, mostly, into those that it started.
+"""
+
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+
+CHUNK = 16 * 2**20
+
+
+def find(pid: int, needles: dict[str, bytes]) -> dict[str, int]:
+    """How often each needle lies in the memory of a process, by name; of itself, the needle is one place.
+
+    Raises InputError for a needle below 16 bytes, which could be anywhere by chance, PermissionError where the system
+    does not let us look, ProcessLookupError or FileNotFoundError where there is no such process.
+    """
+    for name, needle in needles.items():
+        if len(needle) < 16:
+            raise InputError(f"'{name}' has {len(needle)} bytes; look for at least 16, or chance will find it")
+    found = dict.fromkeys(needles, 0)
+    overlap = max(map(len, needles.values()), default=1) - 1
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for begin, end in _readable(pid):
+            rest, at = b"", begin
+            while at < end:
+                chunk = _read(memory, at, min(CHUNK, end - at))
+                if not chunk:
+                    break
+                at += len(chunk)
+                part = rest + chunk
+                for name, needle in needles.items():
+                    # those that lie in the rest alone were counted with the chunk before
+                    found[name] += part.count(needle) - rest.count(needle)
+                rest = part[-overlap:] if overlap else b""
+    return found
+
+
+def together(pids) -> int:
+    """Bytes that processes take together: proportional set sizes, so that a page of two is half of each."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += 1024 * int(line.split()[1])
+    return total
+
+
+def children(pid: int) -> list[int]:
+    """All processes that a process started, and those that they started."""
+    own = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # ended since the list was made
+            continue
+        own.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(own.get(pid, []))
+    for child in found:  # grows while it is read
+        found += own.get(child, [])
+    return found
+
+
+def _readable(pid: int):
+    """(begin, end) of every part of a process's memory that can be read and may hold what the process made or read.
+
+    Left out: devices, and what libraries have on disk and nobody can have written to, gigabytes of it.
+    """
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        places, rights, _, _, _, *name = line.split(None, 5)
+        name = name[0] if name else ""
+        constant = "w" not in rights and (".so" in name or name.startswith(("[v", "/dev/")))
+        if rights.startswith("r") and not constant:
+            yield tuple(int(place, 16) for place in places.split("-"))
+
+
+def _read(memory, at: int, size: int) -> bytes:
+    memory.seek(at)
+    try:
+        return memory.read(size)
+    except OSError:  # given back since the list was made, or beyond the end of a mapped file
+        return b""

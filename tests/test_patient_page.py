@@ -1,0 +1,442 @@
+"""The patient's page without a browser: what a hand does, what is shown, and what happens when something breaks."""
+
+import datetime
+import io
+import os
+import re
+import signal
+import stat
+import threading
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import ipywidgets
+import numpy as np
+import pytest
+from PIL import Image
+
+from dopamine_lib import patient_page as show
+from dopamine_lib import patient_service, served_model, widgets
+from dopamine_lib.checkpoints import save_model
+from dopamine_lib.data.dataset import GRADES
+from dopamine_lib.data.images import prepare
+from dopamine_lib.inference import kernels, tls
+from dopamine_lib.inference.channel import ChannelError
+from dopamine_lib.inference.serving import load
+from dopamine_lib.models import HALF, build, to_input
+from dopamine_lib.patient_service import INTRODUCTION, Consultation, Helpers, Introduction, Invited, find_helpers
+from dopamine_lib.widgets import PatientPage, samples
+
+SIZE = 28
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _numpy_kernels():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "active", lambda: kernels)
+        patch.setenv("DOPAMINE_KERNELS", "numpy")  # for the processes
+        patch.delenv(INTRODUCTION, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small network with large weights, so that its answers differ, as a file and as ``plain``."""
+    net = build("cnn", 5, None, 0).requires_grad_(False)
+    net[-1].weight.mul_(20)
+    path = tmp_path_factory.mktemp("page") / "model.safetensors"
+    about = {
+        "architecture": "cnn",
+        "grades": GRADES,
+        "preprocessing": {"size": SIZE, "mean": HALF[0], "std": HALF[1]},
+        "setting": "FSCDP",
+        "statement": "for a test <only>",
+    }
+    save_model(path, net, about)
+
+    def plain(image):
+        return net(to_input(prepare(image, SIZE)[None], *HALF))[0].numpy()
+
+    return SimpleNamespace(path=path, plain=plain)
+
+
+@pytest.fixture(scope="module")
+def helpers(model):
+    """Provider and hospital as threads of this process: the real ones, without the seconds that processes take."""
+    from dopamine_lib.inference.hospital import HospitalServer
+    from dopamine_lib.inference.provider import ProviderServer
+
+    at = ("127.0.0.1", 0)
+    patient, provider, hospital = (tls.Identity.make(role) for role in ("patient", "provider", "hospital"))
+    patients = {"patient": patient.certificate}
+    with HospitalServer(at, hospital, provider.certificate, patients) as hospital_server:
+        its = hospital_server.address, hospital.certificate
+        with ProviderServer(at, provider, patients, its, *load(model.path)) as server:
+            pids = {"provider": 11, "hospital": 12}
+            known = Introduction(
+                patient, (server.address, provider.certificate), its, pids, served_model.facts(model.path)
+            )
+            yield SimpleNamespace(introduction=lambda: known, close=lambda: None)
+
+
+@pytest.fixture
+def page(helpers):
+    page = PatientPage(helpers)
+    yield page
+    page.close()
+
+
+def check(model, page) -> None:
+    """The page shows the answer that plain inference gives for its picture."""
+    logits = model.plain(page.image)
+    answer = page.grading.answer
+    assert np.abs(np.array(answer.logits) - logits).max() < 1e-3 * np.ptp(logits)
+    assert answer.grade == GRADES[int(logits.argmax())] and f"Grade: {answer.grade}" in page.result.value
+    assert sum(answer.probabilities) == pytest.approx(1)
+    for grade, probability in zip(GRADES, answer.probabilities, strict=True):
+        assert re.search(rf"{grade}</th><td>{probability:.1%}</td>", page.result.value)
+    assert "Not a diagnosis" in page.result.value and show.MEANINGS[answer.grade] in page.result.value
+
+
+def png(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_browser_does(page, data: bytes, name: str) -> None:
+    """What arrives when a file was chosen."""
+    now = datetime.datetime.now(datetime.UTC)
+    file = {"name": name, "type": "", "size": len(data), "content": memoryview(data), "last_modified": now}
+    page.upload.value = (file,)
+
+
+def test_a_sample_is_graded_and_shown(model, page):
+    bars = []
+    page.progress.observe(lambda change: bars.extend(re.findall(r"max='(\d+)' value='(\d+)'", change.new)), "value")
+    assert page.grade.disabled  # there is no picture
+    page.choose(3)
+    assert page.image.size == (SIZE, SIZE) or page.image.size == (64, 64)
+    assert "Sample 4" in page.preview.value and not page.grade.disabled
+    page.grade.click()
+    grading = page.wait()
+    check(model, page)
+    assert f"drawn as: {samples(page.image.width)[3][1]}" in page.result.value
+    done = [int(value) for _, value in bars]
+    assert done[0] == 0 and done == sorted(done) and len(done) > 5
+    assert bars[-1][0] == bars[-1][1]  # the last step of the protocol
+    # what the provider got of the scan: nothing like it, and all that was sent of it
+    assert grading.seen.shape == (3, SIZE, SIZE) and grading.answer.bytes["online_sent"] > grading.seen.nbytes
+    curious = page.curious.value
+    for pid in (os.getpid(), *grading.pids.values()):
+        assert f"process {pid}" in curious
+    assert f"{grading.answer.rounds}" in curious and f"{grading.seconds:.2f} s" in curious
+    assert grading.seconds > grading.answer.seconds_online > 0
+    page.choose(1)  # another picture: the old answer is gone
+    assert page.result.value == page.curious.value == "" and page.grading is None
+    page.wait()
+
+
+def test_an_upload_is_graded(model, page):
+    scan = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    as_browser_does(page, png(scan), "my <eye>.png")
+    assert "my &lt;eye&gt;.png" in page.preview.value and "my <eye>" not in page.preview.value
+    page.grade.click()
+    page.wait()
+    check(model, page)
+    assert page.image.size == (50, 40) and page.drawn is None
+    page.choose(0)
+    assert page.upload.value == ()  # so that the same file may be chosen again
+    page.wait()
+
+
+@pytest.mark.parametrize("data", [b"", b"no image <b>", png(Image.new("RGB", (30, 30)))[:-30]])
+def test_a_bad_upload_is_refused_and_the_page_lives_on(model, page, data):
+    page.choose(2)
+    as_browser_does(page, data, "<b>bad.png")
+    assert page.image is None and page.grade.disabled and not page.upload.disabled
+    assert "&lt;b&gt;bad.png" in page.status.value and "<b>" not in page.status.value
+    page.grade.click()  # nothing happens without a picture
+    assert page.grading is None
+    page.choose(2)
+    page.grade.click()
+    page.wait()
+    check(model, page)
+
+
+def test_what_is_no_fundus_photograph_is_warned_about_and_may_be_graded(page):
+    as_browser_does(page, png(Image.new("RGB", (64, 64), "white")), "paper.png")
+    assert "role='alert'" in page.preview.value and not page.grade.disabled
+    page.choose(0)
+    assert "role='alert'" not in page.preview.value
+    page.wait()
+
+
+def test_a_second_click_asks_nothing(page, monkeypatch):
+    asked, ask, go_on = [], Consultation.grade, threading.Event()
+
+    def slow(self, *arguments):
+        asked.append(1)
+        go_on.wait(30)
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(Consultation, "grade", slow)
+    page.choose(0)
+    image = page.image
+    page.grade.click()
+    assert page.grade.disabled and page.upload.disabled and page.sample.disabled
+    page.grade.click()
+    page.choose(1)  # as if the browser had not heard yet
+    assert page.image is image
+    go_on.set()
+    assert page.wait() and len(asked) == 1
+    assert not page.grade.disabled and not page.upload.disabled and not page.sample.disabled
+
+
+def test_several_patients_at_once_are_all_answered(model, helpers):
+    pages = [PatientPage(helpers) for _ in range(3)]
+    for i, page in enumerate(pages):
+        page.choose(i)
+    for page in pages:
+        page.grade.click()
+    for page in pages:
+        page.wait()
+        check(model, page)
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_died_is_started_again_and_a_closed_page_ends_them(model):
+    page = PatientPage(weights=model.path)
+    page.choose(4)
+    page.wait()  # a session is open now
+    for role in ("provider", "hospital"):
+        before = page._consultation.introduction().pids
+        os.kill(before[role], signal.SIGKILL)
+        for _ in range(2):  # an open session needs no hospital any more; the next one does
+            page.grade.click()
+            page.wait()
+            check(model, page)
+        assert page.grading.pids[role] != before[role]
+    pids = page.grading.pids
+    page.close(), page.close()
+    for role in ("provider", "hospital"):
+        assert not os.path.exists(f"/proc/{pids[role]}")
+    assert page.grade.disabled and page.upload.disabled
+    page.grade.click()
+    with pytest.raises(ChannelError, match="closed"):
+        page._consultation.introduction()
+
+
+def test_an_idle_session_that_was_given_up_is_replaced(model, page):
+    page.choose(1)
+    page.wait()
+    page._consultation._session[0]._channel.close()
+    page.grade.click()
+    page.wait()
+    check(model, page)
+
+
+def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, monkeypatch):
+    monkeypatch.setattr(patient_service, "PATIENCE", 0)
+    broken = True
+
+    def introduction():
+        if broken:
+            raise ChannelError("the <provider> cannot be reached")
+        return helpers.introduction()
+
+    page = PatientPage(SimpleNamespace(introduction=introduction, close=lambda: None))
+    page.choose(0)
+    page.grade.click()
+    assert page.wait() is None and page.failure == "the <provider> cannot be reached"
+    assert "No answer: the &lt;provider&gt; cannot be reached" in page.status.value and page.progress.value == ""
+    broken = False
+    page.grade.click()
+    assert page.wait() and page.failure is None
+    check(model, page)
+    page.close()
+
+
+def test_a_model_that_is_none_is_said(tmp_path):
+    wrong = tmp_path / "model.safetensors"
+    wrong.write_bytes(b"nothing")
+    page = PatientPage(weights=wrong)
+    page.wait()
+    assert "role='alert'" in page.status.value and "is not a model" in page.status.value
+    page.choose(0)
+    page.grade.click()
+    assert page.wait() is None and "is not a model" in page.failure
+    page.close()
+
+
+def test_samples_are_one_of_each_grade_and_the_same_every_time():
+    found = samples(64)
+    assert sorted(grade for _, grade in found) == sorted(GRADES) and len(found) == widgets.SAMPLES
+    assert [grade for _, grade in found] != list(GRADES)  # the order tells nothing
+    assert all(image.size == (64, 64) and image.mode == "RGB" for image, _ in found)
+    assert [grade for _, grade in samples(28)] == [grade for _, grade in found]
+
+
+# the introduction
+
+
+def test_an_introduction_is_for_its_owner_only_and_comes_back_whole(helpers, tmp_path, monkeypatch):
+    path = tmp_path / "introduction.json"
+    introduction = helpers.introduction()
+    for _ in range(2):
+        introduction.write(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and list(tmp_path.iterdir()) == [path]
+    again = Introduction.read(path)
+    assert again == introduction and "PRIVATE" not in repr(again) and "PRIVATE" in path.read_text()
+    monkeypatch.setenv(INTRODUCTION, str(path))
+    assert isinstance(find_helpers(), Invited) and isinstance(find_helpers(tmp_path / "other"), Helpers)
+    guest = Consultation(find_helpers())
+    for _ in range(2):
+        assert guest.grade(samples(64)[0][0]).pids["provider"] == introduction.pids["provider"]
+        guest.close()  # a guest ends its session and nothing else
+
+
+def test_a_guest_waits_for_the_introduction_and_not_for_ever(helpers, tmp_path, monkeypatch):
+    path = tmp_path / "introduction.json"
+    timer = threading.Timer(0.3, helpers.introduction().write, (path,))
+    timer.start()
+    assert Invited(path).introduction().pids == helpers.introduction().pids
+    timer.join()
+    with pytest.raises(ChannelError, match="start it again"):
+        Invited(tmp_path / "gone" / "introduction.json").introduction()
+    monkeypatch.setattr(patient_service, "START_TIMEOUT", 0.2)
+    with pytest.raises(ChannelError, match="start it again"):
+        Invited(tmp_path / "late.json").introduction()
+
+
+# what is shown
+
+
+class Outline(HTMLParser):
+    """Checks that tags are balanced and pictures and links are what a page without outside resources may have."""
+
+    VOID = ("img", "br", "meta")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def shown(page) -> list[str]:
+    return [child.value for child in page.widget.children if isinstance(child, ipywidgets.HTML)]
+
+
+@pytest.fixture(scope="module")
+def full(helpers):
+    """A page that shows everything it can."""
+    page = PatientPage(helpers, heading=1)
+    page.choose(0)
+    page.grade.click()
+    page.wait()
+    page.status.value = show.note("a note")
+    return page
+
+
+def test_the_page_is_sound_html_without_anything_from_outside(full):
+    text = "".join(shown(full))
+    outline = Outline(text)
+    assert not re.search(r"https?:|//|url\(|@import|<script|<link|<iframe", re.sub(r"base64,[^']*'", "'", text))
+    for tag, attributes in outline.attributes:
+        if tag == "img":
+            assert attributes["alt"].strip() and attributes["src"].startswith("data:image/png;base64,")
+        if tag == "th":
+            assert attributes["scope"] in ("row", "col")
+    assert outline.tags.count("h1") == 1 and outline.tags.index("h1") < outline.tags.index("h2")
+    assert outline.tags.count("details") == outline.tags.count("summary") == 2
+    with pytest.raises(AssertionError):
+        Outline("<p><b>unbalanced</p>")
+
+
+def test_every_control_says_what_it_is_in_the_order_of_their_use(full):
+    controls = [child for child in full.widget.children if hasattr(child, "disabled")]
+    assert controls == [full.upload, full.sample, full.grade]
+    assert all(control.description and control.tooltip for control in controls)
+    assert full.upload.icon == ""  # an icon would come from a font of elsewhere
+    text = "".join(shown(full))
+    assert re.search(r"<label>Progress[^<]*<progress max='\d+' value='\d+'></progress></label>", text)
+    for said in ("one machine", "Not a diagnosis", "stays with this page", "hospital"):
+        assert said in text
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colours."""
+
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast(full):
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#2196f3", "#ffffff") < 4.5  # the buttons' own blue would not do
+    for colour in (show.BLUE, show.INK, show.GREY, show.RED):
+        assert contrast(colour, "#ffffff") > 4.5
+    used = set(re.findall(r"color: (#\w+)", show.STYLE))
+    assert used <= {show.INK, show.GREY, show.RED, show.BLUE}
+    for control in (full.upload, full.grade):
+        assert contrast(control.style.text_color, control.style.button_color) > 4.5
+
+
+def hostile():
+    """A grading with markup wherever text comes from elsewhere."""
+    from dopamine_lib.inference.client import Answer
+
+    bad = "<script>x</script>"
+    amounts = {"online_sent": 1, "online_received": 2, "offline_to_provider": 3, "setup_to_patient": 4}
+    answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts)
+    model = {"statement": bad, "trained_on": bad, "setting": bad, "epsilon": {"prv": 1.0}, "delta": 1e-4}
+    seen = np.zeros((3, 8, 8), np.uint32)
+    return patient_service.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "hospital": 3}, model), bad
+
+
+def test_text_from_elsewhere_is_escaped():
+    grading, bad = hostile()
+    image = Image.new("RGB", (8, 8))
+    pieces = [
+        show.result(grading, drawn=bad),
+        show.curious(grading, image),
+        show.about(grading.model),
+        show.preview(image, bad, bad),
+        show.note(bad),
+        show.progress(1, 2, bad),
+    ]
+    for piece in pieces:
+        assert "<script" not in piece
+        Outline(piece)
+    assert "&lt;script" in "".join(pieces) and "75.0%" in pieces[0] and "width: 75.0%" in pieces[0]
+
+
+def test_about_says_only_what_the_file_says():
+    assert "epsilon" not in show.about({"statement": "s", "setting": "C"})
+    known = show.about(served_model.facts())
+    assert "epsilon" in known and "synthetic test patients" in known and "no photograph of a real eye" in known
+
+
+def test_the_picture_for_readers_without_widgets():
+    grading, _ = hostile()
+    figure = show.draw_result(grading, Image.new("RGB", (8, 8)))
+    assert len(figure.axes) == 3
+    assert [label.get_text() for label in figure.axes[2].texts] == ["75.0%", "25.0%"]
+    assert show.noise(grading).size == (8, 8)

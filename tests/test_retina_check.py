@@ -1,0 +1,121 @@
+"""Who is warned that a picture is no photograph of the retina: few fundus images, nearly all other photographs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from dopamine_lib.data.retina_check import WARNING, retina_warning
+from dopamine_lib.data.synthetic import make_population
+
+#: Fundus images in scikit-image's package: the first is to pass; the second is a crop of a few vessels in grey.
+FUNDUS = {"retina.jpg", "microaneurysms.png"}
+#: Size and number of the synthetic patients that take longer.
+LARGE = [(28, 1500), (64, 1500), (224, 60)]
+
+
+def warned(images) -> float:
+    """Share of the images, arrays or PIL's, that get the warning."""
+    said = [retina_warning(image if isinstance(image, Image.Image) else Image.fromarray(image)) for image in images]
+    assert set(said) <= {None, WARNING} and said
+    return sum(text is not None for text in said) / len(said)
+
+
+@pytest.fixture(scope="module")
+def packaged() -> dict[str, Image.Image]:
+    """Pictures that scikit-image and scikit-learn bring along, by name; nothing is downloaded."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip install scikit-image")
+    folder = Path(data.__file__).parent
+    pictures = {path.name: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.[pj][np]g"))}
+    samples = datasets.load_sample_images()
+    names = (Path(name).name for name in samples.filenames)
+    return pictures | {name: Image.fromarray(image) for name, image in zip(names, samples.images, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def photographs(packaged):
+    return {name: picture for name, picture in packaged.items() if name not in FUNDUS}
+
+
+# --- fundus images: at most 2 % ---------------------------------------------------------------------------
+
+
+def test_real_fundus_images_as_the_camera_takes_them(shared_data):
+    with np.load(shared_data / "retinamnist.npz", allow_pickle=False) as file:
+        images = np.concatenate([file[f"{part}_images"] for part in ("train", "val", "test")])
+    assert images.shape == (1600, 28, 28, 3) and warned(images) <= 0.02  # 1.4 %: those with a white surround
+
+
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_real_fundus_images_with_the_blur_subtracted(shared_data, every):
+    files = sorted((shared_data / "aptos2019" / "train_images").glob("*.jpg"))
+    assert len(files) == 2931 and warned(Image.open(file) for file in files[::every]) <= 0.02  # 1.4 % of all
+
+
+@pytest.mark.parametrize("population", ["private", "public"])
+@pytest.mark.parametrize(
+    "size, patients", [(28, 100), (64, 60), (224, 4), *(pytest.param(*p, marks=pytest.mark.slow) for p in LARGE)]
+)
+def test_synthetic_fundus_images(population, size, patients):
+    assert warned(make_population(patients, size, 1, population)[0]) <= 0.02  # none
+
+
+def test_the_fundus_image_of_scikit_image(packaged):
+    retina = packaged["retina.jpg"]
+    assert retina_warning(retina) is None
+    for size in (28, 64, 224):
+        assert retina_warning(retina.resize((size, size))) is None
+    assert retina_warning(retina.resize((640, 480))) is None
+
+
+# --- everything else --------------------------------------------------------------------------------------
+
+
+def test_other_photographs_are_warned_of(photographs):
+    assert len(photographs) >= 20 and warned(photographs.values()) >= 0.9  # all of them
+
+
+@pytest.mark.parametrize("tint", [(1, 1, 1), (1, 0.6, 0.35), (1, 0.3, 0.2)], ids=["as it is", "orange", "red"])
+def test_pieces_of_photographs_whatever_their_tint(photographs, tint):
+    rng = np.random.default_rng(0)
+    pieces = []
+    for picture in photographs.values():
+        for _ in range(10):
+            side = int(rng.uniform(0.3, 1) * min(picture.size))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
+            piece = picture.crop((x, y, x + side, y + side)).resize((64, 64))
+            pieces.append((np.asarray(piece) * tint).astype(np.uint8))
+    assert warned(pieces) >= 0.9
+
+
+def test_flat_colours_and_noise_are_warned_of():
+    rng = np.random.default_rng(0)
+    colours = [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 120, 30), (200, 30, 20), (*rng.integers(0, 256, 3),)]
+    assert warned(Image.new("RGB", (64, 64), tuple(map(int, colour))) for colour in colours) == 1
+    noise = rng.random((20, 64, 64, 1)) * np.array([255, 130, 60])
+    assert warned(noise.astype(np.uint8)) == 1
+
+
+def disc(field, surround) -> Image.Image:
+    picture = Image.new("RGB", (200, 200), surround)
+    ImageDraw.Draw(picture).ellipse((5, 5, 195, 195), fill=field)
+    return picture
+
+
+@pytest.mark.parametrize(
+    "field, surround",
+    [("blue", "black"), ("green", "black"), ("grey", "black"), ("white", "black"), ("orange", "white")],
+)
+def test_a_disc_of_other_colours_is_warned_of(field, surround):
+    assert retina_warning(disc(field, surround)) == WARNING
+
+
+def test_form_and_colour_are_all_that_is_seen():
+    # a drawn disc passes: the check knows nothing of vessels, and its text does not promise more
+    assert retina_warning(disc("orange", "black")) is None
+
+
+def test_a_picture_of_another_mode_is_no_error():
+    assert retina_warning(Image.new("L", (5, 900))) == WARNING
