@@ -6,6 +6,7 @@ import os
 import sys
 
 from dopamine_lib import __version__
+from dopamine_lib.app import add_app
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.commands import add_infer, add_party
 
@@ -63,6 +64,14 @@ def parser() -> argparse.ArgumentParser:
 
     add_infer(commands)
     add_party(commands)
+    add_app(commands)
+
+    card = commands.add_parser("report", help="privacy statement and model card of what reproduce wrote")
+    card.add_argument("results", metavar="RESULTS", help="the folder that reproduce wrote, or its results.json")
+    card.add_argument("--out", metavar="DIR", help="where report.md and report.html go (default: beside the results)")
+    card.add_argument("--data-dir", metavar="DIR", help="where the data is now, for the table of subgroups")
+    card.add_argument("--audit", action="store_true", help="train once more with canaries and report what that proves")
+    card.set_defaults(call=_report)
 
     measure = commands.add_parser("bench", help="measure this machine, every figure beside its peers")
     measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
@@ -73,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
     copies = commands.add_parser("homework", help="the students' copies of the homework notebooks, by nbgrader")
     copies.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
     copies.set_defaults(call=_homework)
+
+    pictures = commands.add_parser("gallery", help="draw the pictures of figures/ again")
+    pictures.add_argument("out", metavar="OUT", help="a folder, such as figures")
+    pictures.add_argument("--results", metavar="DIR", help="what reproduce wrote, for Figure 1 (default: run it now)")
+    pictures.set_defaults(call=_gallery)
+
+    pages = commands.add_parser("site", help="the notebooks as a static web site that needs no network")
+    pages.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
+    pages.set_defaults(call=_site)
     return top
 
 
@@ -142,6 +160,13 @@ def _pretrain(arguments) -> None:
     pretrain(arguments.out, seed=arguments.seed)
 
 
+def _report(arguments) -> None:
+    from dopamine_lib.report import write_report
+
+    for written in write_report(arguments.results, arguments.out, data_dir=arguments.data_dir, audit=arguments.audit):
+        print(written)
+
+
 def _bench(arguments) -> None:
     import importlib
 
@@ -160,6 +185,21 @@ def _homework(arguments) -> None:
 
     for copy in students_copies(arguments.out):
         print(copy)
+
+
+def _gallery(arguments) -> None:
+    from dopamine_lib.gallery import draw_gallery
+
+    for picture in draw_gallery(arguments.out, arguments.results):
+        print(picture)
+
+
+def _site(arguments) -> None:
+    from dopamine_lib.site import build_site
+
+    for warning in build_site(arguments.out):
+        print(warning, file=sys.stderr)
+    print(f"open {arguments.out}/index.html")
 
 
 def main(argv=None) -> int:

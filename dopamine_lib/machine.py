@@ -18,12 +18,14 @@ PACKAGES = {
     "torchvision": "no SqueezeNet: chapters 4 to 8",
     "opacus": "no RDP or PRV accountant: chapters 2, 4 and 8",
     "tenseal": "no encryption: chapters 3 and 4",
-    "syft": "no files between parties: chapter 4",
+    "syft": "optional: chapter 5 leaves out its section on syft, and says so",
+    "numba": "optional: private inference computes in NumPy, several times slower",
+    "mpi4py": "optional: no hospitals as processes over MPI; chapter 4 says so and goes on",
     "matplotlib": "no pictures",
     "ipywidgets": "no sliders; the plain functions below them still draw",
     "jupyterlab": "no place to open the notebooks",
-    "nbval": "pytest cannot run the notebooks",
-    "nbgrader": "no students' copies of the homework: pip install nbgrader==0.9.6",
+    "nbval": "optional: without it pytest cannot run the notebooks",
+    "nbgrader": "optional: without it no students' copies of the homework; pip install nbgrader==0.9.6",
 }
 EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
 IMAGENET_FILE = "squeezenet1_1-b8a52dc0.pth"
