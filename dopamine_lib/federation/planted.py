@@ -1,0 +1,94 @@
+"""Faults to plant into a Training, to see whether an audit catches them.
+
+Every function changes one ``Training`` that ``canaries`` watches, before it begins. Only the audit chapter and the
+tests call them; the code that trains has no switch for any of them.
+"""
+
+import math
+
+import torch
+
+from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy.dpsgd import clip_factors
+
+MOMENTUM = 0.9
+
+
+def scale_noise(training: Training, factor: float) -> None:
+    """Noise of another size than the bound counts on."""
+    for hospital in training.hospitals:
+        sound = hospital.noised
+        hospital.noised = lambda clipped_sum, step, sound=sound: (
+            clipped_sum + factor * (sound(clipped_sum, step) - clipped_sum)
+        )
+
+
+def half_noise(training: Training) -> None:
+    """Half of the noise: sigma taken for the standard deviation of two, say."""
+    scale_noise(training, 0.5)
+
+
+def noise_by_hospitals(training: Training) -> None:
+    """A share of sigma C / K instead of sigma C / sqrt(K): standard deviations added up as if they were variances."""
+    scale_noise(training, 1 / math.sqrt(training.least))
+
+
+def no_noise_on_an_empty_batch(training: Training) -> None:
+    """Nobody sampled, nothing to hide, nothing added (register, flaw 3): the absence of noise tells."""
+    for hospital in training.hospitals:
+        sound = hospital.noised
+        hospital.noised = lambda clipped_sum, step, sample=hospital.sample, sound=sound: (
+            sound(clipped_sum, step) if len(sample(step)) else clipped_sum
+        )
+
+
+def clipping_after_averaging(training: Training) -> None:
+    """The average gradient is clipped instead of every patient's: one patient can turn all of it."""
+    sound = training.task.clipped_sums
+
+    def clipped_sums(w, index, max_grad_norm, group=None, groups=1):
+        sums = sound(w, index, math.inf, group, groups)
+        sizes = torch.bincount(torch.zeros_like(index) if group is None else group, minlength=groups).clamp_min(1)
+        return sums * clip_factors(sums.norm(dim=1) / sizes, max_grad_norm)[:, None]
+
+    training.task.clipped_sums = clipped_sums
+
+
+def momentum_in_the_clear(training: Training) -> None:
+    """The sum is added securely, but hospitals send their own momentum past it (register, flaws 5 and 19).
+
+    The server then sees one hospital's share of the noise where the bound counts on all of them.
+    """
+    watcher = training.aggregation
+    look, velocity = watcher.look, torch.zeros(training.task.d)
+
+    def look_at_momentum(messages, total):
+        nonlocal velocity
+        begins = len(watcher.seen) % watcher.rounds == 0
+        velocity = messages[0] + (0.0 if begins else MOMENTUM) * velocity
+        return look(messages, velocity)
+
+    watcher.look = look_at_momentum
+
+
+def momentum_before_the_noise(training: Training) -> None:
+    """Hospitals send the momentum of their gradients with one step's noise: a patient is in it again and again."""
+    rounds, velocity = training.aggregation.rounds, [torch.zeros(training.task.d) for _ in training.hospitals]
+    for hospital in training.hospitals:
+
+        def noised(clipped_sum, step, k=hospital.number, sound=hospital.noised):
+            velocity[k] = clipped_sum + (MOMENTUM if step % rounds else 0.0) * velocity[k]
+            return sound(velocity[k], step)
+
+        hospital.noised = noised
+
+
+#: By name, in the order in which the chapter shows them.
+PLANTED = {
+    "half the noise": half_noise,
+    "no noise on an empty batch": no_noise_on_an_empty_batch,
+    "noise divided by K": noise_by_hospitals,
+    "clipping after averaging": clipping_after_averaging,
+    "momentum in the clear": momentum_in_the_clear,
+    "momentum before the noise": momentum_before_the_noise,
+}

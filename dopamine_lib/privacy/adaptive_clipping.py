@@ -1,0 +1,94 @@
+"""Clip at a quantile of the gradients' norms, learned privately while training (Andrew et al. 2021).
+
+The quantile is a choice too: half of a screening's patients are healthy and soon graded with confidence, so the median
+norm falls to nothing, and C with it. Above that half, e.g. at 0.7, C follows the patients that still teach something.
+
+A patient in a step's sample adds to the sum a clipped gradient g of norm at most C, and one bit: was g short enough
+to be left alone? Both travel as one vector
+
+    ( a g / C,  b (bit - 1/2) )    with  a^2 + b^2 / 4 = 1
+
+of norm at most 1, and every coordinate of the sum gets noise N(0, z^2). So a step is what it always was, one sampled
+Gaussian of noise multiplier z, and the ledger needs no new line. Read apart, the gradients have noise multiplier z / a
+and the count of bits has noise of standard deviation z / b, which is Andrew et al.'s theorem 1:
+(z / a)^-2 + (2 z / b)^-2 = z^-2. The price of knowing where to clip is a gradient noise that is longer by 1 / a.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dopamine_lib.errors import check_within
+from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.head import HeadTask
+
+
+@dataclass(frozen=True)
+class AdaptiveClip:
+    """How C is followed.
+
+    target  gamma: the share of gradients that should be left alone
+    rate    eta_C: log C moves by rate * (target - share seen) in a step
+    budget  the part of z^-2, the privacy of a step, that the bits use
+    start   the first C
+    Raises InputError for a target or budget outside (0, 1), or a rate or start that is not positive.
+    """
+
+    target: float = 0.7
+    rate: float = 0.05
+    budget: float = 0.02
+    start: float = 0.5
+
+    def __post_init__(self):
+        check_within("target quantile", self.target, 0, 1, "0.7 leaves seven of ten alone", high_open=True)
+        check_within("rate of the clip", self.rate, 0, 10, "0.05 follows within a hundred steps")
+        check_within("budget of the bits", self.budget, 0, 1, "0.02 leaves the gradients 98 %", high_open=True)
+        check_within("first clip", self.start, 0, 1e6, "start at a clip that has worked")
+
+    @property
+    def gradient_scale(self) -> float:
+        """a: gradients carry noise of z / a times the clip."""
+        return math.sqrt(1 - self.budget)
+
+    @property
+    def bit_scale(self) -> float:
+        """b: the count of bits carries noise of standard deviation z / b."""
+        return 2 * math.sqrt(self.budget)
+
+    def next(self, log_clip: Tensor, share: Tensor) -> Tensor:
+        """log C after a step in which the noisy ``share`` of gradients was left alone (Andrew et al., section 2.3)."""
+        return log_clip - self.rate * (share - self.target)
+
+
+class AdaptiveHead(HeadTask):
+    """A head whose vector w (d + 1,) ends in log C, so that the server hands the clip out with the model.
+
+    What it returns for a patient has norm ``max_grad_norm`` at most, as from any Task: that is then only the unit in
+    which messages are written, e.g. 1. For settings in which hospitals take no steps alone.
+    """
+
+    def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, clip: AdaptiveClip):
+        super().__init__(net, features, labels)
+        self.clip = clip
+        self.start = torch.cat([self.start, torch.tensor([math.log(clip.start)])])
+
+    def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+        """Sums (groups, d + 1) of the vectors above, in units of ``max_grad_norm``."""
+        check_within("max_grad_norm", max_grad_norm, 0, 1e6, "it is the unit of a message: take 1")
+        clip = math.exp(w[-1])
+        x, error = self._clipped_errors(w, index, math.inf)
+        norms = error.norm(dim=1) * self.norms[index]
+        error *= clip_factors(norms, clip)[:, None]
+        bits = (norms <= clip).to(w.dtype) - 0.5
+        group = torch.zeros_like(index) if group is None else group
+        counts = w.new_zeros(groups).index_add(0, group, bits)
+        sums = self._sums(x, error, group, groups) * (self.clip.gradient_scale / clip)
+        return max_grad_norm * torch.cat([sums, self.clip.bit_scale * counts[:, None]], dim=1)
+
+    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
+        return torch.cat([self.clipped_sums(own, rows, max_grad_norm) for own, rows in zip(w, samples, strict=True)])
+
+    def _matrix(self, w: Tensor) -> Tensor:
+        return super()._matrix(w[..., :-1])

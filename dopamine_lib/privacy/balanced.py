@@ -1,0 +1,65 @@
+"""A class-balanced loss: rare grades weigh more, by class counts that are themselves asked for with noise.
+
+A patient's gradient is weighted by its grade and clipped afterwards, so one patient moves a sum by C as before and
+the steps cost what they did. The weights come from the patients' grades, and that has to be paid for: the counts are
+released together with the mean features, once, before training. A patient's part of that release is
+
+    ( a feature,  b onehot(grade) )    with  a^2 + b^2 = 1
+
+whose norm is 1 at most; it is the event that ``Choice.centre`` enters into the ledger.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dopamine_lib.errors import check_within
+from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.head import HeadTask
+
+#: No grade is taken to be rarer than this: noise can make a share as small as it likes, or negative.
+LEAST_SHARE = 0.02
+
+
+def class_weights(shares: Tensor, power: float = 1.0) -> Tensor:
+    """Weights (classes,) proportional to share^-power, with mean 1 over patients; power 1 makes grades count alike."""
+    shares = shares.clamp_min(LEAST_SHARE)
+    shares = shares / shares.sum()
+    weights = shares**-power
+    return weights / (weights * shares).sum()
+
+
+class BalancedHead(HeadTask):
+    """A head trained with ``class_weights``.
+
+    power   how far to balance: 0 not at all, 1 wholly
+    counts  b^2, the part of the first release's privacy that the class counts get; the mean features have the rest
+    ``weights`` are 1 until ``centre_on`` brings the released counts. Raises InputError for values out of bounds.
+    """
+
+    def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, *, power: float = 1.0, counts: float = 0.5):
+        super().__init__(net, features, labels)
+        check_within("power of the class weights", power, 0, 1, "1 balances wholly", low_open=False)
+        check_within("budget of the class counts", counts, 0, 1, "0.5 is a half", high_open=True)
+        self.power, self.scales = power, (math.sqrt(1 - counts), math.sqrt(counts))
+        self.weights = torch.ones(self.onehot.shape[1])
+
+    def feature_sum(self, index: Tensor) -> Tensor:
+        """The sum (p + classes,) of the vectors above; one patient moves it by 1 at most."""
+        a, b = self.scales
+        return torch.cat([a * super().feature_sum(index), b * self.onehot[index].sum(0)])
+
+    def centre_on(self, mean: Tensor) -> None:
+        """Take mean features and class counts, both noisy and both per patient, from the released (p + classes,)."""
+        a, b = self.scales
+        classes = len(self.weights)
+        self.weights = class_weights(mean[-classes:] / b, self.power)
+        super().centre_on(mean[:-classes] / a)
+
+    def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+        x, error = super()._clipped_errors(w, index, math.inf)
+        error *= self.weights[self.labels[index]][..., None]
+        if not math.isinf(max_grad_norm):
+            error *= clip_factors(error.norm(dim=-1) * self.norms[index], max_grad_norm)[..., None]
+        return x, error

@@ -1,0 +1,249 @@
+"""The report's words: from the facts that ``report`` collected to Markdown, and from Markdown to a page of its own."""
+
+import re
+
+from dopamine_lib.federation.bounds import centre_multiplier
+from dopamine_lib.federation.statement import HOW
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+
+ACCOUNTANT_NAMES = {"rdp_classic": "classic RDP", "rdp": "improved RDP", "prv": "PRV"}
+TUNING = {
+    "head": "learning rate, clip and averaging were chosen on validation patients of the training side",
+    "cnn": "learning rate and clip are starting values that nobody has tuned",
+    "squeezenet": "learning rate and clip are the paper's authors', who do not say how they chose them",
+}
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>Privacy statement and model card</title>
+<style>
+@page {{ size: A4; margin: 11mm; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; color: #111; }}
+h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.1em; margin: 0.9em 0 0.3em; }} p, ul {{ margin: 0.3em 0; }}
+table {{ border-collapse: collapse; margin: 0.4em 0; font-size: 0.9em; display: block; overflow-x: auto; }}
+th, td {{ border: 1px solid #999; padding: 0.1em 0.5em; text-align: left; vertical-align: top; }}
+@media print {{ body {{ font-size: 7.6px; line-height: 1.25; max-width: none; margin: 0; padding: 0; }}
+table {{ display: table; }} }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
+
+
+def plain(text) -> str:
+    """Any text as Markdown that shows it as it is, on one line: no tag, link, picture or table cell can begin in it."""
+    return re.sub(r"([\\`*_\[\]<>|&!#~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def html(text: str) -> str:
+    """A page that needs nothing from outside, from ``markdown``'s text."""
+    import mistune
+
+    return PAGE.format(body=mistune.create_markdown(escape=True, plugins=["table"])(text))
+
+
+def markdown(facts: dict) -> str:
+    """The report as Markdown, from ``report.collect``."""
+    parts = ["# Privacy statement and model card", _opening(facts), "## Is it private?", _verdicts(facts)]
+    bounded = [one for one in facts["accounted"].values() if one.bound is not None]
+    if bounded:
+        parts += [
+            "## What the bound says",
+            _bounds(facts, bounded),
+            "## What an adversary sees",
+            _adversaries(facts, bounded),
+        ]
+    parts += ["## Audit", _audits(facts), "## For whom it works", _subgroups(facts)]
+    parts += ["## Data sheet", _sheet(facts), "## Versions and seeds", _versions(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: list[str], rows: list[list]) -> str:
+    """Cells are Markdown already: what comes from a file has gone through ``plain``."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _list(*lines: str) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _opening(facts: dict) -> str:
+    results, options = facts["results"], facts["options"]
+    return (
+        f"{plain(results['data'])}, {plain(results['model'])} on {plain(results['weights'])}; "
+        f"{results['patients']['train']} training patients in {options.hospitals} hospitals ({plain(options.split)} "
+        f"split), {results['patients']['test']} test images, runs of each setting: {options.runs}. "
+        "Intended for teaching and for reproducing the paper's Figure 1: not a medical device, not for diagnosis."
+    )
+
+
+def _verdicts(facts: dict) -> str:
+    rows = []
+    for name, one in facts["accounted"].items():
+        result, accuracy = facts["results"]["settings"][name], facts["results"]["settings"][name]["test_accuracy"]
+        said = "**private**" if one.private else f"**not private**: {plain(one.why)}"
+        rows.append(
+            [
+                plain(name),
+                said,
+                _epsilons(one.epsilon),
+                f"{result['delta']:g}" if one.epsilon else "none",
+                f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} %",
+                f"{result['quadratic_kappa']['mean']:.2f}",
+            ]
+        )
+    columns = ["setting", "verdict", "epsilon (classic RDP, improved RDP, PRV)", "delta", "accuracy", "kappa"]
+    note = (
+        "Epsilon is that of the worst-off hospital's patients, against an outsider. Each one was computed again from "
+        "noise multiplier, sample rate, steps and delta, and agrees with what the run had written. *Private* means: at "
+        "that epsilon. Beyond about 10 it promises little."
+    )
+    if any(one.epsilon and not one.private for one in facts["accounted"].values()):
+        note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
+    return _table(columns, rows) + "\n\n" + note
+
+
+def _epsilons(epsilon: dict | None) -> str:
+    if epsilon is None:
+        return "none"
+    return ", ".join("none" if epsilon[key] is None else f"{epsilon[key]:.2f}" for key in ACCOUNTANTS)
+
+
+def _bounds(facts: dict, bounded: list) -> str:
+    patients, model = facts["results"]["patients"]["train"], facts["options"].model
+    rows = {
+        "unit": lambda one: "one image of one patient",
+        "adjacency": lambda one: "one image added or removed",
+        "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
+        "mechanism": _mechanism,
+        "accountants": lambda one: ", ".join(
+            f"{ACCOUNTANT_NAMES[key]} {value:.2f}" for key, value in one.epsilon.items() if value is not None
+        ),
+        "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
+        "tuning": lambda one: f"{TUNING[model]}; not in epsilon",
+        "assumed": lambda one: "honest hospitals, one image per patient, noise that nobody can predict",
+        "not covered": lambda one: (
+            "several images of one patient, hospital sizes"
+            + ("" if one.bound.integer else ", rounding of floating-point noise")
+        ),
+    }
+    cells = {key: [row(one) for one in bounded] for key, row in rows.items()}
+    header = ["", *(one.name for one in bounded)]
+    # what all settings share is said once
+    shared = [f"**{key}** {own[0]}" for key, own in cells.items() if len(set(own)) == 1 and len(own) > 1]
+    own = [[key, *values] for key, values in cells.items() if len(set(values)) > 1 or len(values) == 1]
+    return _table(header, own) + ("\n\n" + "For all: " + "; ".join(shared) + "." if shared else "")
+
+
+def _mechanism(one) -> str:
+    setting, choice = one.bound.setting, one.bound.choice
+    kind = "Gaussian" if one.bound.integer is None else "Skellam"
+    told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
+    centre = centre_multiplier(setting, choice, one.bound.shares)
+    return told + (f"; once, mean features with noise {centre:.4g}" if centre else "")
+
+
+def _adversaries(facts: dict, bounded: list) -> str:
+    rows = []
+    for one in bounded:
+        views = one.bound.adversaries(one.steps)
+        setting = one.bound.setting
+        if not setting.federated:
+            server = "a trusted curator: it holds the images"
+        elif setting.shared_noise:
+            alone = one.bound.epsilon(one.steps, colluding=one.bound.shares - 1)
+            server = (
+                f"sums behind secure aggregation, so the same: {_epsilons(views['server'])}; computational, and "
+                f"{alone:.0f} (classic RDP) for who breaks it"
+            )
+        else:
+            server = f"every hospital's message, noised by itself: {_epsilons(views['server'])}"
+        if not setting.federated:
+            hospital = "there is none"
+        elif views["hospital"] is None:
+            hospital = "nothing is left for it to hide behind"
+        else:
+            subtracts = "subtracts its own noise: " if setting.shared_noise else "sees what the outsider sees: "
+            hospital = subtracts + _epsilons(views["hospital"])
+        rows.append([one.name, f"every model of the training: {_epsilons(views['outsider'])}", server, hospital])
+    how = HOW[facts["options"].aggregation] if any(one.bound.setting.federated for one in bounded) else ""
+    return _table(["epsilon against", "an outsider", "the server", "one curious hospital"], rows) + "\n\n" + how
+
+
+def _audits(facts: dict) -> str:
+    if not facts["audits"]:
+        return "None was made: `report --audit` trains once more with canaries and says what that proves."
+    rows = [
+        [
+            plain(row["setting"]),
+            f"at least {row['epsilon']:.2f} at delta {row['delta']:g} ({100 * row['confidence']:g} %)",
+            f"{row['correct']} of {row['guesses']} guesses right, {row['canaries']} canaries",
+            plain(row["source"]),
+        ]
+        for row in facts["audits"]
+    ]
+    note = "A lower bound below the accounted epsilon proves no fault; it does not prove that there is none."
+    return _table(["setting", "empirical epsilon", "from one training run", "source"], rows) + "\n\n" + note
+
+
+def _subgroups(facts: dict) -> str:
+    tables = facts["subgroups"]
+    if tables is None:
+        return f"Subgroups were not computed: {plain(facts['missing'])}."
+    names = list(tables)
+    shown = [i for i, row in enumerate(tables[names[0]]) if " x " not in row["by"]]
+    rows = []
+    for i in shown:
+        first = tables[names[0]][i]
+        group = f"{first['by'].replace('_', ' ')}: {first['group']}" if first["by"] != "all" else "everybody"
+        rows.append([plain(group), str(first["patients"]), *(_interval(tables[name][i]["accuracy"]) for name in names)])
+    worst = [f"{name}: {found}" for name in names if (found := _worst(tables[name]))]
+    told = f"Worst group by what is recorded: {'; '.join(worst)}. " if worst else ""
+    cannot = plain(facts["sheet"]["cannot"])
+    return _table(["accuracy in %, 95 % interval", "images", *map(plain, names)], rows) + f"\n\n{told}{cannot}"
+
+
+def _interval(score: dict | None) -> str:
+    return (
+        "none"
+        if score is None
+        else f"{100 * score['mean']:.0f} ({100 * score['low']:.0f} to {100 * score['high']:.0f})"
+    )
+
+
+def _worst(rows: list[dict]) -> str | None:
+    recorded = [row for row in rows if row["by"] not in ("all", "grade") and row["accuracy"] is not None]
+    if not recorded:
+        return None
+    worst = min(recorded, key=lambda row: row["accuracy"]["mean"])
+    return f"{plain(worst['group'])} ({_interval(worst['accuracy'])} %, {worst['patients']} images)"
+
+
+def _sheet(facts: dict) -> str:
+    sheet, results = facts["sheet"], facts["results"]
+    if sheet is None:
+        return f"{plain(results['data'])}; its sheet could not be read: {plain(facts['missing'])}."
+    counts = ", ".join(f"{plain(grade)} {count}" for grade, count in sheet["grades"].items())
+    return _list(
+        f"source: {plain(sheet['source'])}; licence: {plain(sheet['licence'])}; checksum: {plain(sheet['checksum'])}",
+        f"training images by grade: {counts}",
+        *map(plain, sheet["notes"]),
+    )
+
+
+def _versions(facts: dict) -> str:
+    options, results = facts["options"], facts["results"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return _list(
+        f"this report was written with {versions}",
+        f"randomness of noise and samples: {plain(results['randomness'])}; split, initial weights and the draw of "
+        f"participants: public seed {options.public_seed}",
+        f"aggregation: {plain(options.aggregation)}, noise: {plain(options.noise)}; weights SHA-256 "
+        f"{plain(results['weights_sha256'])}; results SHA-256 {facts['sha256']}",
+    )
