@@ -23,6 +23,7 @@ PACKAGES = {
     "mpi4py": "optional: no hospitals as processes over MPI; chapter 4 says so and goes on",
     "matplotlib": "no pictures",
     "ipywidgets": "no sliders; the plain functions below them still draw",
+    "voila": "optional: no patient's page outside JupyterLab; pip install voila",
     "jupyterlab": "no place to open the notebooks",
     "nbval": "optional: without it pytest cannot run the notebooks",
     "nbgrader": "optional: without it no students' copies of the homework; pip install nbgrader==0.9.6",

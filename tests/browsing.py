@@ -185,3 +185,40 @@ def contrasts(page) -> dict[str, float]:
             return found;
         }"""
     )
+
+
+def focused(page) -> str:
+    """The control that has the focus: its label or its text."""
+    return page.evaluate(
+        """() => {
+            const at = document.activeElement;
+            return at.matches('body, html') ? '' : at.labels?.[0]?.innerText || at.innerText || '';
+        }"""
+    )
+
+
+def tab_to(page, name: str, most: int = 15) -> list[str]:
+    """Press Tab until ``name`` has the focus; what had it on the way."""
+    passed = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        at = focused(page)
+        if name in at:
+            return passed
+        passed.append(at)
+    raise AssertionError(f"Tab does not reach '{name}', only {passed}")
+
+
+def too_wide(page) -> list[str]:
+    """What does not fit into the width of the window."""
+    return page.evaluate(
+        """() => {
+            const width = document.documentElement.clientWidth;
+            const wide = [...document.querySelectorAll('body *')].filter(e => {
+                const box = e.getBoundingClientRect();
+                return box.width && box.height && box.right > width + 1 && e.checkVisibility();
+            }).map(e => e.outerHTML.slice(0, 200));
+            const scroll = [document.documentElement, document.body].filter(e => e.scrollWidth > width);
+            return [...wide, ...scroll.map(e => `${e.tagName} scrolls`)];
+        }"""
+    )

@@ -278,6 +278,7 @@ def moving(**more):
     return Scene(rounds=3, hospitals=2, learning_rate=0.1, task=partial(canary_head, strength=2.0), **more)
 
 
+@pytest.mark.slow
 def test_many_trainings_are_audited_by_their_models_alone():
     sound = moving(noise_multiplier=4.0).audit(200, adversary="outsider", seed=0, confidence=0.99)
     assert not sound.broken, str(sound)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from browsing import Watched, browser, contrasts, names_of_controls, running
+from browsing import Watched, browser, contrasts, names_of_controls, running, tab_to, too_wide
 from PIL import Image
 
 from dopamine_lib.data.images import prepare
@@ -167,28 +167,6 @@ def test_twenty_megabytes_go_through_and_are_warned_of(visit):
     answer(page)
 
 
-def focused(page) -> str:
-    """The control that has the focus: its label or its text."""
-    return page.evaluate(
-        """() => {
-            const at = document.activeElement;
-            return at.matches('body, html') ? '' : at.labels?.[0]?.innerText || at.innerText || '';
-        }"""
-    )
-
-
-def tab_to(page, name: str, most: int = 15) -> list[str]:
-    """Press Tab until ``name`` has the focus; what had it on the way."""
-    passed = []
-    for _ in range(most):
-        page.keyboard.press("Tab")
-        at = focused(page)
-        if name in at:
-            return passed
-        passed.append(at)
-    raise AssertionError(f"Tab does not reach '{name}', only {passed}")
-
-
 @pytest.mark.slow
 def test_keyboard_alone_is_enough(visit, eyes):
     page = visit()
@@ -216,21 +194,6 @@ def test_keyboard_alone_is_enough(visit, eyes):
     tab_to(page, "For the curious", most=40)
     page.keyboard.press("Enter")
     page.get_by_role("table", name="The three workers").wait_for()
-
-
-def too_wide(page) -> list[str]:
-    """What does not fit into the width of the window."""
-    return page.evaluate(
-        """() => {
-            const width = document.documentElement.clientWidth;
-            const wide = [...document.querySelectorAll('body *')].filter(e => {
-                const box = e.getBoundingClientRect();
-                return box.width && box.height && box.right > width + 1 && e.checkVisibility();
-            }).map(e => e.outerHTML.slice(0, 200));
-            const scroll = [document.documentElement, document.body].filter(e => e.scrollWidth > width);
-            return [...wide, ...scroll.map(e => `${e.tagName} scrolls`)];
-        }"""
-    )
 
 
 @pytest.mark.slow
@@ -311,7 +274,7 @@ def test_screenshots_for_the_readme(visit, tmp_path, name, options):
     height = page.locator(".dopamine-page").bounding_box()["height"]
     page.set_viewport_size(options["viewport"] | {"height": int(height) + 60})
     shot = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
-    shot.convert("RGB").save(file, optimize=True)
+    shot.convert("RGB").quantize(256).save(file, optimize=True)
     assert shot.width == options["viewport"]["width"] and shot.height > height
     assert 5_000 < file.stat().st_size < 200_000
 

@@ -84,7 +84,10 @@ def check_python(words: list[str], tmp_path, capsys, monkeypatch) -> None:
     elif words[:2] == ["-m", "dopamine_lib.federation.mpi"]:
         from dopamine_lib.federation import mpi
 
-        for line in alternatives([word for word in words[2:] if words[2] != "identity"]):
+        if words[2] == "identity":
+            assert mpi.main([*words[2:4], str(tmp_path / words[4])]) == 0 and "fingerprint" in capsys.readouterr().out
+            return
+        for line in alternatives(words[2:]):
             read_by(mpi._parser(10), line)
     elif words[:2] == ["-m", "venv"]:
         target = tmp_path / words[2]

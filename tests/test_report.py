@@ -159,41 +159,48 @@ def test_without_models_or_data_subgroups_are_left_out_and_it_says_so(results, t
     assert "Subgroups were not computed" in text and "**private**" in text
 
 
-@pytest.fixture(scope="module")
-def taught(made, tmp_path_factory):
-    """The same from a seed, and with its noise in the integers."""
-    asked = json.loads((made / "results.json").read_text())["options"]
-    kept = {key: value for key, value in asked.items() if key != "weights_sha256"}
-    out = tmp_path_factory.mktemp("seeded")
-    options = Options(**kept | {"settings": ("FSCDP",), "seed": 3, "noise": "integer"})
-    reproduce(options, out, progress=False, workers=1)
-    return out
+SEEDED = "; THIS RUN WAS SEEDED, so its noise can be predicted: for teaching only."
 
 
-def test_a_seeded_run_is_not_called_private(taught, tmp_path):
-    facts = collect(taught, progress=False)
+def seeded(text):
+    """The statement of an unseeded run as a seeded one would carry it."""
+    at = text.index("noise that nobody can predict.") + len("noise that nobody can predict")
+    return text[:at] + SEEDED + text[at + 1 :]
+
+
+def test_a_seeded_run_is_not_called_private(results, tmp_path):
+    """FSCDP's rounds do not depend on the seed, so that its file with a seed is this one with three changes."""
+    results["settings"] = {"FSCDP": results["settings"]["FSCDP"]}
+    results["options"]["seed"], results["randomness"] = 3, "seeded with 3: for teaching only"
+    results["settings"]["FSCDP"]["statement"] = seeded(results["settings"]["FSCDP"]["statement"])
+    facts = collect(put_back(results, tmp_path), progress=False)
     assert not facts["accounted"]["FSCDP"].private
     text = markdown(facts)
     assert "**private**" not in text and text.count("it hides nothing") == 1
     assert "if nobody could predict it" in text
-    # to hide the seed takes a change of the statement as well, and the models keep theirs
+
+
+def test_a_seed_that_only_the_models_admit_is_found(made, tmp_path, refuses):
     folder = tmp_path / "changed"
-    shutil.copytree(taught, folder)
-    changed = json.loads((folder / "results.json").read_text())
-    changed["options"]["seed"], changed["randomness"] = None, "operating system"
-    for result in changed["settings"].values():
-        result["statement"] = result["statement"].replace(
-            "; THIS RUN WAS SEEDED, so its noise can be predicted: for teaching only.", "."
-        )
-    with pytest.raises(InputError, match=r"FSCDP-0\.safetensors"):
-        collect(put_back(changed, folder), progress=False)
+    shutil.copytree(made, folder)
+    path = folder / "FSCDP-0.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    metadata["statement"] = json.dumps(seeded(json.loads(metadata["statement"])))
+    save_file(load_file(path), path, metadata)
+    with refuses("FSCDP-0.safetensors", "SEEDED"):
+        collect(folder, progress=False)
 
 
-def test_integer_noise_is_accounted_again_too(taught):
-    read, folder = read_results(taught)
+@pytest.mark.slow
+def test_integer_noise_is_accounted_again_too(results, tmp_path):
+    kept = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
+    options = Options(**kept | {"settings": ("FSCDP",), "seed": 3, "noise": "integer"})
+    reproduce(options, tmp_path, progress=False, workers=1)
+    read, folder = read_results(tmp_path)
     (one,) = verify(read, folder).values()
-    assert one.epsilon["prv"] is None and one.epsilon["rdp"] > 0
-    assert "Skellam" in markdown(collect(taught, progress=False))
+    assert not one.private and one.epsilon["prv"] is None and one.epsilon["rdp"] > 0
+    assert "Skellam" in markdown(collect(tmp_path, progress=False))
     read["settings"]["FSCDP"]["epsilon"]["rdp"] *= 0.99
     with pytest.raises(InputError, match="FSCDP's epsilon"):
         verify(read, folder)
@@ -364,6 +371,7 @@ def test_a_recorded_audit_is_shown_and_one_above_the_bound_overrules_it(results,
             collect(put_back(results, tmp_path), progress=False)
 
 
+@pytest.mark.slow
 def test_a_short_audit_passes_the_sound_training_and_catches_one_without_noise(results, tmp_path):
     options = Options(settings=("FSCDP",), hospitals=4)
     one = verify(results, tmp_path)["FSCDP"]
