@@ -160,7 +160,7 @@ def _adversaries(facts: dict, bounded: list) -> str:
             alone = one.bound.epsilon(one.steps, colluding=one.bound.shares - 1)
             server = (
                 f"sums behind secure aggregation, so the same: {_epsilons(views['server'])}; computational, and "
-                f"{alone:.0f} (classic RDP) for who breaks it"
+                f"{alone:.0f} (classic RDP) for whoever breaks it"
             )
         else:
             server = f"every hospital's message, noised by itself: {_epsilons(views['server'])}"

@@ -216,7 +216,7 @@ def test_shadows_leave_every_patient_out_of_half_of_them(small, refuses, monkeyp
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_lira_on_the_models_of_reproduce(capsys):
-    """The whole experiment on the embedded patients: 20 targets of each kind, 14,640 pooled non-members.
+    """The whole experiment on the embedded patients: 20 targets of each kind, some 14,600 pooled non-members.
 
     The attack finds members of the head without noise; the bounds hold. Private settings have fewer hospitals than
     ten, to be quick: FSCDP's total noise, so its model, is distributed alike, and FPDP's epsilon is the same.

@@ -139,13 +139,13 @@ TEXT_BOMB = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000)))
     "data, said",
     [
         (b"", "an empty file; choose"),
-        (b"\0", "not a PNG or JPEG"),
-        (b"<html><script>alert(1)</script></html>", "not a PNG or JPEG"),
-        (b"%PDF-1.7 and so on", "not a PNG or JPEG"),
-        (encoded(SMOOTH, "GIF"), "not a PNG or JPEG"),
-        (encoded(SMOOTH, "BMP"), "not a PNG or JPEG"),
-        (encoded(SMOOTH, "TIFF"), "not a PNG or JPEG"),
-        (encoded(SMOOTH, "PPM"), "not a PNG or JPEG"),
+        (b"\0", "not a PNG or JPEG image; give"),
+        (b"<html><script>alert(1)</script></html>", "not a PNG or JPEG image; give"),
+        (b"%PDF-1.7 and so on", "not a PNG or JPEG image; give"),
+        (encoded(SMOOTH, "GIF"), "not a PNG or JPEG image; give"),
+        (encoded(SMOOTH, "BMP"), "not a PNG or JPEG image; give"),
+        (encoded(SMOOTH, "TIFF"), "not a PNG or JPEG image; give"),
+        (encoded(SMOOTH, "PPM"), "not a PNG or JPEG image; give"),
         (animation(), "an animation of 3 pictures"),
         (png(0, 16, 8, 2, b""), "not a"),
         (png(16, 0, 8, 2, b""), "not a"),
@@ -204,7 +204,7 @@ def test_other_decoders_are_not_even_tried(refuses, monkeypatch):
         if kind not in ("PNG", "JPEG"):
             monkeypatch.setitem(Image.OPEN, kind, (decoder, accept))
     for kind in ("GIF", "BMP", "TIFF", "PPM", "ICO", "WEBP"):
-        with refuses("not a PNG or JPEG"):
+        with refuses("not a PNG or JPEG image; give"):
             read_upload(encoded(SMOOTH, kind), "a.png")
 
 
