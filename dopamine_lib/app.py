@@ -154,7 +154,9 @@ def _server(folder: Path, host: str, port: int):
             file=sys.stderr,
         )
     server.config.MappingKernelManager.cull_idle_timeout = IDLE
-    server.config.KernelManager.transport_encryption = "auto"  # between this process and the kernels
+    server.config.KernelManager.transport_encryption = (
+        "required"  # to the kernels; rather no page than a scan in the clear
+    )
     choices = server.voila_configuration
     choices.template, choices.allow_template_override, choices.allow_theme_override = "page", "NO", "NO"
     # other extensions of this environment's JupyterLab have no business here, and some want the network

@@ -53,7 +53,7 @@ def claim(out: Path, asked: dict, resume: bool):
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock", timeout=0):
         check_out(out, asked, resume)
-        for torn in [*out.glob(".*-*.*"), *out.glob("runs/.*-*.*")]:  # what a killed process was writing
+        for torn in [*out.glob(".dopamine-*"), *out.glob("runs/.dopamine-*")]:  # what a killed process was writing
             torn.unlink(missing_ok=True)
         write_json(out / "options.json", asked)
         yield

@@ -6,6 +6,7 @@
 A system may forbid it: a process may look into itself and, mostly, into those that it started.
 """
 
+import re
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
@@ -73,7 +74,9 @@ def _readable(pid: int):
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         places, rights, _, _, _, *name = line.split(None, 5)
         name = name[0] if name else ""
-        constant = "w" not in rights and (".so" in name or name.startswith(("[v", "/dev/")))
+        library = re.search(r"\.so(\.\d+)*$", name)
+        device = name.startswith(("[v", "/dev/")) and not name.startswith("/dev/shm/")
+        constant = "w" not in rights and (library or device)
         if rights.startswith("r") and not constant:
             yield tuple(int(place, 16) for place in places.split("-"))
 

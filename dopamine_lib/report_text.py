@@ -102,7 +102,9 @@ def _verdicts(facts: dict) -> str:
     note = (
         "Epsilon is that of the worst-off hospital's patients, against an outsider. Each one was computed again from "
         "noise multiplier, sample rate, steps and delta, and agrees with what the run had written. *Private* means: at "
-        "that epsilon. Beyond about 10 it promises little."
+        "that epsilon. Beyond about 10 it promises little. Epsilon is that of one run: models of several runs or "
+        "settings, trained on the same patients, spend theirs together, and one that is not private leaves nothing "
+        "bounded beside it."
     )
     if any(one.epsilon and not one.private for one in facts["accounted"].values()):
         note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
@@ -158,9 +160,12 @@ def _adversaries(facts: dict, bounded: list) -> str:
             server = "a trusted curator: it holds the images"
         elif setting.shared_noise:
             alone = one.bound.epsilon(one.steps, colluding=one.bound.shares - 1)
+            sees = "sums behind secure aggregation"
+            if facts["options"].aggregation == "plain":
+                sees = "every message in the clear in this run, a simulation; behind secure aggregation sums"
             server = (
-                f"sums behind secure aggregation, so the same: {_epsilons(views['server'])}; computational, and "
-                f"{alone:.0f} (classic RDP) for whoever breaks it"
+                f"{sees}, then the same: {_epsilons(views['server'])}; computational, and "
+                f"{alone:.0f} (classic RDP) for whoever sees single messages"
             )
         else:
             server = f"every hospital's message, noised by itself: {_epsilons(views['server'])}"

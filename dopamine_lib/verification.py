@@ -2,7 +2,8 @@
 
 From a results file are taken the declared numbers (noise multiplier, sample rate, steps, delta, hospitals, seed); who
 took part in which round follows from the public draw. Epsilons, adversaries and statements are computed from these
-anew and must be what the file says. What cannot be seen here is a seed that was used and not recorded.
+anew and must be what the file says. What cannot be seen here is a seed that was used and not recorded, nor a file of
+a training that never was.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.experiment import Options
 from dopamine_lib.federation.aggregation import make_integer_noise
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.settings import Choice, setting
+from dopamine_lib.federation.settings import CHOICES, Choice, setting
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import FEATURES, build, load_weights, read_state
@@ -151,6 +152,12 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
         )
 
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
+    # a file may be wrong all through: what no option changes must be what the kit trains with
+    used = CHOICES[options.model][name]
+    _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
+    _must_agree(f"{name}'s centre", result["choice"]["centre"], None if bound.integer else used.centre)
+    if options.epsilon is None:
+        _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
     for run, own in enumerate(charged):
         path = folder / f"{name}-{run}.safetensors"
         if path.exists():

@@ -10,6 +10,7 @@ this process are certificates, addresses, file names and, from the patient, the 
 argument or in the environment. A worker ends when its standard input does, so none outlives this process.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -79,7 +80,8 @@ class Workers:
     def close(self) -> None:
         """End the three processes; may be called twice."""
         for process in reversed(self._processes.values()):  # the patient first: it ends its session
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a dead worker never read
+                process.stdin.close()
             try:
                 process.wait(END_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -98,7 +100,10 @@ class Workers:
         try:
             self._processes[role].stdin.write(json.dumps(message) + "\n")
             self._processes[role].stdin.flush()
-        except (BrokenPipeError, KeyError, ValueError):
+        except BrokenPipeError:
+            self._hear(role)  # its last words say more
+            raise ChannelError(f"the {role}'s process has ended; start the workers again") from None
+        except (KeyError, ValueError):
             raise ChannelError(f"the {role}'s process has ended; start the workers again") from None
 
     def _hear(self, role: str) -> dict:
