@@ -175,9 +175,9 @@ def test_keyboard_alone_is_enough(visit, eyes):
     assert not any("sample" in at or "Grade" in at for at in tab_to(page, "Choose a photograph"))
     assert not any("Grade" in at for at in tab_to(page, "take a sample"))
     samples = page.get_by_label("or take a sample:")
-    while samples.input_value() != "Sample 1":
-        assert samples.input_value() in ("", "choose ...")
-        page.keyboard.press("ArrowDown")
+    for _ in range(2):  # the first may only choose the hint that is shown
+        if samples.input_value() != "Sample 1":
+            page.keyboard.press("ArrowDown")
     page.get_by_role("img", name=re.compile("Preview of Sample 1")).wait_for()
     tab_to(page, "Grade this scan")
     page.keyboard.press("Enter")
