@@ -206,8 +206,9 @@ def reproduce(
     runs = options.runs * len(options.settings)
     asked = json.loads(json.dumps(asdict(options)))
     check_out(out, asked, resume)
-    # a small model's runs go side by side; a larger one keeps every core busy by itself
-    beside = SIDE_BY_SIDE if options.model == "head" else 1
+    # a small model's runs go side by side; a larger one keeps every core busy by itself, and a seeded run must repeat
+    # to the last digit, which depends on who trains beside it
+    beside = SIDE_BY_SIDE if options.model == "head" and options.seed is None else 1
     firsts = range(0, options.runs, beside)
     groups = [
         (name, list(range(first, min(first + beside, options.runs))))
