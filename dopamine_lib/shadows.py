@@ -23,7 +23,8 @@ from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import STRETCH
 from dopamine_lib.privacy.membership import confidence
-from dopamine_lib.reproduction import run_setting, threads
+from dopamine_lib.reproduction import SIDE_BY_SIDE, threads
+from dopamine_lib.utility import trained
 from dopamine_lib.worker_pool import WorkerPool
 
 #: Shadow models trained in one batch: more do not fit a core's cache, and gain nothing.
@@ -61,17 +62,21 @@ class Targets:
 
 
 def train_targets(experiment: Experiment, name: str, count: int, *, workers: int = 1) -> Targets:
-    """``count`` runs of a setting, run r on split r, each trained by ``reproduction.run_setting``.
+    """``count`` runs of a setting, run r on split r, each the model that ``reproduce`` makes of it.
 
     workers  processes that share them out; they change no number where a seed is given
     """
-    jobs = [{"target": [name, run]} for run in range(count)]
+    jobs = [
+        {"targets": [name, list(range(first, min(first + SIDE_BY_SIDE, count)))]}
+        for first in range(0, count, SIDE_BY_SIDE)
+    ]
     if workers > 1:
         with WorkerPool("dopamine_lib.shadows_worker", workers) as pool:
             pool.introduce({"options": asdict(experiment.options)})
-            records = pool.run(jobs)
+            groups = pool.run(jobs)
     else:
-        records = [target_record(experiment, *job["target"]) for job in jobs]
+        groups = [target_records(experiment, *job["targets"]) for job in jobs]
+    records = [record for group in groups for record in group]
     worst = max((steps for record in records for steps in record["charged"]), default=None)
     return Targets(
         phi=np.array([record["phi"] for record in records]),
@@ -81,17 +86,22 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
     )
 
 
-def target_record(experiment: Experiment, name: str, run: int) -> dict:
-    """One target as plain data: phi of all patients, the members' numbers, accuracy, and the steps charged."""
-    own = other_split(experiment, experiment.options.public_seed + run)
-    training = run_setting(own, name, run)
-    logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
-    return {
-        "phi": confidence(logits, own.dataset.labels).tolist(),
-        "members": own.train.tolist(),
-        "accuracy": own.accuracy(training),
-        "charged": [ledger.charged for ledger in training.ledgers],
-    }
+def target_records(experiment: Experiment, name: str, runs: list[int]) -> list[dict]:
+    """Targets, trained side by side, as plain data: phi of all, the members' numbers, accuracy, and steps charged."""
+    splits = [other_split(experiment, experiment.options.public_seed + run) for run in runs]
+    trainings = trained(*(own.training(name, run) for own, run in zip(splits, runs, strict=True)))
+    records = []
+    for own, training in zip(splits, trainings, strict=True):
+        logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
+        records.append(
+            {
+                "phi": confidence(logits, own.dataset.labels).tolist(),
+                "members": own.train.tolist(),
+                "accuracy": own.accuracy(training),
+                "charged": [ledger.charged for ledger in training.ledgers],
+            }
+        )
+    return records
 
 
 def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:

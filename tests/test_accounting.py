@@ -89,6 +89,34 @@ def test_noise_for_a_target_meets_it_and_hardly_more(accountant):
     assert 2.97 < epsilon(event, DELTA, accountant) <= 3.0
 
 
+@pytest.mark.parametrize(
+    "target, q, steps, accountant",
+    [
+        (1.0, 0.5, 100, "rdp"),
+        (0.5, 50 / 293, 1250, "prv"),
+        (200.0, 50 / 293, 1250, "rdp"),
+        (30.0, 1.0, 3, "rdp_classic"),
+    ],
+)
+def test_no_less_noise_would_do(target, q, steps, accountant):
+    """All orders, and not only those that were looked at, agree that a thousandth less is too little."""
+    sigma = noise_multiplier_for(target, q, steps, DELTA, accountant)
+    assert epsilon(SampledGaussian(sigma, q, steps), DELTA, accountant) <= target
+    assert epsilon(SampledGaussian(sigma / 1.001, q, steps), DELTA, accountant) > target
+
+
+def test_noise_has_a_least_and_a_largest(refuses):
+    assert noise_multiplier_for(900.0, 0.5, 10, DELTA, "rdp") == 0.2
+    with refuses("epsilon 0.001", "beyond 1000", "fewer steps"):
+        noise_multiplier_for(0.001, 1.0, 10**6, DELTA, "rdp")
+
+
+def test_fewer_orders_give_a_looser_bound():
+    event = SampledGaussian(1.15, 100 / 2930, 3001)
+    for accountant in ("rdp_classic", "rdp"):
+        assert epsilon(event, DELTA, accountant, (2,)) > epsilon(event, DELTA, accountant)
+
+
 def test_ledger_refuses_the_step_that_would_pass_the_budget():
     ledger = Ledger(1.15, 100 / 2930, DELTA, budget=5.0)
     ledger.charge(int(ledger.left))

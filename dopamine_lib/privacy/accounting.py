@@ -11,16 +11,19 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 
 from dopamine_lib.errors import InputError, check_within
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
+#: Those of them at which the moment is a finite sum, and quick.
+WHOLE = tuple(order for order in ORDERS if order == int(order))
 #: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv: numerical, an upper bound.
 ACCOUNTANTS = ("rdp_classic", "rdp", "prv")
-
-
+#: Of steps that are accounted, and of noise multipliers that are looked for.
 MOST_STEPS = 10**7
+LEAST_NOISE = 0.2
 
 
 class BudgetSpent(Exception):
@@ -54,11 +57,11 @@ class SampledGaussian:
 
 
 @functools.lru_cache(maxsize=4096)
-def _rdp_per_step(noise_multiplier: float, sample_rate: float) -> np.ndarray:
-    """RDP of one step at each of ``ORDERS``; it adds up over steps (Mironov 2017, proposition 1)."""
+def _rdp_per_step(noise_multiplier: float, sample_rate: float, orders: tuple = ORDERS) -> np.ndarray:
+    """RDP of one step at each of the orders; it adds up over steps (Mironov 2017, proposition 1)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS)))
+    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -73,10 +76,12 @@ def _prv_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
         return float(accountant.get_epsilon(delta))
 
 
-def epsilon(events, delta: float, accountant: str = "rdp_classic") -> float:
+def epsilon(events, delta: float, accountant: str = "rdp_classic", orders: tuple = ORDERS) -> float:
     """Epsilon at ``delta`` of one SampledGaussian, or of several composed.
 
-    accountant  one of ``ACCOUNTANTS``. Raises InputError for delta outside (0, 1) or an unknown accountant.
+    accountant  one of ``ACCOUNTANTS``
+    orders      of Renyi-DP: every order gives a bound and the least is taken, so fewer give a valid, looser one
+    Raises InputError for delta outside (0, 1) or an unknown accountant.
     """
     check_delta(delta)
     events = (events,) if isinstance(events, SampledGaussian) else tuple(events)
@@ -87,15 +92,15 @@ def epsilon(events, delta: float, accountant: str = "rdp_classic") -> float:
         return 0.0
     if accountant == "prv":
         return _prv_epsilon(events, delta)
-    rdp = sum(event.steps * _rdp_per_step(event.noise_multiplier, event.sample_rate) for event in events)
+    rdp = sum(event.steps * _rdp_per_step(event.noise_multiplier, event.sample_rate, orders) for event in events)
     if accountant == "rdp_classic":
-        return float(np.min(rdp - math.log(delta) / (np.array(ORDERS) - 1)))
+        return float(np.min(rdp - math.log(delta) / (np.array(orders) - 1)))
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     with warnings.catch_warnings():
         # where the best order is the last one the bound is valid, only not the tightest
         warnings.simplefilter("ignore", UserWarning)
-        return float(get_privacy_spent(orders=ORDERS, rdp=rdp, delta=delta)[0])
+        return float(get_privacy_spent(orders=orders, rdp=rdp, delta=delta)[0])
 
 
 def epsilons(events, delta: float) -> dict[str, float]:
@@ -113,23 +118,36 @@ def noise_multiplier_for(
     """
     check_within("epsilon", target, 0, 1e3, "a useful bound is below 10")
 
-    def spent(sigma):
-        return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant)
+    def spent(sigma, accountant=accountant, orders=ORDERS):
+        return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
 
-    low, high = 0.2, 1.0
-    if accountant == "prv":  # slow and tight: its answer lies a little below that of the quick one
-        high = noise_multiplier_for(target, sample_rate, steps, delta, "rdp", before)
-        low = high / 2
+    quick = "rdp" if accountant == "prv" else accountant
+    high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, LEAST_NOISE, 1.0)
+    # the orders between improve on that a little, and only those beside the best whole one; PRV a little more
+    best = min(WHOLE, key=lambda order: spent(high, quick, (order,)))
+    near = tuple(order for order in ORDERS if abs(order - best) < 1)
+    return _least_noise(lambda sigma: spent(sigma, orders=near), target, max(LEAST_NOISE, high / 2), high)
+
+
+def _least_noise(spent, target: float, low: float, high: float) -> float:
+    """The least sigma whose ``spent(sigma)`` is at most ``target``, to a relative 1e-3 and rounded up.
+
+    low, high  where to look first
+    """
     while spent(high) > target:
         low, high = high, 2 * high
         if high > 1000:
-            raise InputError(
-                f"epsilon {target} at delta {delta} needs a noise multiplier beyond 1000: take fewer steps"
-            )
-    while high - low > 1e-3 * low:
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > target else (low, middle)
-    return high
+            raise InputError(f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps")
+    while spent(low) <= target:
+        if low <= LEAST_NOISE:
+            return low
+        low, high = max(LEAST_NOISE, low / 2), low
+    ends = math.log(low), math.log(high)
+    # nearly a straight line on logarithmic axes, so a few steps find it
+    sigma = math.exp(brentq(lambda x: math.log(max(spent(math.exp(x)), 1e-12) / target), *ends, xtol=2e-4))
+    while spent(sigma) > target:
+        sigma *= 1.0002
+    return min(sigma, high)
 
 
 class Ledger:
