@@ -15,7 +15,7 @@ from dopamine_lib.data.hospitals import SPLITS, split_hospitals
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import AGGREGATIONS, NOISES, make_aggregation, make_integer_noise
 from dopamine_lib.federation.bounds import Bound, centre_multiplier
-from dopamine_lib.federation.settings import CHOICES, DELTA, SETTINGS, Choice, Setting, setting
+from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import MODELS, Weights, build, extract_features, load_weights, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, check_delta, noise_multiplier_for
@@ -129,7 +129,8 @@ class Experiment:
         if name not in self._calibrated:
             declared = setting(name)
             if self.options.epsilon is not None and declared.private:
-                centre = centre_multiplier(declared, CHOICES[self.options.model][name], self._shares(declared))
+                choice = choice_for(self.options.model, name, self.options.epsilon)
+                centre = centre_multiplier(declared, choice, self._shares(declared))
                 sigma = noise_multiplier_for(
                     self.options.epsilon,
                     declared.sample_rate,
@@ -151,7 +152,7 @@ class Experiment:
         Where a bound asked for needs more noise than was declared, the learning rate shrinks in proportion, so
         that the noise moves the model as far as before (validation patients agree at epsilon 1 and 3).
         """
-        choice, used = CHOICES[self.options.model][name], self.setting(name)
+        choice, used = choice_for(self.options.model, name, self.options.epsilon), self.setting(name)
         if self.options.noise == "integer" and used.federated and used.shared_noise:
             choice = replace(choice, centre=None)  # the mean features would need integers of their own
         if not used.private or used.noise_multiplier <= SETTINGS[name].noise_multiplier:

@@ -24,8 +24,10 @@ _CONFIGURATION = {
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},  # else every page asks a server elsewhere for the sliders' code
     "nb_render_markdown_format": "myst",
-    "myst_enable_extensions": ["dollarmath", "amsmath"],
+    "myst_enable_extensions": ["dollarmath", "amsmath", "html_image"],
     "myst_heading_anchors": 3,
+    # headings are called as Jupyter and GitHub's viewer of notebooks call them, so that links hold in all three
+    "myst_heading_slug_func": "dopamine_lib.site.heading_anchor",
     "smartquotes": False,
     "html_theme": "furo",
     "html_title": "Dopamine, the kit",
@@ -62,6 +64,11 @@ def build_site(out) -> list[str]:
         except OSError as error:
             raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
         return _run_sphinx(source, out, Path(folder) / "doctrees")
+
+
+def heading_anchor(title: str) -> str:
+    """The name of a heading in a notebook, as links after a # have it."""
+    return title.strip().replace(" ", "-")
 
 
 def _gather(source: Path) -> None:

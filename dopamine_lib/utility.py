@@ -15,7 +15,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.fairness import METRICS, scores
 from dopamine_lib.federation.bounds import centre_multiplier
-from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, setting
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, choice_for, setting
 from dopamine_lib.federation.side_by_side import side_by_side
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
@@ -52,7 +52,7 @@ def at_epsilon(
 
     shorter  take 1 / shorter of the rounds with steps ``shorter`` times as long: for pages that must be quick
     boost    multiply the paper's q, e.g. for a group that is sampled more often
-    centre   noise multiplier of the mean features, by default the choice's
+    centre   noise multiplier of the mean features, by default what ``choice_for`` says
     Raises InputError for a setting without privacy, or arguments out of bounds.
     """
     declared = setting(name)
@@ -61,12 +61,12 @@ def at_epsilon(
     check_within("shorter", shorter, 1, 100, "1 is the paper's number of rounds", low_open=False)
     check_within("boost", boost, 1, 1 / declared.sample_rate, "q is a probability", low_open=False)
     rounds, rate = max(1, round(declared.rounds / shorter)), boost * declared.sample_rate
-    used, choices = replace(declared, rounds=rounds, sample_rate=rate), CHOICES[experiment.options.model]
+    used, options = replace(declared, rounds=rounds, sample_rate=rate), experiment.options
     if math.isinf(target):
-        choice = choices[WITHOUT_NOISE[name]]
+        choice = CHOICES[options.model][WITHOUT_NOISE[name]]
         longer = min(LONGEST, shorter * choice.learning_rate)
         return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
-    choice, options = choices[name], experiment.options
+    choice = choice_for(options.model, name, target)
     choice = choice if centre is None else replace(choice, centre=centre)
     first = centre_multiplier(declared, choice, options.survivors if declared.federated else 1)
     before = () if first is None else (SampledGaussian(first, 1.0, 1),)

@@ -20,7 +20,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.experiment import Options
 from dopamine_lib.federation.aggregation import make_integer_noise
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.settings import CHOICES, Choice, setting
+from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import FEATURES, build, load_weights, read_state
@@ -153,7 +153,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
 
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
     # a file may be wrong all through: what no option changes must be what the kit trains with
-    used = CHOICES[options.model][name]
+    used = choice_for(options.model, name, options.epsilon)
     _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
     _must_agree(f"{name}'s centre", result["choice"]["centre"], None if bound.integer else used.centre)
     if options.epsilon is None:

@@ -11,10 +11,10 @@ from scipy import stats
 
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.hospital import train_together
-from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice
+from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice, choice_for
 from dopamine_lib.federation.side_by_side import alone, side_by_side
 from dopamine_lib.federation.training import Training
-from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -333,3 +333,21 @@ def test_a_round_in_which_everybody_vanishes_opens_nothing(task, name):
     training = make_training(task, name, declared=short(name, 5), dropout=1 - 1e-12)
     run(training)
     assert training.progress.aborted == 5 and torch.equal(training.server.w, task.start)
+
+
+@pytest.mark.parametrize("bound", [0.3, 1.0, 3.0, 10.0, 100.0])
+def test_the_mean_features_leave_most_of_a_bound_to_training(bound):
+    """Where the noise is shared their noise fits the bound: asked for alone, they spend less than a third of it."""
+    for name in SETTINGS:
+        fitted = choice_for("head", name, bound)
+        assert replace(fitted, centre=CHOICES["head"][name].centre) == choice_for("head", name) == CHOICES["head"][name]
+        if name not in ("CDP", "FSCDP"):
+            assert fitted.centre == CHOICES["head"][name].centre
+    first = SampledGaussian(choice_for("head", "FSCDP", bound).centre, 1.0, 1)
+    assert epsilon(first, DELTA, "prv") < bound / 3
+    declared = SETTINGS["FSCDP"]
+    with_it, alone_ = (
+        noise_multiplier_for(bound, declared.sample_rate, declared.steps, DELTA, "rdp", before)
+        for before in ((first,), ())
+    )
+    assert alone_ <= with_it < 1.1 * alone_

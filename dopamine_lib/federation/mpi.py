@@ -31,6 +31,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
@@ -113,16 +114,10 @@ def _rank(arguments, rank: int) -> int:
     try:
         results = _train(comm, arguments)
     except InputError as error:
-        print(f"dopamine: {who}: {error}", file=sys.stderr, flush=True)
-        watcher.explained()
-        comm.Abort(2)
-        return 2
+        return _abort(comm, watcher, f"dopamine: {who}: {error}", 2)
     except Exception as error:  # without this the others would wait for a rank that is gone
         message = f"dopamine: {who} gave up: {type(error).__name__}: {error}. {_remedy(arguments)}"
-        print(message, file=sys.stderr, flush=True)
-        watcher.explained()
-        comm.Abort(1)
-        return 1
+        return _abort(comm, watcher, message, 1)
     from dopamine_lib.federation.mpi_wire import wait_for_all
 
     if results is not None:
@@ -134,6 +129,15 @@ def _rank(arguments, rank: int) -> int:
     watcher.ended()
     MPI.Finalize()
     return 0
+
+
+def _abort(comm, watcher, message: str, status: int) -> int:
+    """Say why, and end all ranks."""
+    print(message, file=sys.stderr, flush=True)
+    watcher.explained()
+    time.sleep(1)  # mpiexec passes on what a rank has said, but no longer once it is ending them
+    comm.Abort(status)
+    return status
 
 
 def _train(comm, arguments):

@@ -9,7 +9,7 @@ become one step, since they read the same input.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,11 @@ from dopamine_lib.models import NormalisedFeatures
 
 #: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
 RING_BITS = 31
-#: Bits of room above the largest value on public images, and bits of an activation.
-MARGIN, ACTIVATION_BITS = 1.5, 15
+#: Bits of room above the largest value on public images.
+MARGIN = 1.5
+#: Bits of an activation; what is left of the ring's goes to the weights. A picture has 8 bits to begin with, and the
+#: last weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
+ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 12, 13
 #: Bits of the patient's 1 / norm before a normalised head.
 INVERSE_PRECISION = 16
 
@@ -80,7 +83,7 @@ class _Compiler:
     def __init__(self, calibration: Tensor, mean, std):
         self.mean, self.std, self.shape = tuple(map(float, mean)), tuple(map(float, std)), tuple(calibration.shape[1:])
         bound = max(max(abs(m), abs(1 - m)) / s for m, s in zip(self.mean, self.std, strict=True))
-        self.scale = 2.0 ** math.floor(ACTIVATION_BITS - math.log2(bound))
+        self.scale = 2.0 ** math.floor(PICTURE_BITS - math.log2(bound))
         self.value = _Value(0, calibration, torch.full((self.shape[0],), self.scale), self.scale)
         self.steps, self.matrices, self.biases, self.ahead = [], {}, {}, []
         self.before = None  # the value before the last step, where that was a ReLU that may be taken back
@@ -150,11 +153,12 @@ class _Compiler:
     def _weighted(self, name: str, modules, branches) -> None:
         """A step with weights. Where another one reads its result, every channel gets a gain of its own."""
         self.narrow(name)
-        x, flat, gain_in = self.value.images, self.value.flat, self.value.gain
+        x, flat = self.value.images, self.value.flat
         for module in modules:
             self._check(name, module, math.prod(x.shape[1:]) if flat else x.shape[1])
         z = [m(x.flatten(1))[:, :, None, None] if flat else m(x) for m in modules]
         pooled, hidden, room = self._prospects()
+        gain_in = self.value.gain if hidden else self._coarser(ACTIVATION_BITS - LAST_BITS)
         gain = gains_of(torch.cat(z, 1), room, pooled)
         scale = 2.0 ** math.floor(math.log2(room if hidden else float(gain.min())))
         gain = gain if hidden else torch.full_like(gain, scale)
@@ -164,6 +168,14 @@ class _Compiler:
         self.matrices[number] = [encode(weight.numpy(), 1) for weight, _ in parts]
         self.biases[number] = encode(torch.cat([bias for _, bias in parts]).numpy(), 1)
         self.append(steps.Convolution, name, torch.cat(z, 1), gain=gain, scale=scale, branches=branches, flat=flat)
+
+    def _coarser(self, bits: int) -> Tensor:
+        """Make what comes in ``bits`` coarser, where a step before can; the gains (C,) that it has then."""
+        value, last = self.value, self.steps[-1] if self.steps else None
+        if isinstance(last, steps.ReLU) and value.number == len(self.steps):
+            self.steps[-1] = replace(last, shift=last.shift + bits, scale=last.scale / 2**bits)
+            value.gain, value.scale = value.gain / 2**bits, value.scale / 2**bits
+        return value.gain
 
     def _prospects(self) -> tuple[bool, bool, float]:
         """Of the result of a convolution: is it pooled next, read by another convolution, and how large may it be?"""
