@@ -31,7 +31,7 @@ RING_BITS = 31
 MARGIN = 1.5
 #: Bits of an activation; what is left of the ring's goes to the weights. A picture has 8 bits to begin with, and the
 #: last weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
-ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 12, 13
+ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 13
 #: Bits of the patient's 1 / norm before a normalised head.
 INVERSE_PRECISION = 16
 
