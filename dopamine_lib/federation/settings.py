@@ -8,7 +8,7 @@ averaging) belongs to the model and is never chosen on test images.
 import math
 from dataclasses import dataclass, replace
 
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, check_within
 
 #: The paper's delta (register, flaw 15: a third of 1/n, where practice asks for much less).
 DELTA = 1e-4
@@ -147,10 +147,14 @@ CENTRE = 25.0
 
 
 def choice_for(model: str, name: str, epsilon: float | None = None) -> Choice:
-    """The choice of a model in a setting; with a bound asked for, the noise of the mean features fits it."""
+    """The choice of a model in a setting; with a bound asked for, the noise of the mean features fits it.
+
+    Raises InputError for an epsilon that is not positive.
+    """
     choice, declared = CHOICES[model][name], setting(name)
     if epsilon is None or not (declared.private and declared.shared_noise and choice.centre):
         return choice
+    check_within("epsilon", epsilon, 0, 1e3, "a useful bound is below 10")
     return replace(choice, centre=min(choice.centre, max(1.0, CENTRE / epsilon)))
 
 
