@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from dopamine_lib import explorers
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
@@ -59,23 +58,14 @@ def test_bad_input_is_refused(refuses, call, said):
     ],
 )
 def test_a_reaction_takes_less_than_a_tenth_of_a_second(draw, settings):
-    """Numbers, picture and PNG at settings not seen before, in processor time: other jobs do not count.
-
-    A picture of nothing, drawn in turns with them, says how slow the machine is just now: where that alone takes more
-    than half of the time, a reaction may take twice as long as it.
-    """
+    """Numbers, picture and PNG at settings not seen before, in processor time: other jobs do not count."""
     explorers.png(draw())  # Matplotlib and its fonts are loaded when the page opens
-    took, nothing = [], []
+    took = []
     for values in settings:
         start = time.process_time()
         assert explorers.png(draw(*values)).startswith(b"\x89PNG")
         took.append(time.process_time() - start)
-        start = time.process_time()
-        figure = Figure(figsize=(5.5, 3.2), dpi=72)
-        figure.add_axes((0.1, 0.16, 0.87, 0.73))
-        explorers.png(figure)
-        nothing.append(time.process_time() - start)
-    assert statistics.median(took) < max(0.1, 2 * statistics.median(nothing)), (took, nothing)
+    assert statistics.median(took) < 0.1
 
 
 def test_the_numbers_alone_take_milliseconds():
