@@ -59,6 +59,8 @@ class Watched:
         self.page.on("websocket", self._request)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        # the browser takes hold of file choosers from now on: asked to only when a key is pressed, it may be too late
+        self.page.on("filechooser", lambda chooser: None)
 
     def _request(self, request) -> None:
         address = urlsplit(request.url)

@@ -126,12 +126,11 @@ def test_a_slider_changes_the_picture(lab, chapter):
         image = page.locator(".widget-image").first
         handle.scroll_into_view_if_needed()
         before, value = pixels(image), handle.get_attribute("aria-valuenow")
+        picture, source = image.element_handle(), image.get_attribute("src")
         handle.focus()
         for _ in range(8):
             page.keyboard.press("ArrowRight")
-        page.wait_for_function(
-            "([picture, before]) => picture.src !== before", arg=[image.element_handle(), image.get_attribute("src")]
-        )
+        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, source])
         assert float(handle.get_attribute("aria-valuenow")) > float(value)
         assert pixels(image) != before
         assert not watched.outside
