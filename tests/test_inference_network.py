@@ -13,6 +13,7 @@ from dopamine_lib.inference.calibration import calibration_images, extremes
 from dopamine_lib.inference.layers import Branches
 from dopamine_lib.inference.network import compile_model
 from dopamine_lib.inference.program import Program
+from dopamine_lib.inference.quantise import quantise, round_together
 from dopamine_lib.models import HALF, IMAGENET, NormalisedFeatures, backbone, build, cnn, load_weights, to_input
 
 torch.set_num_threads(1)
@@ -214,6 +215,26 @@ def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
     assert max(room.values()) > 1 and np.abs(exact - wanted).max() < 0.02 * np.ptp(wanted)
     with Session(plan, weights) as session:
         assert error(session.infer(white[0].numpy()), wanted) > 0.1
+
+
+def test_weights_rounded_together_lose_less_than_each_rounded_to_its_nearest():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 10, 3, stride=2, padding=1)
+    # smooth, as what a network reads: neighbours tell much of each other
+    x = nn.functional.avg_pool2d(torch.rand(4, 6, 40, 40), 5, stride=1)
+    fine, gains = torch.full((6,), 50.0), torch.full((10,), 5e3)
+    weight, bias = quantise(layer, x, fine, gains)
+    assert torch.equal(weight, weight.round()) and torch.allclose(bias, layer.bias.double() * 5e3)
+    exact = layer.weight.double().flatten(1) * 5e3 / 50
+    u = nn.functional.unfold(x * 50, 3, stride=2, padding=1).transpose(1, 2).flatten(0, 1).double()
+
+    def lost(rounded):
+        return float((u @ (rounded - exact).T).square().mean())
+
+    assert lost(weight) < lost(exact.round()) / 3
+    assert (weight - exact).abs().max() < 3
+    # inputs that have nothing to do with each other leave nothing to gain
+    assert torch.equal(round_together(exact, torch.eye(54, dtype=torch.float64)), exact.round())
 
 
 def room_used(plan, weights, pictures):

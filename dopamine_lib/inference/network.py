@@ -31,7 +31,7 @@ RING_BITS = 31
 MARGIN = 1.5
 #: Bits of an activation; what is left of the ring's goes to the weights. A picture has 8 bits to begin with, and the
 #: last weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
-ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 13
+ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
 #: Bits of the patient's 1 / norm before a normalised head.
 INVERSE_PRECISION = 16
 
@@ -163,7 +163,7 @@ class _Compiler:
         scale = 2.0 ** math.floor(math.log2(room if hidden else float(gain.min())))
         gain = gain if hidden else torch.full_like(gain, scale)
         gains = gain.split([len(m.weight) for m in modules])
-        parts = [quantise(m, gain_in, gain_out) for m, gain_out in zip(modules, gains, strict=True)]
+        parts = [quantise(m, x, gain_in, gain_out) for m, gain_out in zip(modules, gains, strict=True)]
         number = len(self.steps)
         self.matrices[number] = [encode(weight.numpy(), 1) for weight, _ in parts]
         self.biases[number] = encode(torch.cat([bias for _, bias in parts]).numpy(), 1)
