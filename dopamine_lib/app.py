@@ -97,6 +97,8 @@ class _Keeper(threading.Thread):
 
 def _server(folder: Path, host: str, port: int):
     """Voila, ready to start; ``folder`` is a private one for what it reads."""
+    # Jupyter's validator would build a grammar of international web addresses, for three seconds; none is checked here
+    sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat
     from voila.app import Voila
     from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler

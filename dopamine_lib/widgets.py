@@ -10,6 +10,7 @@ their own, and ``patient_page`` says what is shown. Whatever takes time runs in 
 
 import functools
 import threading
+import time
 
 import ipywidgets as widgets
 from PIL import Image
@@ -26,6 +27,8 @@ from dopamine_lib.uploads import MAX_UPLOAD, read_upload
 SAMPLES = len(GRADES)
 #: The samples are the first of each grade among so many synthetic patients, whom no model of the kit has seen.
 _PATIENTS, _SEED = 11, 6
+#: Seconds between the messages that repeat what a page says at its start.
+SAY_AGAIN = (1, 2, 4, 8)
 
 
 @functools.lru_cache(maxsize=4)
@@ -182,10 +185,20 @@ class PatientPage:
             self._model = self._consultation.introduction().model
         except (InputError, ChannelError) as error:
             self._say(str(error), wrong=True)
-            return
-        self.about.value = show.about(self._model)
-        if self.image is None:
-            self._say("Ready. Choose a photograph or a sample.")
+        else:
+            self.about.value = show.about(self._model)
+            if self.image is None:
+                self._say("Ready. Choose a photograph or a sample.")
+        threading.Thread(target=self._say_again, daemon=True).start()
+
+    def _say_again(self) -> None:
+        """A browser that was about to connect, with the page's state in hand, has missed what was said meanwhile."""
+        for pause in SAY_AGAIN:
+            time.sleep(pause)
+            if self._closed:
+                return
+            self.status.send_state("value")
+            self.about.send_state("value")
 
     def _get_ready(self) -> None:
         try:

@@ -258,6 +258,22 @@ def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, m
     page.close()
 
 
+def test_what_a_page_says_at_its_start_is_said_again(helpers, monkeypatch):
+    monkeypatch.setattr(widgets, "SAY_AGAIN", 1000 * (0.01,))
+    said, enough = [], threading.Event()
+
+    def sent(widget, key):
+        said.append(widget)
+        if len(said) >= 4 and said[-4:] == 2 * [page.status, page.about]:
+            enough.set()
+
+    page = PatientPage(helpers)
+    monkeypatch.setattr(ipywidgets.HTML, "send_state", sent)
+    assert enough.wait(60)
+    assert "Ready" in page.status.value and page.about.value
+    page.close()
+
+
 def test_a_model_that_is_none_is_said(tmp_path):
     wrong = tmp_path / "model.safetensors"
     wrong.write_bytes(b"nothing")

@@ -34,8 +34,8 @@ def quantise(module: nn.Module, x: Tensor, gain_in: Tensor, gain_out: Tensor) ->
     gain_in   ring units per real unit of each input channel (C,)
     gain_out  the same of each output channel (M,)
     """
-    weight = module.weight.double().flatten(1)
-    bias = module.bias.double() if module.bias is not None else weight.new_zeros(len(weight))
+    weight = module.weight.detach().double().flatten(1)
+    bias = module.bias.detach().double() if module.bias is not None else weight.new_zeros(len(weight))
     per_channel = weight.shape[1] // len(gain_in)
     gain = gain_in.double().repeat_interleave(per_channel)
     exact = weight * gain_out.double()[:, None] / gain
@@ -68,9 +68,9 @@ def round_together(exact: Tensor, moments: Tensor) -> Tensor:
     energy = moments.diagonal().mean().clamp_min(1e-9)
     moments = moments + DAMPENING * energy * torch.eye(len(moments), dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(moments), upper=True)
-    left = exact.clone()
-    for k in range(exact.shape[1]):
-        rounded = left[:, k].round()
-        left[:, k + 1 :] -= ((left[:, k] - rounded) / upper[k, k])[:, None] * upper[k, k + 1 :]
-        left[:, k] = rounded
-    return left
+    left = exact.T.contiguous()  # a column is a row here, which is faster
+    for k in range(len(left)):
+        rounded = left[k].round()
+        left[k + 1 :].addr_(upper[k, k + 1 :], (left[k] - rounded) / upper[k, k], alpha=-1)
+        left[k] = rounded
+    return left.T.contiguous()
