@@ -16,7 +16,7 @@ from io import StringIO
 
 import pytest
 from packaging.requirements import Requirement
-from pins import CONSTRAINTS, read_constraints
+from pins import REQUIREMENTS, read_requirements
 from readme import NOTEBOOKS, PROGRAMS, README, REPOSITORY, SHELL, commands, shell_lines, split_words, words_of
 
 from dopamine_lib import __main__ as command_line
@@ -109,8 +109,9 @@ def check_pip(words: list[str]) -> None:
         if before == "-r":
             assert (REPOSITORY / word).is_file()
         elif not word.startswith("-") and not before.startswith("--"):
-            pinned = Requirement(word)
-            assert str(pinned.specifier) in ("", f"=={read_constraints(CONSTRAINTS).get(pinned.name)}"), word
+            named = Requirement(word)
+            allowed = read_requirements(REQUIREMENTS)[named.name].specifier
+            assert all(one.operator == "==" and allowed.contains(one.version) for one in named.specifier), word
 
 
 def check_pytest(words: list[str], config) -> None:
