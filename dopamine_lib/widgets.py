@@ -197,8 +197,11 @@ class PatientPage:
             time.sleep(pause)
             if self._closed:
                 return
-            self.status.send_state("value")
-            self.about.send_state("value")
+            for widget in (self.status, self.about):
+                said = None
+                while said != widget.value:  # changed meanwhile by another thread: the older word must not be the last
+                    said = widget.value
+                    widget.send_state("value")
 
     def _get_ready(self) -> None:
         try:

@@ -99,7 +99,8 @@ def pixels(image) -> str:
     """The picture that an <img> shows, as a data URL."""
     return image.evaluate(
         """async picture => {
-            await picture.decode();
+            for (let ready = false; !ready;)  // a picture that is replaced meanwhile cannot be decoded: take the next
+                await picture.decode().then(() => ready = true, () => new Promise(later => setTimeout(later, 100)));
             const canvas = document.createElement('canvas');
             canvas.width = picture.naturalWidth;
             canvas.height = picture.naturalHeight;

@@ -13,7 +13,7 @@ from dopamine_lib.inference.calibration import calibration_images, extremes
 from dopamine_lib.inference.layers import Branches
 from dopamine_lib.inference.network import compile_model
 from dopamine_lib.inference.program import Program
-from dopamine_lib.inference.quantise import quantise, round_together
+from dopamine_lib.inference.quantise import MOST_TOGETHER, quantise, round_together
 from dopamine_lib.models import HALF, IMAGENET, NormalisedFeatures, backbone, build, cnn, load_weights, to_input
 
 torch.set_num_threads(1)
@@ -217,24 +217,46 @@ def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
         assert error(session.infer(white[0].numpy()), wanted) > 0.1
 
 
-def test_weights_rounded_together_lose_less_than_each_rounded_to_its_nearest():
-    torch.manual_seed(0)
-    layer = nn.Conv2d(6, 10, 3, stride=2, padding=1)
-    # smooth, as what a network reads: neighbours tell much of each other
-    x = nn.functional.avg_pool2d(torch.rand(4, 6, 40, 40), 5, stride=1)
-    fine, gains = torch.full((6,), 50.0), torch.full((10,), 5e3)
-    weight, bias = quantise(layer, x, fine, gains)
-    assert torch.equal(weight, weight.round()) and torch.allclose(bias, layer.bias.double() * 5e3)
-    exact = layer.weight.detach().double().flatten(1) * 5e3 / 50
-    u = nn.functional.unfold(x * 50, 3, stride=2, padding=1).transpose(1, 2).flatten(0, 1).double()
+def smooth(count, seed, channels=6):
+    """Pictures as a network reads them: neighbours tell much of each other; one channel is dead."""
+    torch.manual_seed(seed)
+    pictures = nn.functional.avg_pool2d(torch.rand(count, channels, 16, 16), 5, stride=1)
+    pictures[:, 2] = 0
+    return pictures
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_weights_rounded_together_lose_less_than_each_rounded_to_its_nearest(kind):
+    public, other, out = smooth(40, 0), smooth(40, 1), torch.full((10,), 5e3)
+    fine = torch.tensor([5.0, 10, 20, 40, 80, 160])
+    torch.manual_seed(2)
+    if kind == "convolution":
+        layer, size = nn.Conv2d(6, 10, 3, stride=2, padding=1), 9
+        u = nn.functional.unfold(other * fine[:, None, None], 3, stride=2, padding=1).transpose(1, 2).flatten(0, 1)
+    else:
+        layer, size = nn.Linear(6 * 144, 10), 144
+        u = (other * fine[:, None, None]).flatten(1)
+    weight, bias = quantise(layer, public, fine, out)
+    assert torch.equal(weight, weight.round()) and torch.allclose(bias, layer.bias.detach().double() * 5e3)
+    exact = layer.weight.detach().double().flatten(1) * 5e3 / fine.double().repeat_interleave(size)
 
     def lost(rounded):
-        return float((u @ (rounded - exact).T).square().mean())
+        return float((u.double() @ (rounded - exact).T).square().mean())
 
-    assert lost(weight) < lost(exact.round()) / 3
+    assert lost(weight) < lost(exact.round()) / 5
     assert (weight - exact).abs().max() < 3
-    # inputs that have nothing to do with each other leave nothing to gain
-    assert torch.equal(round_together(exact, torch.eye(54, dtype=torch.float64)), exact.round())
+
+
+def test_inputs_that_have_nothing_to_do_with_each_other_leave_nothing_to_gain():
+    exact = 10 * torch.randn(4, 20, dtype=torch.float64)
+    for rows in (exact, exact[:1]):
+        before = rows.clone()
+        assert torch.equal(round_together(rows, torch.eye(20, dtype=torch.float64)), before.round())
+        assert torch.equal(rows, before)
+    layer, one = nn.Linear(MOST_TOGETHER + 1, 2), torch.ones(1)
+    x = torch.rand(2, MOST_TOGETHER + 1, 1, 1)
+    weight, _ = quantise(layer, x, one.expand(MOST_TOGETHER + 1), 1e3 * one.expand(2))
+    assert torch.equal(weight, (1e3 * layer.weight.detach().double()).round())
 
 
 def room_used(plan, weights, pictures):

@@ -30,22 +30,21 @@ def gains_of(z: Tensor, room: float, spread: bool) -> Tensor:
 def quantise(module: nn.Module, x: Tensor, gain_in: Tensor, gain_out: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (M, K), rounded to integers, and the bias (M,) in ring units, both float64.
 
-    x         what the layer reads on public images, (N, C, H, W) or flat (N, C)
+    x         what the layer reads on public images, real (N, C, H, W)
     gain_in   ring units per real unit of each input channel (C,)
     gain_out  the same of each output channel (M,)
     """
     weight = module.weight.detach().double().flatten(1)
     bias = module.bias.detach().double() if module.bias is not None else weight.new_zeros(len(weight))
     per_channel = weight.shape[1] // len(gain_in)
-    gain = gain_in.double().repeat_interleave(per_channel)
-    exact = weight * gain_out.double()[:, None] / gain
+    exact = weight * gain_out.double()[:, None] / gain_in.double().repeat_interleave(per_channel)
     if exact.shape[1] > MOST_TOGETHER:
         return exact.round(), bias * gain_out
-    return round_together(exact, second_moments(module, x) * gain[:, None] * gain), bias * gain_out
+    return round_together(exact, second_moments(module, x * gain_in[:, None, None])), bias * gain_out
 
 
 def second_moments(module: nn.Module, x: Tensor) -> Tensor:
-    """Mean of u u^T (K, K), float64, over the inputs u (K,) of all sums that the layer makes of ``x``."""
+    """Mean of u u^T (K, K), float64, over the inputs u (K,) of all sums that the layer makes of x (N, C, H, W)."""
     if isinstance(module, nn.Linear):
         parts = [x.flatten(1).T]
     else:  # image by image: unfolded, an image takes nine times its room
@@ -68,7 +67,7 @@ def round_together(exact: Tensor, moments: Tensor) -> Tensor:
     energy = moments.diagonal().mean().clamp_min(1e-9)
     moments = moments + DAMPENING * energy * torch.eye(len(moments), dtype=torch.float64)
     upper = torch.linalg.cholesky(torch.linalg.inv(moments), upper=True)
-    left = exact.T.contiguous()  # a column is a row here, which is faster
+    left = exact.T.clone(memory_format=torch.contiguous_format)  # a column is a row here, which is faster
     for k in range(len(left)):
         rounded = left[k].round()
         left[k + 1 :].addr_(upper[k, k + 1 :], (left[k] - rounded) / upper[k, k], alpha=-1)
