@@ -137,7 +137,9 @@ def _least_noise(spent, target: float, low: float, high: float) -> float:
     while spent(high) > target:
         low, high = high, 2 * high
         if high > 1000:
-            raise InputError(f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps")
+            raise InputError(
+                f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps, or a larger epsilon or delta"
+            )
     while spent(low) <= target:
         if low <= LEAST_NOISE:
             return low
