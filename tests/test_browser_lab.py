@@ -99,8 +99,14 @@ def pixels(image) -> str:
     """The picture that an <img> shows, as a data URL."""
     return image.evaluate(
         """async picture => {
-            for (let ready = false; !ready;)  // a picture that is replaced meanwhile cannot be decoded: take the next
-                await picture.decode().then(() => ready = true, () => new Promise(later => setTimeout(later, 100)));
+            for (let tries = 1; ; tries++)
+                try {
+                    await picture.decode();
+                    break;
+                } catch (error) {  // a picture that is replaced meanwhile cannot be decoded: take the next
+                    if (tries === 50) throw error;
+                    await new Promise(later => setTimeout(later, 100));
+                }
             const canvas = document.createElement('canvas');
             canvas.width = picture.naturalWidth;
             canvas.height = picture.naturalHeight;
