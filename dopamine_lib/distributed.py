@@ -25,7 +25,7 @@ from dopamine_lib.federation.statement import HOW
 from dopamine_lib.models import extract_features, load_weights
 from dopamine_lib.out_folder import claim, run_files, write_json, writing
 from dopamine_lib.privacy.randomness import Randomness
-from dopamine_lib.reproduction import run_record, setting_result
+from dopamine_lib.reproduction import promise, run_record, setting_result
 
 #: What differs in the privacy statement from a run in one process.
 HERE = {
@@ -170,8 +170,9 @@ def _serve(share: Share, wire: Wire, out: Path, asked: dict, say) -> dict:
         }
     ]
     record = run_record(share, part)
-    charged = {(name, steps): share.bound(name).epsilons(steps) for steps in set(record["charged"])}
-    result = setting_result(share, name, [record], charged)
+    spent = {steps: share.bound(name).epsilons(steps) for steps in set(record["charged"])}
+    said = promise(share, name, max(spent, default=share.setting(name).steps))
+    result = setting_result(share, name, [record], said, spent)
     result["statement"] = _said_here(result["statement"])
     part.task.load(part.server.model)
     save_model(out / f"{name}-0.safetensors", part.task.net, share.metadata(name, result["statement"]))

@@ -19,7 +19,7 @@ PACKAGES = {
     "opacus": "no RDP or PRV accountant: chapters 2, 4 and 8",
     "tenseal": "no encryption: chapters 3 and 4",
     "syft": "optional: chapter 5 leaves out its section on syft, and says so",
-    "numba": "optional: private inference computes in NumPy, several times slower",
+    "numba": "optional: training of heads and private inference are several times slower",
     "mpi4py": "optional: no hospitals as processes over MPI; chapter 4 says so and goes on",
     "matplotlib": "no pictures",
     "ipywidgets": "no sliders; the plain functions below them still draw",

@@ -99,7 +99,7 @@ def measures(
 
 def graded(experiment: Experiment, measure: Measure) -> np.ndarray:
     """Probabilities (R, N, classes) of ``options.runs`` runs' models on the experiment's test images."""
-    runs = trained(*(measure.make(run) for run in range(experiment.options.runs)))
+    runs = [trained(measure.make(run)) for run in range(experiment.options.runs)]
     return np.array([probabilities(experiment, training) for training in runs])
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from dopamine_lib.allocator import keep_freed_memory
 from dopamine_lib.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.settings import EPOCHS
-from dopamine_lib.federation.side_by_side import side_by_side
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
@@ -28,8 +26,8 @@ from dopamine_lib.out_folder import check_out, claim, run_files, write_json, wri
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.worker_pool import WorkerPool, fitting_workers
 
-#: Runs of one setting in one pass, and the settings by how long they take: so that workers end at about the same time.
-SIDE_BY_SIDE, LONGEST_FIRST = 5, ("FSCDP", "CDP", "FPDP", "C", "F")
+#: The settings by how long they take: so that workers end at about the same time.
+LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
 #: Seconds to wait for a run that somebody is in: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
 
@@ -45,38 +43,35 @@ def threads(count: int):
         torch.set_num_threads(before)
 
 
-def run_setting(experiment: Experiment, name: str, run: int) -> Training:
-    """Train one run of one setting to its end."""
-    return train_runs(experiment, name, {run: None})[run]
+def run_setting(
+    experiment: Experiment, name: str, run: int, checkpoint: Path | None = None, advance=lambda epochs: None
+) -> Training:
+    """Train one run of one setting to its end, going on from its checkpoint where that exists.
 
-
-def train_runs(
-    experiment: Experiment, name: str, runs: dict[int, Path | None], advance=lambda epochs: None
-) -> dict[int, Training]:
-    """Train runs of one setting side by side to their ends, each going on from its checkpoint where that exists.
-
-    runs     the file of each run's checkpoint; None to keep nothing
-    advance  called with the number of epochs that have been done since it was last called
+    checkpoint  None to keep nothing
+    advance     called with the number of epochs that have been done since it was last called
     """
-    trainings = [experiment.training(name, run) for run in runs]
-    saves = []
-    for training, checkpoint in zip(trainings, runs.values(), strict=True):
-        if checkpoint is not None and checkpoint.exists():
-            load_checkpoint(checkpoint, training)
-        advance(training.progress.epoch)
-        saves.append((lambda: None) if checkpoint is None else partial(save_checkpoint, checkpoint, training))
+    training = experiment.training(name, run)
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(checkpoint, training)
+    advance(training.progress.epoch)
+
+    def save():
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, training)
+
     with threads(1 if experiment.options.model == "head" else torch.get_num_threads()):
-        for i, epoch in side_by_side(trainings, saves):
-            spent = trainings[i].epsilons("rdp_classic")
-            trainings[i].progress.history.append(
+        for epoch in training.epochs(save):
+            spent = training.epsilons("rdp_classic")
+            training.progress.history.append(
                 {
                     "epoch": epoch,
-                    "accuracy": experiment.accuracy(trainings[i]),
+                    "accuracy": experiment.accuracy(training),
                     "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
                 }
             )
             advance(1)
-    return dict(zip(runs, trainings, strict=True))
+    return training
 
 
 def run_record(experiment: Experiment, training: Training) -> dict:
@@ -105,11 +100,13 @@ def _spread(values) -> dict:
     }
 
 
-def setting_result(experiment: Experiment, name: str, records: list[dict], spent: dict[tuple, dict]) -> dict:
-    """The part of ``results.json`` that belongs to one setting; ``spent`` has the epsilons by (setting, steps)."""
-    declared, options, bound = experiment.setting(name), experiment.options, experiment.bound(name)
+def setting_result(experiment: Experiment, name: str, records: list[dict], said: dict, spent: dict) -> dict:
+    """The part of ``results.json`` that belongs to one setting.
+
+    said  what ``promise`` says at the steps of the worst-off ledger;  spent  epsilons by number of steps
+    """
+    declared, options = experiment.setting(name), experiment.options
     charged = [steps for record in records for steps in record["charged"]]
-    worst = max(charged, default=declared.steps)
     history = []
     for epoch in zip(*(record["history"] for record in records), strict=False):
         accuracy = _spread(record["accuracy"] for record in epoch)
@@ -133,13 +130,13 @@ def setting_result(experiment: Experiment, name: str, records: list[dict], spent
         "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
         "choice": {key: None if value == math.inf else value for key, value in asdict(experiment.choice(name)).items()},
         "history": history,
-        "statement": statement_for(experiment, name, worst),
+        "statement": said["statement"],
     }
     if declared.private:
-        result["epsilon"] = {key: _mean([spent[name, steps][key] for steps in charged]) for key in ACCOUNTANTS}
+        result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
         if not declared.shared_noise:
-            result["epsilon_worst"] = spent[name, worst]
-        result["adversaries"] = bound.adversaries(worst)
+            result["epsilon_worst"] = spent[max(charged)]
+        result["adversaries"] = said["adversaries"]
         result["aborted_rounds"] = [record["aborted"] for record in records]
     return result
 
@@ -159,32 +156,41 @@ def statement_for(experiment: Experiment, name: str, steps: int) -> str:
     )
 
 
-def finished_runs(experiment: Experiment, name: str, runs: list[int], out: Path, advance) -> list[dict]:
-    """The records of runs of one setting: read if finished, else trained to their ends and written with the models."""
-    files = {run: run_files(out, name, run) for run in runs}
-    with contextlib.ExitStack() as locked:
-        for done, _, lock in files.values():
-            done.parent.mkdir(exist_ok=True)
-            locked.enter_context(FileLock(lock, timeout=PATIENCE))
-        waiting = {run: checkpoint for run, (done, checkpoint, _) in files.items() if not done.exists()}
-        advance(EPOCHS * (len(runs) - len(waiting)))
-        for run, training in train_runs(experiment, name, waiting, advance).items():
+def promise(experiment: Experiment, name: str, steps: int) -> dict:
+    """The statement of a setting after so many steps, and epsilons by adversary; None where nothing is private."""
+    adversaries = experiment.bound(name).adversaries(steps) if experiment.setting(name).private else None
+    return {"statement": statement_for(experiment, name, steps), "adversaries": adversaries}
+
+
+def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance) -> dict:
+    """The record of one run: read if finished, else trained to its end and written with the model."""
+    done, checkpoint, lock = run_files(out, name, run)
+    done.parent.mkdir(exist_ok=True)
+    with FileLock(lock, timeout=PATIENCE):
+        if done.exists():
+            advance(EPOCHS)
+        else:
+            training = run_setting(experiment, name, run, checkpoint, advance)
             record = run_record(experiment, training)
             statement = statement_for(experiment, name, max(record["charged"], default=0))
             training.task.load(training.server.model)
             save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
-            write_json(files[run][0], record)
-        for _, checkpoint, _ in files.values():
-            checkpoint.unlink(missing_ok=True)
-    for _, _, lock in files.values():
-        lock.unlink(missing_ok=True)
-    return [json.loads(done.read_text()) for done, _, _ in files.values()]
+            write_json(done, record)
+        checkpoint.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
+    return json.loads(done.read_text())
 
 
 def do_job(experiment: Experiment, out: Path, job: dict, advance):
-    """One job of the pool: ``{"runs": [name, runs]}`` gives their records, ``{"spent": [name, steps]}`` epsilons."""
-    if "runs" in job:
-        return finished_runs(experiment, *job["runs"], out, advance)
+    """One job of the pool.
+
+    ``{"run": [name, run]}`` gives its record, ``{"promise": [name, steps]}`` what ``promise`` says, and
+    ``{"spent": [name, steps]}`` epsilons.
+    """
+    if "run" in job:
+        return finished_run(experiment, *job["run"], out, advance)
+    if "promise" in job:
+        return promise(experiment, *job["promise"])
     name, steps = job["spent"]
     return experiment.bound(name).epsilons(steps)
 
@@ -203,20 +209,11 @@ def reproduce(
     if options.model != "head":
         keep_freed_memory()
     out, began = Path(out), time.perf_counter()
-    runs = options.runs * len(options.settings)
+    runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=LONGEST_FIRST.index)]
     asked = json.loads(json.dumps(asdict(options)))
     check_out(out, asked, resume)
-    # a small model's runs go side by side; a larger one keeps every core busy by itself, and a seeded run must repeat
-    # to the last digit, which depends on who trains beside it
-    beside = SIDE_BY_SIDE if options.model == "head" and options.seed is None else 1
-    firsts = range(0, options.runs, beside)
-    groups = [
-        (name, list(range(first, min(first + beside, options.runs))))
-        for first in firsts
-        for name in sorted(options.settings, key=LONGEST_FIRST.index)
-    ]
-    if workers is None:
-        unfinished = sum(any(not run_files(out, name, run)[0].exists() for run in runs) for name, runs in groups)
+    if workers is None:  # a larger model keeps every core busy by itself
+        unfinished = sum(not run_files(out, *run)[0].exists() for run in runs)
         workers = fitting_workers(unfinished) if options.model == "head" else 1
     with contextlib.ExitStack() as stack:
         pool = None
@@ -230,18 +227,14 @@ def reproduce(
         stack.enter_context(writing(out))
         stack.enter_context(claim(out, asked, resume))
         bar = stack.enter_context(
-            tqdm(total=runs * EPOCHS, desc=f"{runs} runs", unit="epoch", disable=None if progress else True)
+            tqdm(total=len(runs) * EPOCHS, desc=f"{len(runs)} runs", unit="epoch", disable=None if progress else True)
         )
 
         def do(jobs: list[dict]) -> list:
             return pool.run(jobs, bar.update) if pool else [do_job(experiment, out, job, bar.update) for job in jobs]
 
-        records = {}
-        for (name, numbers), own in zip(groups, do([{"runs": group} for group in groups]), strict=True):
-            records |= {(name, run): record for run, record in zip(numbers, own, strict=True)}
-        charged = sorted({(name, steps) for (name, _), record in records.items() for steps in record["charged"]})
-        spent = dict(zip(charged, do([{"spent": pair} for pair in charged]), strict=True))
-        results = _results(experiment, asked, records, spent)
+        records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
+        results = _results(experiment, asked, records, do)
         results["seconds"] = round(time.perf_counter() - began, 1)
         write_json(out / "results.json", results)
         with atomic_path(out / "figure1.png") as temporary:
@@ -249,13 +242,19 @@ def reproduce(
     return results
 
 
-def _results(experiment: Experiment, asked: dict, records: dict[tuple, dict], spent: dict[tuple, dict]) -> dict:
-    """``results.json``, from the records of the runs by (setting, run) and the epsilons by (setting, steps)."""
+def _results(experiment: Experiment, asked: dict, records: dict[tuple, dict], do) -> dict:
+    """``results.json``, from the records of the runs by (setting, run); ``do`` has jobs done."""
     options, weights = experiment.options, experiment.weights
-    settings = {}
-    for name in options.settings:
-        own = [records[name, run] for run in range(options.runs)]
-        settings[name] = setting_result(experiment, name, own, spent)
+    of = {name: [records[name, run] for run in range(options.runs)] for name in options.settings}
+    charged = {name: {steps for record in own for steps in record["charged"]} for name, own in of.items()}
+    worst = [(name, max(steps, default=experiment.setting(name).steps)) for name, steps in charged.items()]
+    pairs = [(name, steps) for name, own in charged.items() for steps in sorted(own)]
+    answers = iter(do([{"promise": pair} for pair in worst] + [{"spent": pair} for pair in pairs]))
+    promises = {name: next(answers) for name, _ in worst}
+    spent = {name: {} for name in of}
+    for name, steps in pairs:
+        spent[name][steps] = next(answers)
+    settings = {name: setting_result(experiment, name, own, promises[name], spent[name]) for name, own in of.items()}
     return {
         "data": options.data,
         "model": options.model,

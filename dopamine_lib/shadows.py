@@ -23,7 +23,7 @@ from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import STRETCH
 from dopamine_lib.privacy.membership import confidence
-from dopamine_lib.reproduction import SIDE_BY_SIDE, threads
+from dopamine_lib.reproduction import threads
 from dopamine_lib.utility import trained
 from dopamine_lib.worker_pool import WorkerPool
 
@@ -66,17 +66,13 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
 
     workers  processes that share them out; they change no number where a seed is given
     """
-    jobs = [
-        {"targets": [name, list(range(first, min(first + SIDE_BY_SIDE, count)))]}
-        for first in range(0, count, SIDE_BY_SIDE)
-    ]
+    jobs = [{"target": [name, run]} for run in range(count)]
     if workers > 1:
         with WorkerPool("dopamine_lib.shadows_worker", workers) as pool:
             pool.introduce({"options": asdict(experiment.options)})
-            groups = pool.run(jobs)
+            records = pool.run(jobs)
     else:
-        groups = [target_records(experiment, *job["targets"]) for job in jobs]
-    records = [record for group in groups for record in group]
+        records = [target_record(experiment, *job["target"]) for job in jobs]
     worst = max((steps for record in records for steps in record["charged"]), default=None)
     return Targets(
         phi=np.array([record["phi"] for record in records]),
@@ -86,22 +82,17 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
     )
 
 
-def target_records(experiment: Experiment, name: str, runs: list[int]) -> list[dict]:
-    """Targets, trained side by side, as plain data: phi of all, the members' numbers, accuracy, and steps charged."""
-    splits = [other_split(experiment, experiment.options.public_seed + run) for run in runs]
-    trainings = trained(*(own.training(name, run) for own, run in zip(splits, runs, strict=True)))
-    records = []
-    for own, training in zip(splits, trainings, strict=True):
-        logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
-        records.append(
-            {
-                "phi": confidence(logits, own.dataset.labels).tolist(),
-                "members": own.train.tolist(),
-                "accuracy": own.accuracy(training),
-                "charged": [ledger.charged for ledger in training.ledgers],
-            }
-        )
-    return records
+def target_record(experiment: Experiment, name: str, run: int) -> dict:
+    """A target as plain data: phi of all patients, the members' numbers, accuracy, and steps charged."""
+    own = other_split(experiment, experiment.options.public_seed + run)
+    training = trained(own.training(name, run))
+    logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
+    return {
+        "phi": confidence(logits, own.dataset.labels).tolist(),
+        "members": own.train.tolist(),
+        "accuracy": own.accuracy(training),
+        "charged": [ledger.charged for ledger in training.ledgers],
+    }
 
 
 def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:

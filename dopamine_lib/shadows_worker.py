@@ -3,18 +3,18 @@
 import torch
 
 from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.shadows import target_records
+from dopamine_lib.shadows import target_record
 from dopamine_lib.worker_pool import Worker
 
 
 def main() -> None:
-    """Make the experiment of the introduction, then train groups of targets until standard input ends."""
+    """Make the experiment of the introduction, then train one target after another until standard input ends."""
     worker = Worker()
     torch.set_num_threads(1)
     options = worker.hear()["options"]
     experiment = Experiment(Options(**options | {"settings": tuple(options["settings"])}), progress=False)
     while True:
-        worker.say(answer=target_records(experiment, *worker.hear()["targets"]))
+        worker.say(answer=target_record(experiment, *worker.hear()["target"]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.fairness import METRICS, scores
 from dopamine_lib.federation.bounds import centre_multiplier
 from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, choice_for, setting
-from dopamine_lib.federation.side_by_side import side_by_side
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
 from dopamine_lib.reproduction import threads
@@ -77,12 +76,12 @@ def at_epsilon(
     return used.with_noise(sigma), replace(choice, learning_rate=longer)
 
 
-def trained(*trainings: Training) -> tuple[Training, ...]:
-    """Runs of one setting, trained to their ends side by side, on one thread, which suits a small model."""
+def trained(training: Training) -> Training:
+    """A run, trained to its end on one thread, which suits a small model."""
     with threads(1):
-        for _ in side_by_side(trainings, [lambda: None] * len(trainings)):
+        for _ in training.epochs():
             continue
-    return trainings
+    return training
 
 
 @torch.no_grad()
@@ -96,11 +95,11 @@ def runs_at(experiment: Experiment, name: str, target: float, **tailoring) -> tu
     """Train ``options.runs`` runs of a setting at ``target``: its record, its choice, probabilities (R, N, classes)."""
     used, choice = at_epsilon(experiment, name, target, **tailoring)
     budget = target if used.private else math.inf
-    runs = [
-        experiment.training(name, run, setting=used, choice=choice, budget=budget)
+    runs = (
+        trained(experiment.training(name, run, setting=used, choice=choice, budget=budget))
         for run in range(experiment.options.runs)
-    ]
-    return used, choice, np.array([probabilities(experiment, training) for training in trained(*runs)])
+    )
+    return used, choice, np.array([probabilities(experiment, training) for training in runs])
 
 
 def mean_interval(values) -> dict:

@@ -1,7 +1,6 @@
 """Empirical epsilon: the bounds are the papers', sound training passes, and every planted fault is caught."""
 
 import math
-from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -16,9 +15,8 @@ from torch import nn
 from dopamine_lib.audit_figure import draw_bounds
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.canaries import STRENGTH, Scene, canary_head, canary_run
-from dopamine_lib.federation.planted import PLANTED, half_noise, scale_noise
+from dopamine_lib.federation.planted import PLANTED, scale_noise
 from dopamine_lib.federation.settings import SETTINGS, Choice
-from dopamine_lib.federation.side_by_side import side_by_side
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.audit import (
     Claim,
@@ -237,23 +235,6 @@ def test_the_sound_step_passes(name):
 def test_every_fault_has_a_scene_in_which_the_sound_step_passes():
     assert set(SCENES) == set(PLANTED)
     assert set(SCENES.values()) <= {scene for scene, _ in SOUND.values()}
-
-
-@pytest.mark.parametrize("plant", [None, half_noise], ids=["sound", "half"])
-def test_runs_trained_side_by_side_are_audited_too(plant):
-    """As ``reproduce`` trains them, several runs' gradients in one pass."""
-    worlds, task = [], EVERYBODY.make_task()
-    for canary in (True, False):
-        randomness = Randomness(f"side by side, {canary}")
-        runs = [EVERYBODY.training(canary, 200, randomness, run=run, task=copy(task)) for run in range(10)]
-        for training in runs if plant else ():
-            plant(training)
-        for _ in side_by_side(runs, [lambda: None] * len(runs)):
-            pass
-        worlds.append(np.concatenate([training.aggregation.seen for training in runs]))
-    assert len(worlds[0]) == 2000 and len(set(worlds[0])) == 2000  # every run draws noise of its own
-    verdict = audit(*worlds, claims(EVERYBODY.events()), 0.95 if plant else 0.99)
-    assert verdict.broken == (plant is not None), str(verdict)
 
 
 def test_the_canary_moves_the_total_by_the_clipping_norm_and_nobody_else_does():

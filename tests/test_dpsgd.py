@@ -19,9 +19,7 @@ def make_task(kind):
     x, y = torch.randn(12, 3, 32, 32, dtype=torch.float64), torch.arange(12) % 5
     if kind == "head":
         features = torch.randn(12, 512, dtype=torch.float64)
-        task = HeadTask(nn.Linear(512, 5).double(), features, y)
-        task.features, task.onehot, task.mean = task.features.double(), task.onehot.double(), task.mean.double()
-        return task, features, y
+        return HeadTask(nn.Linear(512, 5).double(), features, y), features, y
     net = {"cnn": cnn, "squeezenet": squeezenet}[kind]().double()
     return Task(net, lambda index: x[index], y, chunk=5), x, y
 

@@ -1,6 +1,5 @@
 """Algorithm 1: equal to the paper's text, sound where the text is not, and able to stop and go on."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -9,10 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.hospital import train_together
 from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice, choice_for
-from dopamine_lib.federation.side_by_side import alone, side_by_side
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
@@ -100,76 +96,30 @@ def test_a_hospital_alone_sends_what_the_batched_pass_sends(task, name):
         assert torch.allclose(own, sent, atol=1e-6)
 
 
-def changes(hospitals, w):
-    """What ``train_together`` returns after round 3."""
-    with pytest.raises(StopIteration) as end:
-        next(alone(train_together(hospitals, w, 3), hospitals[0].task))
-    return end.value.value
-
-
 @pytest.mark.parametrize("name", ["F", "FPDP"])
-@pytest.mark.parametrize("sizes", [[24] * 5, [1, 9, 10, 40, 60]], ids=["equal", "unequal"])
-def test_hospitals_in_lock_step_train_as_each_alone(task, name, sizes):
-    """With the batched pass of the head, and with the loop that any other model gets."""
-    training = make_training(task, name, sizes=sizes)
-    hospitals, w = training.hospitals, task.start + 0.1
-    alone = torch.stack([hospital.train_locally(w, 3) for hospital in hospitals])
-    assert torch.allclose(changes(hospitals, w), alone, atol=1e-6) and alone.norm() > 0.1
-    assert torch.allclose(changes(hospitals[:1], w), alone[:1], atol=1e-6)
+def test_a_head_trains_like_any_other_model(task, name):
+    hospitals, w = make_training(task, name, sizes=[1, 9, 10, 40, 60]).hospitals, task.start + 0.1
     features = task.features[:, :-1]
     other = Task(task.net, lambda index: features[index], task.labels)
-    assert type(other).clipped_sums_each is not type(task).clipped_sums_each
-    looped = make_training(other, name, sizes=sizes).hospitals
-    assert torch.allclose(changes(looped, w), alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["C", "CDP", "F", "FPDP", "FSCDP"])
-def test_runs_side_by_side_train_as_each_alone(task, name):
-    """One of them under way, one that its budget ends early, each with features centred on a mean of its own."""
-    # a small learning rate: where training is unstable, the last digit of a sum is soon the first
-    choice, declared = (
-        replace(CHOICES["head"][name], centre=2.0, learning_rate=0.01),
-        short(name, 100 if name in ("F", "FPDP") else 200),
-    )
-    budget = math.inf
-    if name in ("CDP", "FSCDP"):
-        budget = Bound(declared, choice, HOSPITALS if name == "FSCDP" else 1, DELTA).epsilon(150)
-
-    def runs():
-        made = [
-            make_training(copy.copy(task), name, choice=choice, declared=declared, seed=seed, run=seed, **more)
-            for seed, more in enumerate([{}, {}, {"budget": budget, "accountant": "rdp_classic"}])
-        ]
-        head_start = made[0].epochs()
-        for _ in range(60):
-            next(head_start)
-        return made
-
-    each_alone, together = [run(training) for training in runs()], runs()
-    finished = list(side_by_side(together, [lambda: None] * 3))
-    for one, other in zip(each_alone, together, strict=True):
-        assert torch.allclose(one.server.model, other.server.model, atol=1e-4)
-        assert (one.server.model - task.start).norm() > 0.1
-        assert [ledger.charged for ledger in one.ledgers] == [ledger.charged for ledger in other.ledgers]
-    assert not torch.allclose(together[1].server.model, together[2].server.model, atol=1e-2)
-    last = 75 if math.isfinite(budget) else EPOCHS
-    assert [[epoch for i, epoch in finished if i == one] for one in range(3)] == [
-        list(range(61, EPOCHS + 1)),
-        list(range(1, EPOCHS + 1)),
-        list(range(1, last + 1)),
-    ]
+    for own, same in zip(hospitals, make_training(other, name, sizes=[1, 9, 10, 40, 60]).hospitals, strict=True):
+        change = own.train_locally(w, 3)
+        assert torch.allclose(same.train_locally(w, 3), change, atol=1e-5) and change.norm() > 0.1
 
 
 @pytest.mark.parametrize("clip", [0.3, math.inf])
-def test_samples_of_different_sizes_at_different_models(task, clip):
-    samples = [torch.tensor(rows, dtype=torch.int64) for rows in ([3, 1, 4, 1], [], [5], [0, 2, 6, 8, 10, 12])]
-    w = torch.randn(4, task.d, generator=torch.Generator().manual_seed(1))
-    own = torch.cat([task.clipped_sums(model, sample, clip) for model, sample in zip(w, samples, strict=True)])
-    together = task.clipped_sums_each(w, samples, clip)
-    assert torch.allclose(together, own, atol=1e-5) and not together[1].any()
-    # patient 0 fills up the smaller samples: counted, it would be seen here
-    filled = [torch.cat([sample, sample.new_zeros(6 - len(sample))]) for sample in samples]
-    assert not torch.allclose(task.clipped_sums_each(w, filled, clip), own, atol=1e-2)
+def test_the_loop_over_patients_is_the_matrix_products(task, clip):
+    """Groups empty or not, a patient twice, weights that differ by grade: with and without numba the same sums."""
+    task.weights = torch.tensor([0.5, 1.0, 2.0])
+    index, group = torch.tensor([3, 1, 4, 1, 5, 0, 2, 6, 8]), torch.tensor([0, 0, 0, 0, 2, 3, 3, 3, 3])
+    own, other = (sums(task.start, index, clip, group, 5) for sums in (task.clipped_sums, task.product_sums))
+    assert own.shape == other.shape == (5, task.d)
+    assert torch.allclose(own, other, atol=1e-5) and not own[[1, 4]].any() and own[[0, 2, 3]].any(1).all()
+    assert not task.clipped_sums(task.start, index[:0], clip).any()
+    for outside in ([PATIENTS], [-1]):
+        with pytest.raises(IndexError):
+            task.clipped_sums(task.start, torch.tensor(outside), clip)
+    with pytest.raises(IndexError):
+        task.clipped_sums(task.start, index, clip, group, 3)
 
 
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])

@@ -38,6 +38,19 @@ assert kernels.active() is kernels and (out == w @ x).all()
     assert asked_for.returncode == 0 and not asked_for.stderr
 
 
+def test_training_without_numba_says_once_that_it_is_slow():
+    program = """
+import torch
+from dopamine_lib.privacy.head import HeadTask
+task = HeadTask(torch.nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+for _ in range(3):
+    assert task.clipped_sums(task.start, torch.arange(4), 1.0).any()
+"""
+    ran = without("numba", program)
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stderr.splitlines()) == 1 and "numba" in ran.stderr and "slower" in ran.stderr
+
+
 def test_mpi_without_mpi4py_ends_in_one_line():
     program = "from dopamine_lib.federation.mpi import main; sys.exit(main(['--hospitals', '2', '--out', 'none']))"
     ran = without("mpi4py", program, PMI_RANK="0", PMI_SIZE="3")

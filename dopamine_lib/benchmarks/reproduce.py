@@ -1,4 +1,4 @@
-"""``bench reproduce``: the main job as a reader starts it, imports included, and what it owes to batches and workers.
+"""``bench reproduce``: the main job as a reader starts it, imports included, and what it owes to workers and a loop.
 
 Whole jobs run in fresh interpreters, one after another. APTOS-2019 is measured where ``DOPAMINE_SHARED`` (by default
 ``../shared/data``) has it, with its features in the cache already.
@@ -16,9 +16,7 @@ import torch
 
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
 from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.federation.hospital import train_together
 from dopamine_lib.federation.settings import SETTINGS
-from dopamine_lib.federation.side_by_side import alone
 from dopamine_lib.reproduction import run_setting
 
 #: Seconds that all five settings may take, five runs each.
@@ -81,29 +79,21 @@ def _aptos() -> dict | None:
 
 
 def _setting_rows(settings, repeats: int) -> list[dict]:
-    """One run of each setting on one thread, and a round of local training with and without lock-step."""
+    """One run of each setting on one thread, and the clipped sums of a round's ten hospitals in two ways."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         experiment = Experiment(Options(), progress=False)
         taken = interleaved({name: lambda name=name: run_setting(experiment, name, 0) for name in settings}, repeats, 0)
         rows = [row(f"one run of {name}", seconds, "s") for name, seconds in medians(taken).items()]
-        training = experiment.training("FPDP")
-        hospitals, w = [training.hospitals[k] for k in training.schedule[0]], training.server.w
-        number = iter(range(10**6))  # every round draws samples and noise of its own
-        with torch.no_grad():
-            taken = interleaved(
-                {
-                    "together": lambda: list(alone(train_together(hospitals, w, next(number)), training.task)),
-                    "alone": lambda: [hospital.train_locally(w, next(number)) for hospital in hospitals],
-                },
-                5 * repeats,
-            )
-        together, one_by_one = medians(taken).values()
-        name = f"FPDP's round of {len(hospitals)} hospitals in lock-step"
-        return [
-            *rows,
-            row(name, together, "s", "one by one", one_by_one, together / one_by_one, "below 1", together < one_by_one),
-        ]
+        task, choice = experiment.task(), experiment.choice("FSCDP")
+        samples = [hospital.sample(0) for hospital in experiment.training("FSCDP").hospitals]
+        group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
+        terms = (task.start, torch.cat(samples), choice.max_grad_norm, group, len(samples))
+        ways = {"loop": task.clipped_sums, "products": task.product_sums}
+        taken = interleaved({name: lambda way=way: way(*terms) for name, way in ways.items()}, 100 * repeats)
+        loop, products = medians(taken).values()
+        name = f"clipped sums of {len(samples)} hospitals, {len(group)} patients, by a compiled loop"
+        return [*rows, row(name, loop, "s", "matrix products", products, loop / products, "below 1", loop < products)]
     finally:
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.dpsgd import Task, Wanted, noise_share
+from dopamine_lib.privacy.dpsgd import Task, noise_share
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -106,22 +106,3 @@ class Hospital:
                 self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1).unbind()
             self._drawn = number
         return self._samples[at], self._noise[at] if self.setting.private else None
-
-
-def train_together(hospitals: list[Hospital], w: Tensor, round_number: int):
-    """``train_locally`` of several hospitals in lock-step; returns their changes, row by row (hospitals, d).
-
-    They share nothing but the clock: a generator that yields the sums it wants, of all hospitals at their own models,
-    and is sent them.
-    """
-    setting, choice = hospitals[0].setting, hospitals[0].choice
-    expected_batch = torch.tensor([[setting.sample_rate * len(hospital)] for hospital in hospitals])
-    local = w.expand(len(hospitals), -1)
-    velocity = torch.zeros_like(local)
-    for i in range(setting.local_steps):
-        step = round_number * setting.local_steps + i
-        sums = yield Wanted(local, [hospital.sample(step) for hospital in hospitals], choice.max_grad_norm)
-        sent = torch.stack([hospital.noised(own, step) for hospital, own in zip(hospitals, sums, strict=True)])
-        velocity = choice.momentum * velocity + sent / expected_batch
-        local = local - choice.learning_rate * velocity
-    return local - w

@@ -57,9 +57,9 @@ class HospitalPart(Part):
         total = self.end.total(0, list(range(len(self.hospitals))), message)
         self._centre_on(total[: len(features)] * share / self.population)
 
-    def _round(self, number: int):
-        """Lines 7 to 15 and 21 of Algorithm 1 for this hospital, which wants no sums but its own."""
-        yield from ()
+    @torch.no_grad()
+    def _round(self, number: int) -> None:
+        """Lines 7 to 15 and 21 of Algorithm 1 for this hospital."""
         invited, own = self.schedule[number], self.hospitals[self.number]
         if not invited:  # all budgets are spent
             self.progress.aborted += 1
@@ -89,8 +89,7 @@ class ServerPart(Part):
     def _centre(self) -> None:
         self.end.total(0, list(range(len(self.hospitals))))
 
-    def _round(self, number: int):
-        yield from ()
+    def _round(self, number: int) -> None:
         invited = self.schedule[number]
         if not invited:
             self.progress.aborted += 1

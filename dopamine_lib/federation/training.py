@@ -9,12 +9,11 @@ import torch
 from dopamine_lib.encryption.messages import AggregationAborted
 from dopamine_lib.federation.aggregation import Aggregation, PlainAggregation
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.hospital import Hospital, train_together
+from dopamine_lib.federation.hospital import Hospital
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import DELTA, EPOCHS, Choice, Setting
-from dopamine_lib.federation.side_by_side import alone
 from dopamine_lib.privacy.accounting import Ledger
-from dopamine_lib.privacy.dpsgd import Task, Wanted
+from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -97,10 +96,6 @@ class Training:
         save  called when the state must be on disk: once an epoch's steps are in the ledger, before their
               noise is drawn
         """
-        yield from alone(self.work(save), self.task)
-
-    def work(self, save=lambda: None):
-        """``epochs`` for ``side_by_side``: it also yields the sums it wants, and is sent them."""
         progress = self.progress
         if not self.randomness.seeded and self.ledgers and progress.reserved > progress.epoch:
             # an epoch that was begun cannot be repeated with the same noise: it is spent, and skipped
@@ -117,7 +112,7 @@ class Training:
                 self._centre()
                 save()
             for number in rounds:
-                yield from self._round(number)
+                self._round(number)
             progress.epoch += 1
             yield progress.epoch
 
@@ -209,12 +204,13 @@ class Training:
             self.progress.aborted += 1
             return None
 
-    def _round(self, number: int):
-        """One pass of the loop of Algorithm 1 (lines 6 to 21), all hospitals' gradients in one batch."""
+    @torch.no_grad()
+    def _round(self, number: int) -> None:
+        """One pass of the loop of Algorithm 1 (lines 6 to 21)."""
         invited = self.schedule[number]
         present = [self.hospitals[k] for k in self._arrived(number, invited)]
         here = sum(map(len, present))
-        messages = (yield from self._messages(present, number)) if present else {}
+        messages = self._messages(present, number) if present else {}
         total = self._total(number, invited, messages)
         if total is None:
             return
@@ -223,11 +219,15 @@ class Training:
         else:  # divided by the public expected batch, unlike the batch itself (register, 2)
             self.server.gradient_step(total / (self.setting.sample_rate * here))
 
-    def _messages(self, present: list[Hospital], number: int):
+    def _messages(self, present: list[Hospital], number: int) -> dict:
         """What the hospitals that are there send, by hospital."""
+        w, clip = self.server.w, self.choice.max_grad_norm
         if self.setting.local_steps > 1:
-            changes = yield from train_together(present, self.server.w, number)
-            return {h.number: own * (len(h) / self.population) for h, own in zip(present, changes, strict=True)}
+            return {h.number: h.train_locally(w, number) * (len(h) / self.population) for h in present}
+        if len(present) == 1:
+            return {present[0].number: present[0].message(w, number)}
+        # hospital.message(w, number) of each, all their gradients out of one batch
         samples = [hospital.sample(number) for hospital in present]
-        sums = yield Wanted(self.server.w, samples, self.choice.max_grad_norm)
+        group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
+        sums = self.task.clipped_sums(w, torch.cat(samples), clip, group, len(samples))
         return {h.number: h.noised(own, number) for h, own in zip(present, sums, strict=True)}

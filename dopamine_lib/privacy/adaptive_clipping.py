@@ -87,8 +87,5 @@ class AdaptiveHead(HeadTask):
         sums = self._sums(x, error, group, groups) * (self.clip.gradient_scale / clip)
         return max_grad_norm * torch.cat([sums, self.clip.bit_scale * counts[:, None]], dim=1)
 
-    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
-        return torch.cat([self.clipped_sums(own, rows, max_grad_norm) for own, rows in zip(w, samples, strict=True)])
-
     def _matrix(self, w: Tensor) -> Tensor:
-        return super()._matrix(w[..., :-1])
+        return super()._matrix(w[:-1])

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from dopamine_lib.errors import check_within
-from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import HeadTask
 
 #: No grade is taken to be rarer than this: noise can make a share as small as it likes, or negative.
@@ -43,7 +42,6 @@ class BalancedHead(HeadTask):
         check_within("power of the class weights", power, 0, 1, "1 balances wholly", low_open=False)
         check_within("budget of the class counts", counts, 0, 1, "0.5 is a half", high_open=True)
         self.power, self.scales = power, (math.sqrt(1 - counts), math.sqrt(counts))
-        self.weights = torch.ones(self.onehot.shape[1])
 
     def feature_sum(self, index: Tensor) -> Tensor:
         """The sum (p + classes,) of the vectors above; one patient moves it by 1 at most."""
@@ -56,10 +54,3 @@ class BalancedHead(HeadTask):
         classes = len(self.weights)
         self.weights = class_weights(mean[-classes:] / b, self.power)
         super().centre_on(mean[:-classes] / a)
-
-    def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
-        x, error = super()._clipped_errors(w, index, math.inf)
-        error *= self.weights[self.labels[index]][..., None]
-        if not math.isinf(max_grad_norm):
-            error *= clip_factors(error.norm(dim=-1) * self.norms[index], max_grad_norm)[..., None]
-        return x, error

@@ -6,7 +6,6 @@ pass; a hospital's own sum is the row of its number.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +44,6 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
     K independent shares add up to sigma C. (The line's own variance sigma^2 C^2 / sqrt(K) is a slip.)
     """
     return noise_multiplier * max_grad_norm / math.sqrt(hospitals)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Clipped sums to be computed: of each sample one, at one model w (d,) or each at its own (groups, d)."""
-
-    w: Tensor
-    samples: list[Tensor]
-    max_grad_norm: float
 
 
 class Task:
@@ -97,20 +87,6 @@ class Task:
             book = self._keeper.open(parameters, *self._batch(part, w))  # line 10
             book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
         return sums
-
-    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
-        """The clipped sum of each sample at a model of its own: w (groups, d), returns (groups, d)."""
-        pairs = zip(w, samples, strict=True)
-        return torch.cat([self.clipped_sums(own, sample, max_grad_norm) for own, sample in pairs])
-
-    @torch.no_grad()
-    def sums(self, wanted: Wanted) -> Tensor:
-        """The sums (groups, d) that are wanted."""
-        w, samples, clip = wanted.w, wanted.samples, wanted.max_grad_norm
-        if w.dim() == 2:
-            return self.clipped_sums_each(w, samples, clip)
-        group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
-        return self.clipped_sums(w, torch.cat(samples), clip, group, len(samples))
 
     @torch.no_grad()
     def logits(self, w: Tensor, index: Tensor) -> Tensor:

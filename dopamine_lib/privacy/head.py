@@ -1,12 +1,11 @@
 """A linear head on fixed features: the DP-SGD step in closed form, so that thousands of steps take seconds."""
 
-import copy
-import math
+import logging
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from dopamine_lib.privacy.dpsgd import Task, clip_factors
 
@@ -19,22 +18,16 @@ class HeadTask(Task):
 
     With the error e = softmax(logits) - onehot(y), the gradient of (W, b) is (e x^T, e): its norm is
     |e| sqrt(|x|^2 + 1), and a sum of clipped gradients is one matrix product. Nothing is differentiated.
+
+    weights (classes,): what a patient's loss is multiplied by, as its grade says, before clipping; all 1
     """
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor):
         super().__init__(net, lambda index: features[index], labels)
-        self.onehot = F.one_hot(labels, net.out_features).float()
-        self._fixed, self.mean, self.stretch = features, torch.zeros(features.shape[1]), 1.0
+        self.onehot = F.one_hot(labels, net.out_features).to(features.dtype)
+        self.weights = torch.ones(net.out_features, dtype=features.dtype)
+        self._fixed, self.mean, self.stretch = features, features.new_zeros(features.shape[1]), 1.0
         self._set_features(features)
-
-    @classmethod
-    def stacked(cls, tasks: list["HeadTask"]) -> "HeadTask":
-        """One task with the patients of all ``tasks``, one after the other, each as its own task sees them now."""
-        one = copy.copy(tasks[0])
-        one.features, one.norms, one.onehot = (
-            torch.cat([getattr(task, name) for task in tasks]) for name in ("features", "norms", "onehot")
-        )
-        return one
 
     def feature_sum(self, index: Tensor) -> Tensor:
         """The sum (p,) of the features of the patients at ``index``; one patient moves it by 1 at most."""
@@ -59,52 +52,55 @@ class HeadTask(Task):
             self.net.bias.copy_(matrix[:, -1] - weight @ self.mean)
 
     def _set_features(self, features: Tensor) -> None:
-        self.features = torch.cat([features, torch.ones(len(features), 1)], dim=1)  # the bias is one more input
+        self.features = F.pad(features, (0, 1), value=1.0)  # the bias is one more input
         self.norms = self.features.norm(dim=1)
 
     def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+        add_clipped = _loop()
+        if add_clipped is None or w.device.type != "cpu":
+            return self.product_sums(w, index, max_grad_norm, group, groups)
+        group, sums = torch.zeros_like(index) if group is None else group, w.new_zeros(groups, self.d)
+        head = w.numpy(), self.features.numpy(), self.labels.numpy(), self.weights.numpy(), self.norms.numpy()
+        add_clipped(*head, index.numpy(), group.numpy(), max_grad_norm, sums.numpy())
+        return sums
+
+    def product_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+        """``clipped_sums`` as matrix products: for a GPU, and where numba is missing."""
         return self._sums(*self._clipped_errors(w, index, max_grad_norm), group, groups)
-
-    def _sums(self, x: Tensor, error: Tensor, group, groups: int) -> Tensor:
-        """Each group's sum of e x^T as a vector (groups, d)."""
-        if groups == 1:
-            return self._vector(error.T @ x)[None]
-        # one block of columns per group: e_i stands in its group's block, so one product makes every sum
-        classes = error.shape[1]
-        blocks = error.new_zeros(len(x), groups, classes)
-        blocks[torch.arange(len(x)), group] = error
-        return self._vector((blocks.flatten(1).T @ x).view(groups, classes, -1))
-
-    def clipped_sums_each(self, w: Tensor, samples: list[Tensor], max_grad_norm: float) -> Tensor:
-        """The clipped sum of each sample at a model of its own, in one pass: w (groups, d), returns (groups, d)."""
-        index = pad_sequence(samples, batch_first=True)  # (groups, largest sample)
-        sizes = torch.tensor([[len(sample)] for sample in samples])
-        x, error = self._clipped_errors(w, index, max_grad_norm)
-        error *= (torch.arange(index.shape[1]) < sizes)[:, :, None]  # what fills up a sample is nobody
-        return self._vector(error.mT @ x)
 
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         return self.features[index] @ self._matrix(w).T
 
     def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
-        """Inputs x (..., B, p + 1) and scaled errors e (..., B, classes) whose products e x^T are clipped gradients.
+        """Inputs x (B, p + 1) and scaled errors e (B, classes) whose products e x^T are clipped gradients."""
+        x = self.features[index]
+        error = torch.softmax(x @ self._matrix(w).T, dim=1) - self.onehot[index]
+        error *= self.weights[self.labels[index], None]
+        return x, error * clip_factors(error.norm(dim=1) * self.norms[index], max_grad_norm)[:, None]
 
-        w (..., d) and index (..., B).
-        """
-        x = self.features.index_select(0, index.flatten())  # quicker than features[index]
-        x = x.view(*index.shape, self.features.shape[1])
-        error = torch.softmax(x @ self._matrix(w).mT, dim=-1) - self.onehot[index]
-        if not math.isinf(max_grad_norm):
-            error *= clip_factors(error.norm(dim=-1) * self.norms[index], max_grad_norm)[..., None]
-        return x, error
+    def _sums(self, x: Tensor, error: Tensor, group, groups: int) -> Tensor:
+        """Each group's sum of e x^T as a vector (groups, d)."""
+        # one block of columns per group: e_i stands in its group's block, so one product makes every sum
+        classes = error.shape[1]
+        blocks = error.new_zeros(len(x), groups, classes)
+        blocks[torch.arange(len(x)), 0 if group is None else group] = error
+        matrix = (blocks.flatten(1).T @ x).view(groups, classes, -1)
+        return torch.cat([matrix[..., :-1].flatten(1), matrix[..., -1]], dim=1)
 
     def _matrix(self, w: Tensor) -> Tensor:
-        """(..., d) as (..., classes, p + 1), the bias in the last column."""
+        """w (d,) as (classes, p + 1), the biases in the last column."""
         classes = self.onehot.shape[1]
-        weight = w[..., :-classes].unflatten(-1, (classes, -1))
-        return torch.cat([weight, w[..., -classes:, None]], dim=-1)
+        return torch.cat([w[:-classes].view(classes, -1), w[-classes:, None]], dim=1)
 
-    @staticmethod
-    def _vector(matrix: Tensor) -> Tensor:
-        """``_matrix`` undone."""
-        return torch.cat([matrix[..., :-1].flatten(-2), matrix[..., -1]], dim=-1)
+
+@cache
+def _loop():
+    """``head_loop.add_clipped``; None where numba is missing, which is said once."""
+    try:
+        from dopamine_lib.privacy.head_loop import add_clipped
+
+        return add_clipped
+    except ImportError:
+        logging.getLogger(__name__).warning(
+            "numba cannot be imported: a head trains through PyTorch, several times slower; pip install numba"
+        )

@@ -1,0 +1,47 @@
+"""``HeadTask.clipped_sums`` patient by patient, as Algorithm 1 writes it (lines 9 to 11), compiled by numba.
+
+A batch of a few dozen patients is so small that calls into PyTorch take most of its time; this is one call. Compiled
+at the first use, which takes a second or two, for the types it is given, and kept in memory.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+
+@njit(fastmath={"reassoc", "contract"}, error_model="numpy")  # sums in any order, so that they use vector registers
+def add_clipped(w, features, labels, weights, norms, index, group, max_grad_norm, sums):
+    """Add the clipped gradient of each patient in ``index`` to its group's row of ``sums`` (groups, d).
+
+    w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones; norms (N,)
+    of these rows; labels (N,); weights (classes,) of the loss; index and group (B,). Raises IndexError for a patient or
+    group that does not exist.
+    """
+    classes, p = len(weights), features.shape[1] - 1
+    number = weights.dtype.type  # plain 0 and 1 beside float32 would make float64 of it
+    zero, one, max_norm = number(0), number(1), number(max_grad_norm)
+    error = np.empty_like(weights)
+    for i in range(len(index)):
+        patient = index[i]
+        if not (0 <= patient < len(features) and 0 <= group[i] < len(sums)):
+            raise IndexError("no such patient or group")
+        x, total, grade = features[patient, :p], sums[group[i]], labels[patient]
+        for c in range(classes):
+            row, logit = w[c * p : (c + 1) * p], w[classes * p + c]
+            for j in range(p):
+                logit += row[j] * x[j]
+            error[c] = logit
+        highest, whole, square = error.max(), zero, zero
+        for c in range(classes):
+            error[c] = math.exp(error[c] - highest)
+            whole += error[c]
+        for c in range(classes):  # softmax less onehot, weighted
+            error[c] = weights[grade] * (error[c] / whole - (one if c == grade else zero))
+            square += error[c] * error[c]
+        clip = one / max(one, math.sqrt(square) * norms[patient] / max_norm)  # |(e x^T, e)| = |e| |(x, 1)|
+        for c in range(classes):
+            row, clipped = total[c * p : (c + 1) * p], clip * error[c]
+            for j in range(p):
+                row[j] += clipped * x[j]
+            total[classes * p + c] += clipped
