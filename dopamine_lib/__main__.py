@@ -175,7 +175,10 @@ def _bench(arguments) -> None:
     result = module.run(arguments.json, **size)
     print(result["machine"])
     for row in result["rows"]:
-        peer = f", {row['ratio']:.3g} of {row['peer']}" if row["ratio"] is not None else ""
+        peer = ""
+        if row["ratio"] is not None:  # the peer's figure by ours, or ours by the peer's: see benchmarks.measure.row
+            times = row["peer_value"] is not None and abs(row["ratio"] * row["value"] / row["peer_value"] - 1) < 1e-6
+            peer = f", {row['ratio']:.3g} {'times better than' if times else 'of'} {row['peer']}"
         target = f" (target {row['target']}: {'holds' if row['holds'] else 'MISSED'})" if row["target"] else ""
         print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}{target}")
 
@@ -211,7 +214,8 @@ def main(argv=None) -> int:
         print(f"dopamine: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dopamine: interrupted; reproduce --resume goes on from the last checkpoint", file=sys.stderr)
+        on = "; --resume goes on from the last checkpoint" if arguments.call is _reproduce else ""
+        print(f"dopamine: interrupted{on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe went away: nothing is wrong here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,7 +46,7 @@ def load_model(path: Path, backbone_weights=None):
     """A model written by ``reproduce``: ``(net, metadata)``, with net from inputs (B, 3, H, W) to logits.
 
     backbone_weights  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default.
-    Raises InputError where the backbone is not the one the head was trained on.
+    Raises InputError for a file of something else, and where the backbone is not the one the head was trained on.
     """
     from dopamine_lib.models import NormalisedFeatures, backbone, build, load_weights, read_state
 
@@ -54,16 +54,18 @@ def load_model(path: Path, backbone_weights=None):
     try:
         metadata = {key: json.loads(value) for key, value in metadata.items()}
         architecture, classes = metadata["architecture"], len(metadata["grades"])
+        start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model written by reproduce: its metadata names no architecture") from error
     net = build(architecture, classes, load_weights("random"), 0)
-    net.load_state_dict(state)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the {architecture} it says it is; run reproduce again") from error
     if architecture == "head":
-        start = metadata["backbone_sha256"]
         weights = load_weights(backbone_weights if start else "random")
         if weights.sha256 != start:
-            raise InputError(
-                f"{path} stands on a backbone with SHA-256 {start}, not {weights.sha256}; give {metadata['weights']}"
-            )
-        net = torch.nn.Sequential(backbone(weights, metadata["backbone_seed"]), NormalisedFeatures(), net)
+            wanted = metadata.get("weights", "that one")
+            raise InputError(f"{path} stands on a backbone with SHA-256 {start}, not {weights.sha256}; give {wanted}")
+        net = torch.nn.Sequential(backbone(weights, seed), NormalisedFeatures(), net)
     return net.eval(), metadata

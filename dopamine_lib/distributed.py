@@ -32,8 +32,9 @@ HERE = {
     "plain": "The server of this run added the messages in the clear: it saw every hospital's.",
     "bfv": "Messages were added under BFV, each party a process of its own. All hospitals share the secret key: one of "
     "them and the server together read every message.",
-    "masks": "Messages were added behind pairwise masks, each party a process of its own: more than half of the "
-    "hospitals must collude with the server to read one.",
+    "masks": "Messages were added behind pairwise masks, each party a process of its own. Of K hospitals t, "
+    "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
+    "different stories.",
 }
 
 
@@ -161,12 +162,12 @@ def _serve(share: Share, wire: Wire, out: Path, asked: dict, say) -> dict:
         if epoch % 10 == 0:
             say(f"{name}, epoch {epoch}, {time.perf_counter() - began:.0f} s")
     part.finish(torch.from_numpy(np.frombuffer(wire.receive(0, MODEL), "<f4").astype(np.float32)))
-    spent = part.epsilons("rdp_classic")
+    classic = part.epsilons("rdp_classic")
     part.progress.history = [  # of the last epoch alone: the server has seen no other model
         {
             "epoch": part.progress.epoch,
             "accuracy": share.accuracy(part),
-            "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
+            "epsilon_rdp_classic": float(np.mean(classic)) if classic else None,
         }
     ]
     record = run_record(share, part)

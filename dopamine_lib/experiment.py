@@ -116,6 +116,7 @@ class Experiment:
                 self.weights, self.dataset.images, seed=options.public_seed, progress=progress
             )
         self.patients = split_hospitals(self.dataset, options.hospitals, split=options.split, seed=options.public_seed)
+        self.sizes = [len(own) for own in self.patients]
         self._calibrated: dict[str, Setting] = {}
         self._integer: dict[str, IntegerNoise] = {}
 
@@ -123,6 +124,7 @@ class Experiment:
         """From here on train without the validation patients and score on them: for choices made by looking."""
         self.train, self.test = self.dataset.fit, self.dataset.validation
         self.patients = [np.intersect1d(own, self.train) for own in self.patients]
+        self.sizes = [len(own) for own in self.patients]
 
     def setting(self, name: str) -> Setting:
         """The declared setting, with sigma recalibrated where a bound was asked for."""
@@ -209,7 +211,7 @@ class Experiment:
         if options.noise == "float" or not (declared.private and declared.federated and declared.shared_noise):
             return None
         if name not in self._integer:
-            terms = (self.choice(name), options.hospitals, self.task().d, options.survivors)
+            terms = (self.choice(name), self.sizes, self.task().d, options.survivors)
             self._integer[name] = make_integer_noise(options.aggregation, declared, *terms)
         return self._integer[name]
 

@@ -13,8 +13,15 @@ def cache_dir() -> Path:
         path = Path(chosen)
     else:
         path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dopamine"
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # decoded images of patients may be in it
     return path
+
+
+def _umask() -> int:
+    """Which rights the user keeps from others. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager
@@ -29,7 +36,7 @@ def atomic_path(path):
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's file is the owner's alone
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is the owner's alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

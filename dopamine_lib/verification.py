@@ -175,7 +175,7 @@ def _replay(results: dict, options: Options, name: str) -> tuple[Bound, list[lis
     shares, integer = options.survivors if declared.federated else 1, None
     if options.noise == "integer" and declared.federated and declared.shared_noise:
         d = _parameters(options.model, len(result["recall_per_grade"]))
-        integer = make_integer_noise(options.aggregation, declared, choice, options.hospitals, d, options.survivors)
+        integer = make_integer_noise(options.aggregation, declared, choice, results["hospitals"], d, options.survivors)
     nobody = HeadTask(nn.Linear(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
     sizes = results["hospitals"] if declared.federated else [results["patients"]["train"]]
     charged = []

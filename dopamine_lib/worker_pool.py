@@ -2,7 +2,7 @@
 
     with WorkerPool("dopamine_lib.reproduction_worker", 2) as pool:
         pool.introduce({"options": ...})
-        answers = pool.run([{"runs": ["FSCDP", [0, 1]]}, ...], advance)
+        answers = pool.run([{"run": ["FSCDP", 0]}, ...], advance)
 
 Every worker is a fresh interpreter with one thread for its arithmetic. It hears and says one object a line:
 

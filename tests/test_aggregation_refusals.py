@@ -66,6 +66,8 @@ def test_wrong_key_behind_the_right_names(session, monkeypatch):
     for message in sent:
         server.add(message)
     aggregate = server.aggregate()
+    with pytest.raises(MessageError, match="made once"):  # a second would be tagged under the same nonce
+        server.aggregate()
     monkeypatch.setattr(hospitals[0].group, "context", make_group("packed", K, D).context)
     with pytest.raises(MessageError, match="not the sum of what hospitals"):
         hospitals[0].open(0, aggregate)
@@ -186,7 +188,7 @@ def test_a_hospital_cannot_speak_for_another_nor_for_the_server(session):
 def answer(server, vectors, arrived, check, round_number=0):
     """An aggregate with proper tags over whatever the server likes."""
     server._total, server._arrived, server._checks = vectors, arrived, check
-    server._round = round_number
+    server._round, server._open = round_number, True
     return server.aggregate()
 
 

@@ -313,6 +313,12 @@ def test_few_canaries_leave_no_hospital_without_patients(refuses):
         canary_run(SETTINGS["FSCDP"], Choice(1e-9, 1.0), canaries=12, hospitals=10, features=torch.zeros(5, 2))
 
 
+@pytest.mark.parametrize("canaries", [11, 12, 15, 19])
+def test_every_share_of_the_canaries_can_be_guessed_at(canaries):
+    found = one_run_audit(np.arange(canaries), np.arange(canaries) % 2 == 0, 1e-5, guesses=(1.0,))
+    assert found.guesses == canaries // 2 * 2
+
+
 def test_the_picture_draws_every_row():
     rows = [
         {"name": "FSCDP", "lower": 1.5, "claimed": {"rdp_classic": 10.8, "rdp": 9.9, "prv": 9.0}},

@@ -328,8 +328,33 @@ def test_identity_file_is_kept_private_and_read_back(tmp_path, refuses):
         Identity.at(path, "provider")
     other = tmp_path / "other.pem"
     other.write_bytes(made.key + Identity.make("x").certificate.encode())
+    other.chmod(0o644)
+    with refuses(str(other), "read by others"):
+        Identity.at(other, "provider")
+    other.chmod(0o600)
     with refuses(str(other), "does not belong"):
         Identity.at(other, "provider")
+
+
+def test_an_identity_never_overwrites_a_certificate_or_its_own_key(tmp_path, refuses):
+    theirs = tmp_path / "provider.crt"
+    theirs.write_text("another worker's")
+    for path in (tmp_path / "provider.pem", tmp_path / "mine.crt"):
+        with refuses(str(path), "name another file"):
+            Identity.at(path, "provider")
+    assert theirs.read_text() == "another worker's" and list(tmp_path.iterdir()) == [theirs]
+    with refuses(str(tmp_path), "name another"):
+        Identity.at(tmp_path, "provider")
+
+
+def test_a_listener_takes_an_ipv6_address(identities):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    listener = Listener(("::1", 0), identities["provider"], {})
+    assert listener.address[0] == "::1"
+    listener.close()
 
 
 def test_certificates_that_cannot_be_read(tmp_path, refuses):

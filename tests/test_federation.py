@@ -109,6 +109,7 @@ def test_a_head_trains_like_any_other_model(task, name):
 @pytest.mark.parametrize("clip", [0.3, math.inf])
 def test_the_loop_over_patients_is_the_matrix_products(task, clip):
     """Groups empty or not, a patient twice, weights that differ by grade: with and without numba the same sums."""
+    pytest.importorskip("numba")
     task.weights = torch.tensor([0.5, 1.0, 2.0])
     index, group = torch.tensor([3, 1, 4, 1, 5, 0, 2, 6, 8]), torch.tensor([0, 0, 0, 0, 2, 3, 3, 3, 3])
     own, other = (sums(task.start, index, clip, group, 5) for sums in (task.clipped_sums, task.product_sums))
@@ -120,6 +121,13 @@ def test_the_loop_over_patients_is_the_matrix_products(task, clip):
             task.clipped_sums(task.start, torch.tensor(outside), clip)
     with pytest.raises(IndexError):
         task.clipped_sums(task.start, index, clip, group, 3)
+    for w, groups in ((task.start[1:], group), (task.start, group[1:])):
+        with pytest.raises(ValueError, match="length"):
+            task.clipped_sums(w, index, clip, groups, 5)
+    task.norms[3] = math.nan
+    assert not torch.isfinite(task.clipped_sums(task.start, index[:1], 0.3)).any()  # seen, and not let through
+    task.norms[3] = math.inf
+    assert not task.clipped_sums(task.start, index[:1], 0.3).any()
 
 
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])

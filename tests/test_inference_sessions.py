@@ -45,6 +45,8 @@ def test_a_plan_survives_its_text(small):
         lambda plan: plan["steps"][1].update(shift=40),
         lambda plan: plan["steps"][0]["branches"][0].update(stride=[0, 1]),
         lambda plan: plan.update(shape=[3, 8000, 8000]),
+        lambda plan: plan.update(shape=[3, 8.0, 8.0]),
+        lambda plan: plan["steps"][0].update(sources=[0.0]),
         lambda plan: plan.update(std=[1, 1, 0]),
         lambda plan: plan.pop("mean"),
     ],

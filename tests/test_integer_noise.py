@@ -25,6 +25,16 @@ def head(**changes):
     return IntegerNoise(SIGMA, 0.5, 10, 2565, **arguments)
 
 
+def test_large_hospitals_pay_for_adding_in_float32():
+    """The paper's have 10 patients in a sum; of 6,000 there are 205, and sums that are less exact."""
+    assert integer_noise.most_in_a_sum(Q, 293) < 91 < integer_noise.most_in_a_sum(Q, 6000)
+    small, large = (head(total_range=RING, patients=integer_noise.most_in_a_sum(Q, own)) for own in (293, 6000))
+    assert small.inflation == head(total_range=RING).inflation
+    most = integer_noise.most_in_a_sum(Q, 6000)
+    assert large.inflation == pytest.approx(1 + 2 * most**2 * 2**-24, abs=1e-5)
+    assert stats.binom.sf(most, 6000, Q) < 1e-16 and stats.binom.sf(integer_noise.most_in_a_sum(Q, 20), 20, Q) < 1e-16
+
+
 def test_with_fine_units_the_bound_is_the_gaussian_s():
     """Golden: 10.832 by the classic conversion; one whole order lies at its best, so whole orders cost nothing."""
     noise = head(total_range=RING)

@@ -18,7 +18,14 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation import settings
-from dopamine_lib.federation.identities import make_identity, party_name, party_number, read_identity, read_publics
+from dopamine_lib.federation.identities import (
+    fingerprints,
+    make_identity,
+    party_name,
+    party_number,
+    read_identity,
+    read_publics,
+)
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -100,7 +107,7 @@ def check_same(options, out, run, patch, tolerance=1e-4):
 
 @pytest.mark.parametrize("run", QUICK, ids=lambda run: "-".join(map(str, run)))
 def test_the_model_is_that_of_one_process(options, quick, run, monkeypatch):
-    """To 1e-4 of its largest weight: gradients of single hospitals add up in another order than all in one batch."""
+    """To 1e-4 of its largest weight: messages add up in the order in which they arrive."""
     check_same(options, quick, run, monkeypatch)
 
 
@@ -259,6 +266,11 @@ def test_identities(tmp_path, refuses, capsys):
     assert one.agree(other.public, b"x") == other.agree(one.public, b"x")
     with refuses("hospital-0.key is there already"):
         make_identity(tmp_path, "hospital-0")
+    assert main(["fingerprints", str(tmp_path)]) == 0
+    told = sorted(line.partition(";")[0] for line in printed.splitlines())
+    assert capsys.readouterr().out.splitlines() == told and len(told) == 3
+    with refuses("no .pub file", str(tmp_path / "empty")):
+        fingerprints(tmp_path / "empty")
     with refuses("hospital-2.pub cannot be read", "get it from its owner"):
         read_publics(tmp_path, 3)
     with refuses("does not belong to hospital-0.pub"):

@@ -38,7 +38,7 @@ def make_training(task, name="FSCDP", kind="plain", *, rounds=12, integer=False,
     noise = None
     if integer:
         choice = replace(choice, centre=None)
-        noise = make_integer_noise(kind, declared, choice, HOSPITALS, task.d, least)
+        noise = make_integer_noise(kind, declared, choice, [PATIENTS // HOSPITALS] * HOSPITALS, task.d, least)
     aggregation = make_aggregation(
         kind,
         choice,
@@ -118,6 +118,14 @@ def test_integer_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(task
     assert spent["prv"] is None and spent["rdp_classic"] == training.epsilons("rdp_classic")[0]
     continuous = epsilon(SampledGaussian(1.15, 100 / 2930, 300), 1e-4)
     assert continuous < spent["rdp_classic"] < 1.02 * continuous
+
+
+def test_noise_in_the_integers_is_for_its_own_setting_and_has_no_mean_features(task, refuses):
+    bound = make_training(task, integer=True).bound
+    with refuses("centre=None"):
+        replace(bound, choice=replace(bound.choice, centre=40.0))
+    with refuses("1.15", "not 2"):
+        replace(bound, setting=bound.setting.with_noise(2.0))
 
 
 def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):

@@ -76,6 +76,14 @@ def test_the_accuracy_is_what_it_says(known):
         assert abs((net[-1](features).argmax(1).numpy() == data.labels[test]).mean() - known["accuracy"]) > 0.05
 
 
+def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):
+    _, metadata = load_model(served_model_path())
+    for name, changes in (("fit", {"architecture": "cnn"}), ("fit", {"grades": ["one"]}), ("reproduce", {"grades": 5})):
+        save_model(tmp_path / "model.safetensors", torch.nn.Linear(512, 5), metadata | changes)
+        with refuses("model.safetensors", name):
+            load_model(tmp_path / "model.safetensors")
+
+
 def test_facts_read_the_header_and_no_weight(monkeypatch, known):
     path = served_model_path()
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])

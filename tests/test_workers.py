@@ -163,6 +163,7 @@ def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, i
     workers = start()
     identity = tmp_path / "patient.pem"
     identity.write_bytes(identities[PATIENTS[1]].key + identities[PATIENTS[1]].certificate.encode())
+    identity.chmod(0o600)
     peers = [
         (list(server.address), identities[name].certificate)
         for name, server in (("provider", workers.provider), ("hospital", workers.hospital))
@@ -526,7 +527,7 @@ def test_bad_input_is_said_before_anything_starts(files, refuses, tmp_path):
         run("party", "provider", *identity)
     with refuses("--sessions is 0"):
         run("party", "provider", *identity, "--weights", files.model, "--sessions", 0)
-    with refuses("the image None"):
+    with refuses("no image was named"):
         run("party", "patient", *identity)
     with refuses("'here' is no address"):
         run("party", "patient", files.image, *identity, "--provider", "here")

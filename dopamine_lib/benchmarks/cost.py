@@ -12,15 +12,14 @@ from dopamine_lib.federation.settings import SETTINGS, Setting
 from dopamine_lib.models import build, load_weights
 from dopamine_lib.privacy.dpsgd import Task
 
-PATIENTS, HOSPITALS, RUNS, PIXELS, BATCH = 2931, 10, 5, 224, 10
+PATIENTS, RUNS, PIXELS, BATCH = 2931, 5, 224, 10
 #: Assumed, not measured: what a data-centre GPU sustains on small convolutions in float32, and the price of an hour.
 GPU_OPERATIONS, GPU_HOUR = 5e12, 2.0
 
 
 def gradients(setting: Setting) -> float:
     """Per-patient gradients that one run of a setting computes, on average."""
-    parts = HOSPITALS if setting.federated else 1
-    return setting.sample_rate * PATIENTS / parts * setting.steps * parts
+    return setting.sample_rate * PATIENTS * setting.steps
 
 
 def operations(private: bool, pixels: int = PIXELS, batch: int = BATCH) -> float:

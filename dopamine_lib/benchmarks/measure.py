@@ -48,7 +48,10 @@ def row(
     target: str | None = None,
     holds: bool | None = None,
 ) -> dict:
-    """One figure. ``target`` says in words what ``holds`` is about; both are None where nothing is promised."""
+    """One figure. ``target`` says in words what ``holds`` is about; both are None where nothing is promised.
+
+    ratio  value / peer_value; or the other way round where the target asks for so many times less than the peer
+    """
     if (target is None) != (holds is None):
         raise ValueError(f"row {name!r} has target {target!r} and holds {holds!r}: give both or neither")
     return {

@@ -84,7 +84,7 @@ def _setting_rows(settings, repeats: int) -> list[dict]:
     torch.set_num_threads(1)
     try:
         experiment = Experiment(Options(), progress=False)
-        taken = interleaved({name: lambda name=name: run_setting(experiment, name, 0) for name in settings}, repeats, 0)
+        taken = interleaved({name: lambda name=name: run_setting(experiment, name, 0) for name in settings}, repeats)
         rows = [row(f"one run of {name}", seconds, "s") for name, seconds in medians(taken).items()]
         task, choice = experiment.task(), experiment.choice("FSCDP")
         samples = [hospital.sample(0) for hospital in experiment.training("FSCDP").hospitals]
@@ -93,7 +93,7 @@ def _setting_rows(settings, repeats: int) -> list[dict]:
         ways = {"loop": task.clipped_sums, "products": task.product_sums}
         taken = interleaved({name: lambda way=way: way(*terms) for name, way in ways.items()}, 100 * repeats)
         loop, products = medians(taken).values()
-        name = f"clipped sums of {len(samples)} hospitals, {len(group)} patients, by a compiled loop"
+        name = f"clipped sums of {len(samples)} hospitals' samples by a compiled loop"
         return [*rows, row(name, loop, "s", "matrix products", products, loop / products, "below 1", loop < products)]
     finally:
         torch.set_num_threads(threads)

@@ -154,7 +154,7 @@ class BfvServer:
         parts = split(body, layout.ciphertexts(self.group.d))
         for part in unseal(key, header, parts):  # all is verified before any of it is added, opened piece by piece
             self._record("ciphertext", part)
-        vectors = (
+        vectors = (  # one at a time: two models' worth of memory, however many hospitals there are
             _vector(self.group, part, size)
             for part, size in zip(unseal(key, header, parts), _sizes(self.group), strict=True)
         )
@@ -168,7 +168,12 @@ class BfvServer:
         return header.sender
 
     def aggregate(self) -> bytearray:
-        """Close the round: the encrypted total for all hospitals. AggregationAborted where too few arrived."""
+        """Close the round: the encrypted total for all hospitals.
+
+        Raises AggregationAborted where too few arrived, MessageError where no round is open.
+        """
+        if not self._open:  # a second answer would be tagged under a nonce that was used
+            raise MessageError(f"round {self._round} is not open: an aggregate is made once; begin the next round")
         self._open = False
         if len(self._arrived) < self.least:
             arrived, self._total = len(self._arrived), []

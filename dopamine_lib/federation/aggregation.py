@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dopamine_lib.encryption.codec import Codec, find_layout
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.privacy.integer_noise import IntegerNoise, most_in_a_sum
 
 AGGREGATIONS = ("plain", "bfv", "masks")
 NOISES = ("float", "integer")
@@ -74,13 +74,19 @@ def layout_of(kind: str, noise: str) -> str:
     return "ring32" if kind == "masks" else LAYOUT[noise]
 
 
-def make_integer_noise(kind: str, setting: Setting, choice: Choice, hospitals: int, d: int, least: int) -> IntegerNoise:
-    """Noise in the integers for messages of d values, as wide as the aggregation's layout allows."""
+def make_integer_noise(
+    kind: str, setting: Setting, choice: Choice, sizes: list[int], d: int, least: int
+) -> IntegerNoise:
+    """Noise in the integers for messages of d values, as wide as the aggregation's layout allows.
+
+    sizes  patients of each hospital
+    """
     return IntegerNoise(
         setting.noise_multiplier,
         choice.max_grad_norm,
-        hospitals,
+        len(sizes),
         d,
+        patients=most_in_a_sum(setting.sample_rate, max(sizes)),
         total_range=find_layout(layout_of(kind, "integer")).total_range,
         sample_rate=setting.sample_rate,
         steps=setting.rounds,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, epsilon
 from dopamine_lib.privacy.integer_noise import IntegerNoise
@@ -31,6 +32,16 @@ class Bound:
     shares: int
     delta: float
     integer: IntegerNoise | None = None
+
+    def __post_init__(self):
+        noise = self.integer
+        if noise is not None and self.choice.centre is not None:
+            raise InputError("mean features have no noise in the integers: take centre=None with --noise integer")
+        if noise is not None and noise.noise_multiplier != self.setting.noise_multiplier:
+            raise InputError(
+                f"noise in the integers was made for a noise multiplier of {noise.noise_multiplier:g}, not "
+                f"{self.setting.noise_multiplier:g}: make it for this setting"
+            )
 
     def events(self, steps: int, colluding: int = 0) -> tuple[SampledGaussian, ...]:
         """What happened, to somebody who can subtract the noise of ``colluding`` hospitals."""

@@ -33,8 +33,16 @@ def party_number(name: str) -> int:
 
 
 def fingerprint(public: bytes) -> str:
-    """A public key in 16 letters and digits, to compare by telephone."""
-    return hashlib.blake2b(public, digest_size=8, person=b"fingerprint").hexdigest()
+    """A public key in 32 letters and digits, to compare by telephone."""
+    return hashlib.blake2b(public, digest_size=16, person=b"fingerprint").hexdigest()
+
+
+def fingerprints(folder) -> dict[str, str]:
+    """The fingerprint of every public key in ``folder``, by party. Raises InputError where there is none."""
+    paths = sorted(Path(folder).glob("*.pub"))
+    if not paths:
+        raise InputError(f"{folder} holds no .pub file; get each party's from its owner")
+    return {path.stem: fingerprint(_read_key(path, "get it from its owner")) for path in paths}
 
 
 def make_identity(folder, name: str) -> str:

@@ -13,8 +13,11 @@ Keys: on one machine they are made for the run. On several, each party makes its
 
     python -m dopamine_lib.federation.mpi identity hospital-3 keys
 
-hands ``keys/hospital-3.pub`` to all others, who compare the fingerprint it printed, and all run with
-``--identities keys``. MPI must not carry public keys: whoever relays them could swap them.
+and hands ``keys/hospital-3.pub`` to all others. They compare the fingerprint it printed with what they got,
+
+    python -m dopamine_lib.federation.mpi fingerprints keys
+
+and all run with ``--identities keys``. MPI must not carry public keys: whoever relays them could swap them.
 
 Data: every rank reads its host's ``--data-dir``, which must be the same data set everywhere, keeps its own patients
 (the server the test images) and drops the rest before it computes anything. A public data set is split that way into
@@ -66,6 +69,16 @@ def _identity(words: list[str]) -> int:
     return 0
 
 
+def _fingerprints(words: list[str]) -> int:
+    from dopamine_lib.federation.identities import fingerprints
+
+    if len(words) != 1:
+        raise InputError("fingerprints takes a folder, as in: fingerprints keys")
+    for name, found in fingerprints(words[0]).items():
+        print(f"{name}: fingerprint {found}")
+    return 0
+
+
 def _keys(comm, folder, patience: float):
     """This rank's identity and everybody's public keys: from ``folder``, or new ones where all share a machine."""
     import numpy as np
@@ -102,6 +115,7 @@ def _keys(comm, folder, patience: float):
 
 def _rank(arguments, rank: int) -> int:
     """All that one rank does."""
+    from dopamine_lib.encryption.codec import RangeError
     from dopamine_lib.federation.mpi_watch import Watcher
 
     who = "the server (rank 0)" if rank == 0 else f"hospital {rank - 1} (rank {rank})"
@@ -113,6 +127,8 @@ def _rank(arguments, rank: int) -> int:
     torch.set_num_threads(1)  # ranks share the cores
     try:
         results = _train(comm, arguments)
+    except RangeError:  # its text has a number of the message that encryption is there to hide
+        return _abort(comm, watcher, f"dopamine: {who}: a message is too large for its layout; clip lower", 2)
     except InputError as error:
         return _abort(comm, watcher, f"dopamine: {who}: {error}", 2)
     except Exception as error:  # without this the others would wait for a rank that is gone
@@ -165,7 +181,8 @@ def _check(arguments, size: int) -> None:
     from dopamine_lib.federation.settings import setting
 
     if size < 3:
-        raise InputError(f"{size} rank was started, but a server and two hospitals need 3: mpiexec -n 3 python -m ...")
+        were = "rank was" if size == 1 else "ranks were"
+        raise InputError(f"{size} {were} started, but a server and two hospitals need 3: mpiexec -n 3 python -m ...")
     if arguments.hospitals != size - 1:
         raise InputError(f"--hospitals is {arguments.hospitals}, but {size} ranks are a server and {size - 1}")
     if not setting(arguments.setting).federated:
@@ -185,6 +202,8 @@ def main(words=None) -> int:
     try:
         if words[:1] == ["identity"]:
             return _identity(words[1:])
+        if words[:1] == ["fingerprints"]:
+            return _fingerprints(words[1:])
         arguments = _parser(size - 1).parse_args(words)
         arguments.settings = (arguments.setting,)
         _check(arguments, size)

@@ -224,7 +224,7 @@ class Training:
         w, clip = self.server.w, self.choice.max_grad_norm
         if self.setting.local_steps > 1:
             return {h.number: h.train_locally(w, number) * (len(h) / self.population) for h in present}
-        if len(present) == 1:
+        if len(present) == 1:  # putting hospitals together would take longer than its step
             return {present[0].number: present[0].message(w, number)}
         # hospital.message(w, number) of each, all their gradients out of one batch
         samples = [hospital.sample(number) for hospital in present]

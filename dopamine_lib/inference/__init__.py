@@ -8,8 +8,8 @@ Roles (section 5 of the paper)
 What each learns
     patient          the logits, in fixed point, whose last places carry the protocols' random roundings; the public
                      plan; before a normalised head also one number, the spread of its own image's features
-    provider         that a query was made, and when
-    crypto-provider  the public plan, and how many queries were made
+    provider         which patient asked, when, and how often
+    crypto-provider  the public plan, which patient opened a session, when, and how many queries were prepared
     anyone watching  what TLS shows: addresses, times and sizes
 Public, in the plan: architecture, size and normalisation of the input, and the scales of the layers. Hidden layers'
 weights are equalised, so that their scales say next to nothing; the last layer's tells its range to a factor of two.

@@ -129,6 +129,9 @@ class SocketChannel:
             self.close()
             late = f"the {self.peer} did not go on within {self._timeout:g} s; is it still running?"
             raise ChannelError(late) from None
+        except ConnectionError:  # a reset is what an end looks like where something of ours was still unread
+            self.close()
+            raise ChannelError(f"the {self.peer} closed the connection before it was done") from None
         except (OSError, ValueError) as error:  # ValueError: the channel was closed by another thread
             self.close()
             raise ChannelError(f"the connection to the {self.peer} broke ({_reason(error)})") from None
@@ -156,7 +159,7 @@ class SocketChannel:
         while done < len(out):
             n = self._sock.recv_into(out[done:])
             if n == 0:
-                raise ChannelError(f"the {self.peer} closed the connection before it was done")
+                raise ConnectionError
             done += n
             self._check_time()
 

@@ -158,7 +158,9 @@ def _patient(arguments) -> None:
     from dopamine_lib.inference import kernels
     from dopamine_lib.inference.client import PatientClient
 
-    if arguments.image is None or not Path(arguments.image).is_file():
+    if arguments.image is None:
+        raise InputError("no image was named; give a PNG or JPEG file")
+    if not Path(arguments.image).is_file():
         raise InputError(f"the image {arguments.image} does not exist; give a PNG or JPEG file")
     peers = [
         (parse_address(getattr(arguments, role)), _certificate(arguments, role)) for role in ("provider", "hospital")

@@ -185,7 +185,7 @@ class Patient(_Session):
 
 
 class Provider(_Session):
-    """Holds the model; learns that a query was made.
+    """Holds the model; learns which patient asked, and when.
 
     plan, weights  from ``network.compile_model``
     seed           16 bytes from the crypto-provider, for this session only

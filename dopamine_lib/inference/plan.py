@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.pooling import pooled_length, window_factors
+from dopamine_lib.inference.pooling import pooled_length
 from dopamine_lib.inference.sharing import encode
 
 #: No step may have more elements than this: a plan arrives over the network.
@@ -129,11 +129,6 @@ class AveragePool(Step):
             raise InputError(f"step '{self.name}': a window does not lie in the input's {height}x{width}")
         return (inputs[0][0], len(self.rows), len(self.columns))
 
-    @property
-    def common(self) -> int:
-        """What the averages are multiplied by to be integers."""
-        return window_factors(self.rows, self.columns)[0]
-
 
 @dataclass(frozen=True)
 class Concatenate(Step):
@@ -206,6 +201,10 @@ class Plan:
             shifts = getattr(step, "shifts", (getattr(step, "shift", 0),))
             if not all(0 <= shift <= 30 for shift in shifts):
                 raise InputError(f"step '{step.name}' shifts by {shifts}; it must be by 0 to 30 bits")
+            if isinstance(step, NormalisedLinear) and not (0 <= step.weight_bits < 63 and 0 <= step.inverse_bits < 63):
+                raise InputError(
+                    f"step '{step.name}' has {step.weight_bits} and {step.inverse_bits} bits; each must be 0 to 62"
+                )
 
     def input_shape(self, step: Step) -> tuple[int, int, int]:
         """The shape of a step's first input."""
@@ -266,10 +265,12 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).digest()
 
 
-def _tuples(value):
-    """JSON's lists as tuples, and whole numbers only where they are."""
+def _tuples(value, name: str = ""):
+    """JSON's lists as tuples. Raises InputError for a fraction where only whole numbers belong."""
+    if isinstance(value, float) and name not in ("scale", "mean", "std"):
+        raise InputError(f"{name} is {value}, but must be a whole number: get the plan from the provider")
     if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
+        return tuple(_tuples(v, name) for v in value)
     if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
+        return {key: _tuples(v, key) for key, v in value.items()}
     return value

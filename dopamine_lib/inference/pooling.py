@@ -7,8 +7,9 @@ Maximum of shared a and b:
 Nothing is opened beyond the comparison. Of two values less than 2^15 apart the smaller may be taken. Needs
 |a - b| < 2^31 - 2^15.
 
-A window of k x k takes 2 (k - 1) comparisons an output when its rows are reduced first and then its columns, instead of
-k^2 - 1; and since ReLU is increasing, max(ReLU(x)) = ReLU(max(x)), the pooling comes first and leaves ReLU less to do.
+A window of k x k at stride s takes (s + 1) (k - 1) comparisons an output when all rows are reduced first and then the
+columns, instead of k^2 - 1; and since ReLU is increasing, max(ReLU(x)) = ReLU(max(x)), the pooling comes first and
+leaves ReLU less to do.
 
 An average is a sum of shares, exact and without a message; the division goes into the public scale.
 """

@@ -9,7 +9,7 @@
 Why this hides x: nothing is opened beyond the comparison, and u is shared afresh.
 
 The result is x / 2^shift rounded down or up, at random with the right mean. Truncating each share on its own would
-be wrong by 2^(32 - shift) with probability |x| / 2^31. A negative x above -2^15 may come out as x >> shift instead
+be wrong by 2^(32 - shift) with probability |x| / 2^32. A negative x above -2^15 may come out as x >> shift instead
 of 0: at most 2^(15 - shift) units. Needs |x| < 2^31 - 2^15.
 """
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import socket
 import ssl
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,17 +65,27 @@ class Identity:
         """The identity kept at ``path``, made there if it is not yet, readable for its owner only.
 
         The certificate for the others is written beside it, as ``path`` with the ending ``.crt``.
-        Raises InputError for a file that is no identity.
+        Raises InputError for a file that is no identity, that others may read, or that cannot be made there.
         """
         path = Path(path)
-        if not path.exists():
-            identity = cls.make(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(identity.key + identity.certificate.encode())
-            path.with_suffix(".crt").write_text(identity.certificate)
-            return identity
-        pem = path.read_bytes()
+        beside = path.with_suffix(".crt")
+        try:
+            if not path.exists():
+                if beside == path or beside.exists():
+                    raise InputError(f"{beside} is where the certificate of --identity {path} goes: name another file")
+                identity = cls.make(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(identity.key + identity.certificate.encode())
+                beside.write_text(identity.certificate)
+                return identity
+            if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+                raise InputError(
+                    f"{path} can be read by others than its owner: name a new one, and keep it at mode 600"
+                )
+            pem = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"--identity {path} cannot be used ({error.strerror}); name another file") from error
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             key = serialization.load_pem_private_key(pem, password=None)
@@ -166,7 +177,8 @@ class Listener:
         self._context = _context(identity, peers.values(), server=True)
         self._names = {fingerprint(certificate): name for name, certificate in peers.items()}
         try:
-            self._sock = socket.create_server(address, backlog=64)
+            family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+            self._sock = socket.create_server(address, family=family, backlog=64)
         except OSError as error:
             raise InputError(
                 f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); choose another address or port"

@@ -188,7 +188,7 @@ class Ledger:
         if self.charged + steps > self._affordable:
             raise BudgetSpent(
                 f"{steps} more steps would spend epsilon {self._bound(self.charged + steps, self.accountant):.3f}, "
-                f"past the budget of {self.budget}"
+                f"past the budget of {self.budget}: end here, or begin again with a larger one"
             )
         self.charged += steps
 

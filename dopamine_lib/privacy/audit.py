@@ -84,7 +84,7 @@ def one_run_audit(scores, included, delta: float, *, guesses=(0.1, 0.3), confide
     found, order = [], np.argsort(scores, kind="stable")
     for share in guesses:
         check_within("share of the canaries guessed at", share, 0, 1, "0.1 to 0.3 are usual")
-        half = max(1, round(share * len(scores) / 2))
+        half = max(1, min(round(share * len(scores) / 2), len(scores) // 2))
         correct = int(included[order[-half:]].sum() + (~included[order[:half]]).sum())
         sure = 1 - (1 - confidence) / len(guesses)
         bound = one_run_bound(len(scores), 2 * half, correct, delta, sure)

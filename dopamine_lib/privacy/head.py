@@ -17,7 +17,7 @@ class HeadTask(Task):
     """A linear layer on fixed features (N, p), whose per-sample gradients have a closed form.
 
     With the error e = softmax(logits) - onehot(y), the gradient of (W, b) is (e x^T, e): its norm is
-    |e| sqrt(|x|^2 + 1), and a sum of clipped gradients is one matrix product. Nothing is differentiated.
+    |e| sqrt(|x|^2 + 1). Nothing is differentiated.
 
     weights (classes,): what a patient's loss is multiplied by, as its grade says, before clipping; all 1
     """
@@ -25,7 +25,7 @@ class HeadTask(Task):
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor):
         super().__init__(net, lambda index: features[index], labels)
         self.onehot = F.one_hot(labels, net.out_features).to(features.dtype)
-        self.weights = torch.ones(net.out_features, dtype=features.dtype)
+        self.weights = features.new_ones(net.out_features)
         self._fixed, self.mean, self.stretch = features, features.new_zeros(features.shape[1]), 1.0
         self._set_features(features)
 
@@ -56,12 +56,13 @@ class HeadTask(Task):
         self.norms = self.features.norm(dim=1)
 
     def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+        """As for any Task: by ``head_loop`` on a CPU with numba, else by ``product_sums``."""
         add_clipped = _loop()
         if add_clipped is None or w.device.type != "cpu":
             return self.product_sums(w, index, max_grad_norm, group, groups)
         group, sums = torch.zeros_like(index) if group is None else group, w.new_zeros(groups, self.d)
-        head = w.numpy(), self.features.numpy(), self.labels.numpy(), self.weights.numpy(), self.norms.numpy()
-        add_clipped(*head, index.numpy(), group.numpy(), max_grad_norm, sums.numpy())
+        head = w.detach().numpy(), self.features.numpy(), self.labels.numpy(), self.weights.numpy(), self.norms.numpy()
+        add_clipped(*head, index.numpy(), group.numpy(), float(max_grad_norm), sums.numpy())
         return sums
 
     def product_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
@@ -79,7 +80,7 @@ class HeadTask(Task):
         return x, error * clip_factors(error.norm(dim=1) * self.norms[index], max_grad_norm)[:, None]
 
     def _sums(self, x: Tensor, error: Tensor, group, groups: int) -> Tensor:
-        """Each group's sum of e x^T as a vector (groups, d)."""
+        """Each group's sum of e x^T, as (groups, d), for x (B, p + 1), error (B, classes) and group (B,) or None."""
         # one block of columns per group: e_i stands in its group's block, so one product makes every sum
         classes = error.shape[1]
         blocks = error.new_zeros(len(x), groups, classes)
@@ -95,7 +96,7 @@ class HeadTask(Task):
 
 @cache
 def _loop():
-    """``head_loop.add_clipped``; None where numba is missing, which is said once."""
+    """``head_loop.add_clipped``; None where numba is missing, which a process says once."""
     try:
         from dopamine_lib.privacy.head_loop import add_clipped
 

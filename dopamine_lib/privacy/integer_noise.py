@@ -35,12 +35,18 @@ from dopamine_lib.privacy.randomness import Stream
 ORDERS = (*range(2, 65), 96, 128, 256)
 #: Probability, a step, that random rounding moves further than the sensitivity says; charged to delta.
 ROUNDING_FAILURE = 1e-12
-#: What clipping and adding in float32 may add to one patient's share of a sum, relative to C: with n patients in a
-#: hospital's sum at most about 2 n^2 2^-24, so this is enough for 91 of them.
+#: What clipping and adding in float32 may add to one patient's share of a sum, relative to C, at least: with n patients
+#: in a hospital's sum it is at most about 2 n^2 2^-24, so this is enough for 91 of them.
 FLOAT_SLACK = 1e-3
 #: Most probability of an overflow in a whole training, unless another is asked for.
 OVERFLOW = 1e-9
 ROUNDINGS = ("random", "nearest")
+
+
+def most_in_a_sum(sample_rate: float, patients: int) -> int:
+    """Patients in one hospital's Poisson sample, exceeded with a probability below 1e-16 a step (Chernoff)."""
+    mean = sample_rate * patients
+    return math.ceil(mean + 10 * math.sqrt(mean) + 10)
 
 
 class IntegerNoise:
@@ -52,6 +58,7 @@ class IntegerNoise:
     d                 parameters
     total_range       the largest |total| that comes back from the aggregation
     sample_rate       q;  steps: T, planned
+    patients          in one hospital's sum at most, for what adding in float32 may be off
     scale             s, units in 1.0; by default the largest that keeps the overflow under ``overflow``
     box               largest |value| of one hospital's sum, in units of C; what is beyond is clamped. In the head's
                       training the largest of a sum's values was 0.9 at the median and 4.4 at 99.9 % of the sums
@@ -70,6 +77,7 @@ class IntegerNoise:
         sample_rate: float,
         steps: int,
         least: int | None = None,
+        patients: int = 91,
         scale: float | None = None,
         box: float = 4.0,
         rounding: str = "random",
@@ -79,6 +87,7 @@ class IntegerNoise:
         check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
         check_within("hospitals", hospitals, 1, 10**6, "count those that may take part", low_open=False)
         check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
+        check_within("patients in a sum", patients, 1, 2**10, "let more hospitals share them", low_open=False)
         check_within("d", d, 1, 2**31, "it is the number of parameters", low_open=False)
         check_within("box", box, 0, 1e6, "it is in units of the clipping norm")
         check_within("overflow", overflow, 0, 1e-3, "it is charged to delta")
@@ -92,6 +101,7 @@ class IntegerNoise:
         )
         self.hospitals, self.least, self.d = hospitals, least or hospitals, d
         self.total_range, self.sample_rate, self.steps = total_range, sample_rate, steps
+        self._slack = max(FLOAT_SLACK, 2 * patients**2 * 2**-24)
         most = self._largest_scale(overflow)
         if scale is not None and not 0 < scale <= most:
             raise InputError(
@@ -114,7 +124,7 @@ class IntegerNoise:
     @property
     def l2_sensitivity(self) -> float:
         """How far one patient moves the total, in units: clipping, float32 and rounding together."""
-        moved, d = self.scale * self.max_grad_norm * (1 + FLOAT_SLACK), self.d
+        moved, d = self.scale * self.max_grad_norm * (1 + self._slack), self.d
         nearest = moved + math.sqrt(d)
         if self.rounding == "nearest":
             return nearest

@@ -20,11 +20,11 @@ BLOCK = 1 << 14
 class Randomness:
     """A root key and the independent streams derived from it.
 
-    seed  None for a fresh key from the operating system; a number for a run that can be repeated, which
-          hides nothing from whoever knows the number: for teaching only.
+    seed  None for a fresh key from the operating system; a number or a name for a run that can be repeated, which
+          hides nothing from whoever knows it: for teaching only.
     """
 
-    def __init__(self, seed: int | None = None):
+    def __init__(self, seed: int | str | None = None):
         self.seeded = seed is not None
         self._key = hashlib.sha256(f"dopamine seed {seed}".encode()).digest() if self.seeded else os.urandom(32)
 
