@@ -21,21 +21,11 @@ from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation.mpi_roles import HospitalPart, Part, ServerPart, read_state, state_bytes
 from dopamine_lib.federation.mpi_sums import make_end
 from dopamine_lib.federation.mpi_wire import DONE, MODEL, STATE, Wire
-from dopamine_lib.federation.statement import HOW
+from dopamine_lib.federation.statement import between_processes
 from dopamine_lib.models import extract_features, load_weights
 from dopamine_lib.out_folder import claim, run_files, write_json, writing
 from dopamine_lib.privacy.randomness import Randomness
 from dopamine_lib.reproduction import promise, run_record, setting_result
-
-#: What differs in the privacy statement from a run in one process.
-HERE = {
-    "plain": "The server of this run added the messages in the clear: it saw every hospital's.",
-    "bfv": "Messages were added under BFV, each party a process of its own. All hospitals share the secret key: one of "
-    "them and the server together read every message.",
-    "masks": "Messages were added behind pairwise masks, each party a process of its own. Of K hospitals t, "
-    "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
-    "different stories.",
-}
 
 
 def own_rows(whole: Dataset, keep: np.ndarray) -> Dataset:
@@ -174,7 +164,7 @@ def _serve(share: Share, wire: Wire, out: Path, asked: dict, say) -> dict:
     spent = {steps: share.bound(name).epsilons(steps) for steps in set(record["charged"])}
     said = promise(share, name, max(spent, default=share.setting(name).steps))
     result = setting_result(share, name, [record], said, spent)
-    result["statement"] = _said_here(result["statement"])
+    result["statement"] = between_processes(result["statement"])
     part.task.load(part.server.model)
     save_model(out / f"{name}-0.safetensors", part.task.net, share.metadata(name, result["statement"]))
     results = {
@@ -197,10 +187,3 @@ def _serve(share: Share, wire: Wire, out: Path, asked: dict, say) -> dict:
     write_json(out / "results.json", results)
     wire.send(0, DONE, b"")
     return results
-
-
-def _said_here(statement: str) -> str:
-    """The privacy statement of a run in one process, with what is otherwise between processes."""
-    for kind, said in HOW.items():
-        statement = statement.replace(said, HERE[kind])
-    return statement

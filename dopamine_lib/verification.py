@@ -21,7 +21,7 @@ from dopamine_lib.experiment import Options
 from dopamine_lib.federation.aggregation import make_integer_noise
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.settings import Choice, choice_for, setting
-from dopamine_lib.federation.statement import privacy_statement
+from dopamine_lib.federation.statement import between_processes, privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models import FEATURES, build, load_weights, read_state
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -94,7 +94,8 @@ def options_of(results: dict) -> Options:
         for key, value in (("data", options.data), ("model", options.model), ("delta", options.delta)):
             _must_agree(f"the {key}", results[key], value)
         check_within("number of test images", results["patients"]["test"], 0, 10**9, "run reproduce again")
-        seeded = "operating system" if options.seed is None else f"seeded with {options.seed}: for teaching only"
+        source = "operating systems of the parties" if "processes" in results else "operating system"
+        seeded = source if options.seed is None else f"seeded with {options.seed}: for teaching only"
         _must_agree("the randomness", results["randomness"], seeded)
         return options
 
@@ -143,13 +144,14 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s adversaries", result["adversaries"], bound.adversaries(steps[-1]))
 
     def statement(steps):
-        return privacy_statement(
+        said = privacy_statement(
             bound,
             steps=steps,
             patients=results["patients"]["train"],
             seeded=options.seed is not None,
             aggregation=options.aggregation,
         )
+        return between_processes(said) if "processes" in results else said
 
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
     # a file may be wrong all through: what no option changes must be what the kit trains with

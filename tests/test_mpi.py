@@ -26,6 +26,7 @@ from dopamine_lib.federation.identities import (
     read_identity,
     read_publics,
 )
+from dopamine_lib.verification import read_results, verify
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -151,6 +152,14 @@ def test_results_are_laid_out_as_those_of_reproduce(quick, options):
     clear = json.loads((quick / "FSCDP-plain-integer" / "results.json").read_text())["settings"]["FSCDP"]
     assert "it saw every hospital's" in clear["statement"] and "simulation" not in clear["statement"]
     assert not list(quick.glob("*/runs/*.safetensors"))  # a finished run needs no checkpoint
+
+
+def test_a_report_believes_results_of_several_processes_and_no_changed_ones(quick, monkeypatch, refuses):
+    results, folder = read_results(quick / "FSCDP-bfv-float" / "results.json")
+    monkeypatch.setitem(settings.SETTINGS, "FSCDP", replace(settings.SETTINGS["FSCDP"], rounds=12))
+    assert verify(results, folder)["FSCDP"].steps == 12
+    with refuses("statement"):  # a run in one process would have said something else
+        verify({key: value for key, value in results.items() if key != "processes"}, folder)
 
 
 def test_messages_of_a_stranger_or_out_of_turn_are_refused(quick):

@@ -13,6 +13,22 @@ HOW = {
     "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
     "different stories.",
 }
+#: The same where every party is a process of its own.
+APART = {
+    "plain": "The server of this run added the messages in the clear: it saw every hospital's.",
+    "bfv": "Messages were added under BFV, each party a process of its own. All hospitals share the secret key: one of "
+    "them and the server together read every message.",
+    "masks": "Messages were added behind pairwise masks, each party a process of its own. Of K hospitals t, "
+    "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
+    "different stories.",
+}
+
+
+def between_processes(statement: str) -> str:
+    """The privacy statement of a run in one process, with what is otherwise where every party is a process."""
+    for kind, said in HOW.items():
+        statement = statement.replace(said, APART[kind])
+    return statement
 
 
 def _line(bound: dict[str, float | None]) -> str:
