@@ -124,6 +124,17 @@ def test_normal_has_the_right_scale(scale, accepted):
     assert (stats.kstest(draws, "norm").pvalue > 0.01) == accepted
 
 
+def test_noise_is_the_same_on_any_number_of_threads():
+    drawn, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            drawn.append(Randomness(0).stream("noise").normal(200_001, 1.5))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
 def test_uniform_fills_the_unit_interval():
     draws = Randomness(2).stream("sample").uniform(50_000).numpy()
     assert draws.min() >= 0 and draws.max() < 1
