@@ -2,6 +2,7 @@
 
 import torch
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.shadows import target_record
 from dopamine_lib.worker_pool import Worker
@@ -12,9 +13,12 @@ def main() -> None:
     worker = Worker()
     torch.set_num_threads(1)
     options = worker.hear()["options"]
-    experiment = Experiment(Options(**options | {"settings": tuple(options["settings"])}), progress=False)
-    while True:
-        worker.say(answer=target_record(experiment, *worker.hear()["target"]))
+    try:
+        experiment = Experiment(Options(**options | {"settings": tuple(options["settings"])}), progress=False)
+        while True:
+            worker.say(answer=target_record(experiment, *worker.hear()["target"]))
+    except InputError as error:
+        worker.say(**{"wrong input": str(error)})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import time
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +184,13 @@ def test_two_processes_train_the_same_targets(small):
     one, two = (train_targets(experiment, "FPDP", 3, workers=workers) for workers in (1, 2))
     assert np.allclose(two.phi, one.phi, rtol=1e-4, atol=1e-3) and np.array_equal(two.members, one.members)
     assert two.epsilon == one.epsilon and np.array_equal(two.accuracy, one.accuracy)
+
+
+def test_wrong_input_of_a_process_is_said_here(small, tmp_path, refuses):
+    experiment = copy(small[0])
+    experiment.options = replace(experiment.options, data="aptos", data_dir=str(tmp_path / "nowhere"))
+    with refuses("nowhere", "no such folder"):
+        train_targets(experiment, "FPDP", 2, workers=2)
 
 
 def test_other_splits_keep_people_together(small):
