@@ -48,7 +48,7 @@ class Stream:
         half = (n + 1) // 2
         words, values = self._words(2 * half), torch.empty(2 * half)
         threads = torch.get_num_threads()
-        block = BLOCK if threads == 1 else 2 * threads * BLOCK  # torch shares out twice as many as one would take
+        block = BLOCK if threads == 1 else 2 * threads * BLOCK  # torch shares work out from 2^15 values a thread
         for at in range(0, half, block):
             end = min(at + block, half)
             # 1 - u lies in (0, 1]: the logarithm is finite
