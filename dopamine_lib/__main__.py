@@ -176,9 +176,8 @@ def _bench(arguments) -> None:
     print(result["machine"])
     for row in result["rows"]:
         peer = ""
-        if row["ratio"] is not None:  # the peer's figure by ours, or ours by the peer's: see benchmarks.measure.row
-            times = row["peer_value"] is not None and abs(row["ratio"] * row["value"] / row["peer_value"] - 1) < 1e-6
-            peer = f", {row['ratio']:.3g} {'times better than' if times else 'of'} {row['peer']}"
+        if row["ratio"] is not None:
+            peer = f"; {row['peer']}: {row['peer_value']:.4g} {row['unit']}, ratio {row['ratio']:.3g}"
         target = f" (target {row['target']}: {'holds' if row['holds'] else 'MISSED'})" if row["target"] else ""
         print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}{target}")
 

@@ -54,11 +54,10 @@ class Share(Experiment):
         if size is None and options.data == "retinamnist" and options.model != "cnn":
             size = 224  # as Experiment has it
         whole = data.load(options.data, options.data_dir, size=size, seed=options.public_seed)
-        patients = split_hospitals(whole, options.hospitals, split=options.split, seed=options.public_seed)
-        self.sizes = [len(own) for own in patients]
-        self.dataset = own_rows(whole, whole.test if number == SERVER else patients[number])
-        # numbers of all training patients in the source, as public as the split; their rows are not here
-        self.train, self.test = np.concatenate(patients), self.dataset.test
+        # numbers in the source, as public as the split: the others' rows are not here
+        self.patients = split_hospitals(whole, options.hospitals, split=options.split, seed=options.public_seed)
+        self.dataset = own_rows(whole, whole.test if number == SERVER else self.patients[number])
+        self.train, self.test = np.concatenate(self.patients), self.dataset.test
         self.weights = load_weights("random" if options.model == "cnn" else options.weights)
         self.labels = torch.from_numpy(np.array(self.dataset.labels))
         if options.model == "head":

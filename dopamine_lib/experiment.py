@@ -116,15 +116,18 @@ class Experiment:
                 self.weights, self.dataset.images, seed=options.public_seed, progress=progress
             )
         self.patients = split_hospitals(self.dataset, options.hospitals, split=options.split, seed=options.public_seed)
-        self.sizes = [len(own) for own in self.patients]
         self._calibrated: dict[str, Setting] = {}
         self._integer: dict[str, IntegerNoise] = {}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Training patients of each hospital."""
+        return [len(own) for own in self.patients]
 
     def hold_out_validation(self) -> None:
         """From here on train without the validation patients and score on them: for choices made by looking."""
         self.train, self.test = self.dataset.fit, self.dataset.validation
         self.patients = [np.intersect1d(own, self.train) for own in self.patients]
-        self.sizes = [len(own) for own in self.patients]
 
     def setting(self, name: str) -> Setting:
         """The declared setting, with sigma recalibrated where a bound was asked for."""

@@ -262,7 +262,7 @@ def _results(experiment: Experiment, asked: dict, records: dict[tuple, dict], do
         "weights_sha256": weights.sha256,
         "delta": options.delta,
         "patients": {"train": len(experiment.train), "test": len(experiment.test)},
-        "hospitals": [len(own) for own in experiment.patients],
+        "hospitals": experiment.sizes,
         "randomness": "operating system" if options.seed is None else f"seeded with {options.seed}: for teaching only",
         "options": asked,
         "settings": settings,

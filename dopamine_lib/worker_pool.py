@@ -28,7 +28,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.machine import GB, memory_size
 
 MOST_WORKERS = 2
-#: Memory of one worker: torch, a few thousand images with their features, and what the PRV accountant keeps.
+#: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
 WORKER_MEMORY = GB
 
 

@@ -9,19 +9,15 @@ HOW = {
     "plain": "This run added the messages in the clear, as a simulation.",
     "bfv": "Messages were added under BFV, all parties in one process. All hospitals share the secret key: one of them "
     "and the server together read every message.",
-    "masks": "Messages were added behind pairwise masks, all parties in one process. Of K hospitals t, "
-    "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
-    "different stories.",
+    "masks": "Messages were added behind pairwise masks, all parties in one process. Of K hospitals t, the larger of "
+    "--least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells different "
+    "stories.",
 }
 #: The same where every party is a process of its own.
 APART = {
-    "plain": "The server of this run added the messages in the clear: it saw every hospital's.",
-    "bfv": "Messages were added under BFV, each party a process of its own. All hospitals share the secret key: one of "
-    "them and the server together read every message.",
-    "masks": "Messages were added behind pairwise masks, each party a process of its own. Of K hospitals t, "
-    "the larger of --least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells "
-    "different stories.",
+    kind: said.replace("all parties in one process", "each party a process of its own") for kind, said in HOW.items()
 }
+APART["plain"] = "The server of this run added the messages in the clear: it saw every hospital's."
 
 
 def between_processes(statement: str) -> str:
