@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from dopamine_lib.process_memory import children, together
+from dopamine_lib.page.process_memory import children, together
 
 MINUTES, BYTES = 2, 2 * 2**30
 EVERY = 1.0  # seconds between two looks

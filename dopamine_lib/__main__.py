@@ -6,9 +6,9 @@ import os
 import sys
 
 from dopamine_lib import __version__
-from dopamine_lib.app import add_app
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.commands import add_infer, add_party
+from dopamine_lib.inference.workers.commands import add_infer, add_party
+from dopamine_lib.page.app import add_app
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,14 +115,14 @@ def _experiment_arguments(command: argparse.ArgumentParser) -> None:
 def _options(arguments):
     from dataclasses import fields
 
-    from dopamine_lib.experiment import Options
+    from dopamine_lib.federation.experiment import Options
 
     names = [field.name for field in fields(Options)]
     return Options(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
 
 
 def _reproduce(arguments) -> None:
-    from dopamine_lib.reproduction import reproduce, table
+    from dopamine_lib.reproduction.run import reproduce, table
 
     results = reproduce(_options(arguments), arguments.out, resume=arguments.resume)
     print(table(results))
@@ -130,8 +130,8 @@ def _reproduce(arguments) -> None:
 
 
 def _tune(arguments) -> None:
-    from dopamine_lib.experiment import Experiment
-    from dopamine_lib.tuning import tune
+    from dopamine_lib.federation.experiment import Experiment
+    from dopamine_lib.reproduction.tuning import tune
 
     experiment = Experiment(_options(arguments))
     experiment.hold_out_validation()
@@ -155,13 +155,13 @@ def _epsilon(arguments) -> None:
 
 
 def _pretrain(arguments) -> None:
-    from dopamine_lib.pretraining import pretrain
+    from dopamine_lib.models.pretraining import pretrain
 
     pretrain(arguments.out, seed=arguments.seed)
 
 
 def _report(arguments) -> None:
-    from dopamine_lib.report import write_report
+    from dopamine_lib.report.collect import write_report
 
     for written in write_report(arguments.results, arguments.out, data_dir=arguments.data_dir, audit=arguments.audit):
         print(written)
@@ -183,21 +183,21 @@ def _bench(arguments) -> None:
 
 
 def _homework(arguments) -> None:
-    from dopamine_lib.homework import students_copies
+    from dopamine_lib.course.homework import students_copies
 
     for copy in students_copies(arguments.out):
         print(copy)
 
 
 def _gallery(arguments) -> None:
-    from dopamine_lib.gallery import draw_gallery
+    from dopamine_lib.course.gallery import draw_gallery
 
     for picture in draw_gallery(arguments.out, arguments.results):
         print(picture)
 
 
 def _site(arguments) -> None:
-    from dopamine_lib.site import build_site
+    from dopamine_lib.course.site import build_site
 
     for warning in build_site(arguments.out):
         print(warning, file=sys.stderr)

@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import replace
 
-from dopamine_lib.federation import mpi
+from dopamine_lib.federation.mpi import __main__ as mpi
 from dopamine_lib.federation.settings import SETTINGS
 
 ROUNDS, LAST = 40, 24
@@ -17,7 +17,7 @@ end, _rank = sys.argv.pop(1), mpi._rank
 
 def rank(arguments, number: int) -> int:
     """The rank's work, in which one hospital ends."""
-    from dopamine_lib.federation.mpi_roles import HospitalPart
+    from dopamine_lib.federation.mpi.roles import HospitalPart
 
     plain = HospitalPart._round
 

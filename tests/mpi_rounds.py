@@ -16,12 +16,12 @@ import torch
 from mpi4py import MPI
 from safetensors.numpy import save_file
 
-from dopamine_lib.distributed import Share, take_part
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER, MessageError
-from dopamine_lib.experiment import Options
-from dopamine_lib.federation.mpi import _keys
-from dopamine_lib.federation.mpi_wire import DOWN, UP, Wire, number_of
+from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.mpi.__main__ import _keys
+from dopamine_lib.federation.mpi.party import Share, take_part
+from dopamine_lib.federation.mpi.wire import DOWN, UP, Wire, number_of
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 
 PATIENCE = 120.0

@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 
-from dopamine_lib.inference.buffers import Workspace
-from dopamine_lib.inference.channel import Recorded, local_pair
-from dopamine_lib.inference.dealer import Dealer
-from dopamine_lib.inference.operation import PATIENT, PROVIDER, Party
-from dopamine_lib.inference.parties import Patient, Provider
-from dopamine_lib.inference.randomness import SESSION, draw, fresh_seed, query_key
+from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.parties import Patient, Provider
+from dopamine_lib.inference.protocols.buffers import Workspace
+from dopamine_lib.inference.protocols.channel import Recorded, local_pair
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
+from dopamine_lib.inference.protocols.randomness import SESSION, draw, fresh_seed, query_key
 
 
 def at_once(*works):

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.federation.fairer import AdaptiveServer, ThinnedHospital
+from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
+from dopamine_lib.fairness.balanced import LEAST_SHARE, BalancedHead, class_weights
+from dopamine_lib.fairness.fairer import AdaptiveServer, ThinnedHospital
+from dopamine_lib.fairness.measures import graded, group_epsilons, measures
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
-from dopamine_lib.mitigation import graded, group_epsilons, measures
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-from dopamine_lib.privacy.adaptive_clipping import AdaptiveClip, AdaptiveHead
-from dopamine_lib.privacy.balanced import LEAST_SHARE, BalancedHead, class_weights
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from dopamine_lib.__main__ import main
-from dopamine_lib.checkpoints import save_model
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.images import prepare
-from dopamine_lib.models import HALF, build, to_input
-from dopamine_lib.process_memory import children, together
-from dopamine_lib.widgets import samples
+from dopamine_lib.models.checkpoints import save_model
+from dopamine_lib.models.networks import HALF, build, to_input
+from dopamine_lib.page.process_memory import children, together
+from dopamine_lib.page.widget import samples
 
 pytest.importorskip("voila", reason="the page is served by Voila: pip install voila")
 pytest.importorskip("tornado")
@@ -268,7 +268,6 @@ def test_an_address_of_the_network_needs_a_key(tmp_path, model):
 
 
 def test_the_command_line_stays_light():
-    program = (
-        "import sys, dopamine_lib.app; sys.exit(bool({'numpy', 'torch', 'voila', 'ipywidgets'} & set(sys.modules)))"
-    )
+    heavy = {"numpy", "torch", "voila", "ipywidgets"}
+    program = f"import sys, dopamine_lib.page.app; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -12,20 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from dopamine_lib.audit_figure import draw_bounds
+from dopamine_lib.auditing.audit import Claim, audit, claims, one_run_audit, one_run_bound, one_run_p_value
+from dopamine_lib.auditing.canaries import STRENGTH, Scene, canary_head, canary_run
+from dopamine_lib.auditing.figure import draw_bounds
+from dopamine_lib.auditing.planted_faults import PLANTED, scale_noise
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.canaries import STRENGTH, Scene, canary_head, canary_run
-from dopamine_lib.federation.planted import PLANTED, scale_noise
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-from dopamine_lib.privacy.audit import (
-    Claim,
-    audit,
-    claims,
-    one_run_audit,
-    one_run_bound,
-    one_run_p_value,
-)
 from dopamine_lib.privacy.checker import clopper_pearson
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.gaussian import analytic_epsilon

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib import audit_explorer
-from dopamine_lib.audit_explorer import RATES, allowed
-from dopamine_lib.explorers import png
+from dopamine_lib.auditing import explorer
+from dopamine_lib.auditing.explorer import RATES, allowed
+from dopamine_lib.privacy.explorer import png
 
 MEASURED = {"an attack": (np.linspace(0, 1, 5000), np.linspace(0, 1, 5000) ** 0.5)}
 
@@ -36,23 +36,23 @@ def test_the_gaussian_curve_touches_the_bound_and_never_passes_it():
 
 def test_the_explorer_answers_at_once():
     """Numbers, picture and PNG, in processor time. It takes 0.1 s; the bound leaves room for a busy machine."""
-    assert png(audit_explorer.draw_allowed()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
+    assert png(explorer.draw_allowed()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
     took, pictures = [], set()
     for epsilon, delta in itertools.product((0.1, 1.0, 10.0), (1e-6, 1e-4, 1e-2)):
         start = time.process_time()
-        pictures.add(png(audit_explorer.draw_allowed(epsilon, delta, measured=MEASURED)))
+        pictures.add(png(explorer.draw_allowed(epsilon, delta, measured=MEASURED)))
         took.append(time.process_time() - start)
     assert statistics.median(took) < 0.8 and len(pictures) == 9
 
 
 def test_a_measured_curve_is_drawn_where_it_was_measured():
     false, true = MEASURED["an attack"]
-    axes = audit_explorer.draw_allowed(measured=MEASURED).axes[0]
+    axes = explorer.draw_allowed(measured=MEASURED).axes[0]
     (line,) = (line for line in axes.lines if line.get_label() == "an attack")
     assert np.array_equal(line.get_xdata(), RATES)
     assert np.allclose(line.get_ydata()[RATES > 0.01], RATES[RATES > 0.01] ** 0.5, rtol=0.05)
     part = {"an attack": (false[50:], true[50:])}  # measured from a rate of 1 % on
-    (line,) = (one for one in audit_explorer.draw_allowed(measured=part).axes[0].lines if one.get_label() in part)
+    (line,) = (one for one in explorer.draw_allowed(measured=part).axes[0].lines if one.get_label() in part)
     assert np.isnan(line.get_ydata()[RATES < 0.01]).all() and np.isfinite(line.get_ydata()[RATES > 0.0101]).all()
 
 
@@ -72,4 +72,4 @@ def test_bad_input_is_refused(refuses, values, said):
 
 def test_too_many_curves_are_refused(refuses):
     with refuses("6 measured curves", "at most 5"):
-        audit_explorer.draw_allowed(measured={str(i): MEASURED["an attack"] for i in range(6)})
+        explorer.draw_allowed(measured={str(i): MEASURED["an attack"] for i in range(6)})

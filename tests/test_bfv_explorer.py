@@ -7,15 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib import bfv_explorer
-from dopamine_lib.explorers import png
+from dopamine_lib.encryption import explorer
+from dopamine_lib.privacy.explorer import png
 
 
 def test_where_decryption_fails():
     """True noise beyond q/2 is a wrong coefficient and nothing else is; one of them spoils the slots."""
     failed = 0
     for q_bits, count in itertools.product((18, 20, 22, 24), (1, 3, 10, 100)):
-        seen = bfv_explorer.sum_of(count, q_bits)
+        seen = explorer.sum_of(count, q_bits)
         assert seen["wrong_coefficients"] == np.mean(np.abs(seen["noise"]) > 0.5)
         assert (seen["wrong_slots"] > 0.9) == (seen["wrong_coefficients"] > 0)
         assert (seen["budget"] < 0.3) == (np.abs(seen["noise"]).max() > 0.4)
@@ -25,11 +25,11 @@ def test_where_decryption_fails():
 
 def test_the_explorer_answers_at_once():
     """Numbers, picture and PNG, in processor time. It takes 0.07 s; the bound leaves room for a busy machine."""
-    assert png(bfv_explorer.draw_sum()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
+    assert png(explorer.draw_sum()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
     took, pictures = [], set()
     for q_bits, count in itertools.product((19, 23, 27), (1, 10, 100)):
         start = time.process_time()
-        pictures.add(png(bfv_explorer.draw_sum(count, q_bits)))
+        pictures.add(png(explorer.draw_sum(count, q_bits)))
         took.append(time.process_time() - start)
     assert statistics.median(took) < 0.2 and len(pictures) == 9
 
@@ -37,9 +37,9 @@ def test_the_explorer_answers_at_once():
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda: bfv_explorer.sum_of(101), ("number of ciphertexts is 101",)),
-        (lambda: bfv_explorer.sum_of(1, 40), ("bits of q is 40",)),
-        (lambda: bfv_explorer.sum_of(1, 26, 3), ("bits of t is 3",)),
+        (lambda: explorer.sum_of(101), ("number of ciphertexts is 101",)),
+        (lambda: explorer.sum_of(1, 40), ("bits of q is 40",)),
+        (lambda: explorer.sum_of(1, 26, 3), ("bits of t is 3",)),
     ],
 )
 def test_bad_input_is_refused(refuses, call, said):

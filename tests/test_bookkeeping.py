@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dopamine_lib.models import cnn, squeezenet
+from dopamine_lib.models.networks import cnn, squeezenet
 from dopamine_lib.privacy import bookkeeping
 from dopamine_lib.privacy.bookkeeping import BookKeeper, cheaper_by_gram
 from dopamine_lib.privacy.dpsgd import Task, clip_factors, clipped_sums_reference

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dopamine_lib.data.images import prepare
 from dopamine_lib.data.synthetic import make_population
-from dopamine_lib.uploads import MAX_UPLOAD, read_upload
+from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
 
 ADDRESS = re.compile(r"the patient's page is at (http://127\.0\.0\.1:\d+/); Ctrl-C ends it")
 READABLE = 4.5  # contrast of text, WCAG 2.1, 1.4.3
@@ -62,9 +62,9 @@ def eyes():
     """Three synthetic eyes as JPEG files, and what the shipped model says of each in the clear."""
     import torch
 
-    from dopamine_lib.checkpoints import load_model
-    from dopamine_lib.models import to_input
-    from dopamine_lib.served_model import served_model_path
+    from dopamine_lib.models.checkpoints import load_model
+    from dopamine_lib.models.networks import to_input
+    from dopamine_lib.page.served_model import served_model_path
 
     net, about = load_model(served_model_path())
     preparing = about["preprocessing"]

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dopamine_lib.inference.channel import CHUNK, FIRST, ChannelError, Recorded, SocketChannel, local_pair
-from dopamine_lib.inference.tls import Identity, Listener, connect, fingerprint, read_certificate
+from dopamine_lib.inference.protocols.channel import CHUNK, FIRST, ChannelError, Recorded, SocketChannel, local_pair
+from dopamine_lib.inference.workers.tls import Identity, Listener, connect, fingerprint, read_certificate
 
 
 def both(one, other):

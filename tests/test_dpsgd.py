@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from dopamine_lib.models import cnn, squeezenet
+from dopamine_lib.models.networks import cnn, squeezenet
 from dopamine_lib.privacy.dpsgd import Task, clip_factors, clipped_sums_reference, noise_share
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness

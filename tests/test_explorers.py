@@ -6,13 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib import explorers
+from dopamine_lib.course.schematic import dopamine_schematic
+from dopamine_lib.privacy import explorer
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-from dopamine_lib.schematic import dopamine_schematic
 
 
 def test_calibration_shows_where_definition_2_fails():
-    proven, beyond = explorers.calibration(1.0, 1e-4), explorers.calibration(20.0, 1e-4)
+    proven, beyond = explorer.calibration(1.0, 1e-4), explorer.calibration(20.0, 1e-4)
     assert proven["classic"] > proven["analytic"] and proven["delta_classic"] < 1e-4
     assert beyond["classic"] < beyond["analytic"] and beyond["delta_classic"] > 1e-2
     for one in (proven, beyond):
@@ -20,7 +20,7 @@ def test_calibration_shows_where_definition_2_fails():
 
 
 def test_budget_is_the_accountants():
-    spent = explorers.budget(1.15, 100 / 2930, 3001, 1e-4)
+    spent = explorer.budget(1.15, 100 / 2930, 3001, 1e-4)
     assert spent["steps"][0] == 0 and spent["steps"][-1] == 3001 and spent["rdp"][0] == 0
     assert np.all(np.diff(spent["rdp_classic"]) > 0) and np.all(spent["rdp"] <= spent["rdp_classic"])
     for at in (1, 20, -1):
@@ -31,18 +31,18 @@ def test_budget_is_the_accountants():
 
 
 def test_budget_of_no_steps_is_nothing():
-    assert explorers.budget(1.0, 0.1, 0, 1e-5)["rdp"].tolist() == [0]
+    assert explorer.budget(1.0, 0.1, 0, 1e-5)["rdp"].tolist() == [0]
 
 
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda: explorers.calibration(0, 1e-5), ("epsilon is 0",)),
-        (lambda: explorers.calibration(1, 0), ("delta is 0",)),
-        (lambda: explorers.budget(0, 0.1, 10, 1e-5), ("noise multiplier is 0",)),
-        (lambda: explorers.budget(1.0, 1.1, 10, 1e-5), ("sample rate is 1.1",)),
-        (lambda: explorers.budget(1.0, 0.1, 2.5, 1e-5), ("number of steps is 2.5",)),
-        (lambda: explorers.budget(1.0, 0.1, 10, 1), ("delta is 1",)),
+        (lambda: explorer.calibration(0, 1e-5), ("epsilon is 0",)),
+        (lambda: explorer.calibration(1, 0), ("delta is 0",)),
+        (lambda: explorer.budget(0, 0.1, 10, 1e-5), ("noise multiplier is 0",)),
+        (lambda: explorer.budget(1.0, 1.1, 10, 1e-5), ("sample rate is 1.1",)),
+        (lambda: explorer.budget(1.0, 0.1, 2.5, 1e-5), ("number of steps is 2.5",)),
+        (lambda: explorer.budget(1.0, 0.1, 10, 1), ("delta is 1",)),
     ],
 )
 def test_bad_input_is_refused(refuses, call, said):
@@ -53,17 +53,17 @@ def test_bad_input_is_refused(refuses, call, said):
 @pytest.mark.parametrize(
     "draw, settings",
     [
-        (explorers.draw_calibration, [(e, d) for e in (0.3, 1.0, 8.0, 20.0) for d in (1e-4, 1e-6, 1e-9)]),
-        (explorers.draw_budget, [(s, q, 3001) for s in (0.5, 0.9, 1.2, 3.0) for q in (0.01, 0.05, 0.2)]),
+        (explorer.draw_calibration, [(e, d) for e in (0.3, 1.0, 8.0, 20.0) for d in (1e-4, 1e-6, 1e-9)]),
+        (explorer.draw_budget, [(s, q, 3001) for s in (0.5, 0.9, 1.2, 3.0) for q in (0.01, 0.05, 0.2)]),
     ],
 )
 def test_a_reaction_takes_less_than_a_tenth_of_a_second(draw, settings):
     """Numbers, picture and PNG at settings not seen before, in processor time: other jobs do not count."""
-    explorers.png(draw())  # Matplotlib and its fonts are loaded when the page opens
+    explorer.png(draw())  # Matplotlib and its fonts are loaded when the page opens
     took = []
     for values in settings:
         start = time.process_time()
-        assert explorers.png(draw(*values)).startswith(b"\x89PNG")
+        assert explorer.png(draw(*values)).startswith(b"\x89PNG")
         took.append(time.process_time() - start)
     assert statistics.median(took) < 0.1
 
@@ -71,15 +71,15 @@ def test_a_reaction_takes_less_than_a_tenth_of_a_second(draw, settings):
 def test_the_numbers_alone_take_milliseconds():
     start = time.process_time()
     for i in range(10):
-        explorers.budget(0.7 + i / 100, 0.0345, 3001, 1e-4)
-        explorers.calibration(1 + i, 1e-5)
+        explorer.budget(0.7 + i / 100, 0.0345, 3001, 1e-4)
+        explorer.calibration(1 + i, 1e-5)
     assert (time.process_time() - start) / 20 < 0.03
 
 
 def test_the_explorer_redraws_when_a_slider_moves():
     widgets = pytest.importorskip("ipywidgets")
     slider = widgets.FloatSlider(1.0, min=0.1, max=40)
-    box = explorers.explorer(explorers.draw_calibration, epsilon=slider)
+    box = explorer.explorer(explorer.draw_calibration, epsilon=slider)
     before = bytes(box.children[-1].value)
     slider.value = 20.0
     after = bytes(box.children[-1].value)

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib import federation_explorer
-from dopamine_lib.explorers import png
-from dopamine_lib.federation_explorer import PATIENTS, step_of
+from dopamine_lib.federation import explorer
+from dopamine_lib.federation.explorer import PATIENTS, step_of
+from dopamine_lib.privacy.explorer import png
 
 
 def test_gradients_are_cut_to_the_circle_and_keep_their_direction():
@@ -41,11 +41,11 @@ def test_the_shares_make_up_sigma_c_however_many_hospitals_there_are(hospitals):
 
 def test_the_explorer_answers_at_once():
     """Numbers, picture and PNG, in processor time. It takes 0.1 s; the bound leaves room for a busy machine."""
-    assert png(federation_explorer.draw_step()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
+    assert png(explorer.draw_step()).startswith(b"\x89PNG")  # Matplotlib is loaded when the page opens
     took, pictures = [], set()
     for clip, noise in itertools.product((0.1, 1.0, 8.0), (0.0, 1.15, 10.0)):
         start = time.process_time()
-        pictures.add(png(federation_explorer.draw_step(clip, noise)))
+        pictures.add(png(explorer.draw_step(clip, noise)))
         took.append(time.process_time() - start)
     assert statistics.median(took) < 0.3 and len(pictures) == 9
 

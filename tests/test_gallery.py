@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pins import REPOSITORY
 
-from dopamine_lib import gallery
 from dopamine_lib.__main__ import main
+from dopamine_lib.course import gallery
 
 FIGURES = REPOSITORY / "figures"
 #: Photographs of the patient's page, which the test of that page takes.
@@ -88,10 +88,10 @@ def test_a_picture_keeps_its_colours(tmp_path):
 
 def test_without_results_there_is_a_run(tmp_path, monkeypatch):
     """Which takes a minute, so here only what is asked for."""
-    from dopamine_lib import reproduction
+    from dopamine_lib.reproduction import run
 
     asked = []
-    monkeypatch.setattr(reproduction, "reproduce", lambda options, out: asked.append(options) or results())
+    monkeypatch.setattr(run, "reproduce", lambda options, out: asked.append(options) or results())
     monkeypatch.setattr(gallery, "PICTURES", {})
     assert main(["gallery", str(tmp_path)]) == 0
     assert asked[0].runs == 5 and asked[0].data == "synthetic" and asked[0].seed is None

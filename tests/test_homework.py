@@ -13,8 +13,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dopamine_lib import homework
 from dopamine_lib.__main__ import main
+from dopamine_lib.course import homework
 
 SOURCES = homework.find_homework(homework.SOURCES)
 ANSWERS = re.compile(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)\n.*?### END (?:SOLUTION|HIDDEN TESTS)", re.DOTALL)

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from homework_marks import marks
 
-from dopamine_lib.homework import SOURCES
+from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "07_auditing_homework.ipynb", 4)
 POINTS = {"roc": 6, "lira": 6, "bound": 7, "empirical": 6, "invert": 6, "groups": 6}

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from homework_marks import marks
 
-from dopamine_lib.homework import SOURCES
+from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "03_bfv_homework.ipynb", 4)
 POINTS = {"expand": 5, "ring": 5, "scheme": 9, "noise": 6, "slots": 6, "range": 7}

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from homework_marks import marks
 
-from dopamine_lib.homework import SOURCES
+from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "04_federated_algorithm_homework.ipynb", 4)
 POINTS = {"clip": 5, "message": 5, "step": 6, "left": 5, "masks": 7, "integers": 6}

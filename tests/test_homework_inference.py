@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from homework_marks import marks
 
-from dopamine_lib.homework import SOURCES
+from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "05_private_inference_homework.ipynb", 4)
 POINTS = {"share": 6, "beaver": 6, "fixed": 7, "layer": 6, "reuse": 6, "sees": 6}

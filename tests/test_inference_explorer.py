@@ -6,13 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib import inference_explorer as explorer
-from dopamine_lib.explorers import png
-from dopamine_lib.inference import kernels, rehearsal
-from dopamine_lib.inference.pooling import MaximumOperation
-from dopamine_lib.inference.program import Program
-from dopamine_lib.inference.relu import ReLUOperation
-from dopamine_lib.inference.sharing import random_ring, signed
+from dopamine_lib.inference import explorer as explorer
+from dopamine_lib.inference.network import rehearsal
+from dopamine_lib.inference.network.program import Program
+from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.pooling import MaximumOperation
+from dopamine_lib.inference.protocols.relu import ReLUOperation
+from dopamine_lib.inference.protocols.sharing import random_ring, signed
+from dopamine_lib.privacy.explorer import png
 
 MESSAGE, FRESH, SAME = explorer.VIEWS
 

@@ -8,13 +8,22 @@ from torch import nn
 
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
-from dopamine_lib.inference import plain
-from dopamine_lib.inference.calibration import calibration_images, extremes
-from dopamine_lib.inference.layers import Branches
-from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.program import Program
-from dopamine_lib.inference.quantise import MOST_TOGETHER, quantise, round_together
-from dopamine_lib.models import HALF, IMAGENET, NormalisedFeatures, backbone, build, cnn, load_weights, to_input
+from dopamine_lib.inference.network import plain
+from dopamine_lib.inference.network.calibration import calibration_images, extremes
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.layers import Branches
+from dopamine_lib.inference.network.program import Program
+from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, round_together
+from dopamine_lib.models.networks import (
+    HALF,
+    IMAGENET,
+    NormalisedFeatures,
+    backbone,
+    build,
+    cnn,
+    load_weights,
+    to_input,
+)
 
 torch.set_num_threads(1)
 

@@ -20,18 +20,18 @@ from private_session import Session, at_once, with_weights
 from scipy.stats import chi2
 from torch import nn
 
-from dopamine_lib.inference import dealer as dealer_module
-from dopamine_lib.inference import parties
-from dopamine_lib.inference.channel import Recorded, local_pair
-from dopamine_lib.inference.comparison import Comparison
-from dopamine_lib.inference.dealer import Dealer
-from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.normalised import NormalisedOperation
-from dopamine_lib.inference.operation import TAGS
-from dopamine_lib.inference.parties import Patient, Provider
-from dopamine_lib.inference.program import ANSWER, DIGEST, MODEL, QUERY
-from dopamine_lib.inference.randomness import draw, query_key
-from dopamine_lib.inference.truncation import TruncationOperation
+from dopamine_lib.inference.network import dealer as dealer_module
+from dopamine_lib.inference.network import parties
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.parties import Patient, Provider
+from dopamine_lib.inference.network.program import ANSWER, DIGEST, MODEL, QUERY
+from dopamine_lib.inference.protocols.channel import Recorded, local_pair
+from dopamine_lib.inference.protocols.comparison import Comparison
+from dopamine_lib.inference.protocols.normalised import NormalisedOperation
+from dopamine_lib.inference.protocols.operation import TAGS
+from dopamine_lib.inference.protocols.randomness import draw, query_key
+from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 QUERIES, MANY = 256, 4000
 CLEAN, CAUGHT = 1e-6, 1e-12

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from private_session import both, with_weights
 
-from dopamine_lib.inference import beaver, kernels, plan
-from dopamine_lib.inference.buffers import Layout
-from dopamine_lib.inference.comparison import DROPPED, PRODUCTS, borrow
-from dopamine_lib.inference.convolution import ConvolutionOperation
-from dopamine_lib.inference.normalised import NormalisedOperation
-from dopamine_lib.inference.operation import PATIENT, PROVIDER
-from dopamine_lib.inference.pooling import (
+from dopamine_lib.inference.network import plan
+from dopamine_lib.inference.protocols import beaver, kernels
+from dopamine_lib.inference.protocols.buffers import Layout
+from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, borrow
+from dopamine_lib.inference.protocols.convolution import ConvolutionOperation
+from dopamine_lib.inference.protocols.normalised import NormalisedOperation
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER
+from dopamine_lib.inference.protocols.pooling import (
     MaximumOperation,
     adaptive_windows,
     average_pool,
@@ -20,10 +21,10 @@ from dopamine_lib.inference.pooling import (
     pair_counts,
     window_factors,
 )
-from dopamine_lib.inference.randomness import SESSION, fill, fresh_seed, query_key
-from dopamine_lib.inference.relu import ReLUOperation
-from dopamine_lib.inference.sharing import decode, encode, random_ring, reconstruct, share, signed
-from dopamine_lib.inference.truncation import TruncationOperation
+from dopamine_lib.inference.protocols.randomness import SESSION, fill, fresh_seed, query_key
+from dopamine_lib.inference.protocols.relu import ReLUOperation
+from dopamine_lib.inference.protocols.sharing import decode, encode, random_ring, reconstruct, share, signed
+from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 EDGE = 2**31 - 2**15
 
@@ -276,7 +277,7 @@ def test_the_normalised_head_is_the_plain_one():
 
 def test_compiled_kernels_give_the_same_bits():
     pytest.importorskip("numba")
-    from dopamine_lib.inference import compiled
+    from dopamine_lib.inference.protocols import compiled
 
     rng = np.random.default_rng(0)
 

@@ -11,12 +11,12 @@ import torch
 from private_session import Session, at_once
 from torch import nn
 
-from dopamine_lib.inference.channel import ChannelError, local_pair
-from dopamine_lib.inference.dealer import Dealer
-from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.parties import Patient, Provider
-from dopamine_lib.inference.plan import Plan
-from dopamine_lib.models import HALF, to_input
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.parties import Patient, Provider
+from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
+from dopamine_lib.models.networks import HALF, to_input
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8)).astype(np.float32)
 
@@ -132,8 +132,8 @@ def test_sessions_never_share_randomness(small):
 
 def test_the_crypto_provider_does_without_torch(small):
     code = (
-        "import sys; from dopamine_lib.inference.dealer import Dealer; from dopamine_lib.inference.plan import Plan;"
-        "list(Dealer(Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
+        "import sys; from dopamine_lib.inference.network import dealer, plan; "
+        "list(dealer.Dealer(plan.Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

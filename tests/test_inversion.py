@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from dopamine_lib.auditing.inversion import dense_inputs, grade_of, invert, psnr, rank_among, total_variation
 from dopamine_lib.data.synthetic import make_population
-from dopamine_lib.models import build, to_input
+from dopamine_lib.models.networks import build, to_input
 from dopamine_lib.privacy.dpsgd import Task
-from dopamine_lib.privacy.inversion import dense_inputs, grade_of, invert, psnr, rank_among, total_variation
 
 SIZE, HALF = 28, (0.5, 0.5, 0.5)
 

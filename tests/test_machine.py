@@ -22,9 +22,9 @@ def test_it_finds_what_is_here():
 
 
 def test_the_weights_are_those_that_training_reads():
-    from dopamine_lib import models
+    from dopamine_lib.models import networks
 
-    assert machine.EMBEDDED == models.EMBEDDED and machine.IMAGENET_FILE == models.IMAGENET_FILE
+    assert machine.EMBEDDED == networks.EMBEDDED and machine.IMAGENET_FILE == networks.IMAGENET_FILE
 
 
 def test_data_in_the_working_directory_is_found(tmp_path, monkeypatch):

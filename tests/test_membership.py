@@ -12,8 +12,7 @@ from scipy import stats
 from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from dopamine_lib.privacy.definitions import Gaussian, RandomisedResponse
-from dopamine_lib.privacy.membership import (
+from dopamine_lib.auditing.membership import (
     ENOUGH_SHADOWS,
     Roc,
     confidence,
@@ -21,6 +20,7 @@ from dopamine_lib.privacy.membership import (
     loss_scores,
     most_true_positives,
 )
+from dopamine_lib.privacy.definitions import Gaussian, RandomisedResponse
 
 
 def test_confidence_is_the_log_odds_of_the_true_grade():

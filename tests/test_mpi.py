@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.encryption.transcript import Transcript
-from dopamine_lib.experiment import Experiment, Options
 from dopamine_lib.federation import settings
-from dopamine_lib.federation.identities import (
+from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.mpi.identities import (
     fingerprints,
     make_identity,
     party_name,
@@ -26,7 +26,7 @@ from dopamine_lib.federation.identities import (
     read_identity,
     read_publics,
 )
-from dopamine_lib.verification import read_results, verify
+from dopamine_lib.report.verification import read_results, verify
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -169,7 +169,7 @@ def test_messages_of_a_stranger_or_out_of_turn_are_refused(quick):
 
 @pytest.mark.parametrize("split", ["iid", "unequal"])
 def test_a_party_keeps_its_own_rows_alone(options, split):
-    from dopamine_lib.distributed import Share
+    from dopamine_lib.federation.mpi.party import Share
 
     mine = Options(**options, settings=("FSCDP",), split=split)
     whole = Experiment(mine, progress=False)
@@ -221,7 +221,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_model(options, tmp_path):
 
 
 def test_bad_input_is_one_line():
-    from dopamine_lib.federation.mpi import main
+    from dopamine_lib.federation.mpi.__main__ import main
 
     for words, said in (
         (["--out", "x"], "1 rank was started, but a server and two hospitals need 3"),
@@ -249,7 +249,7 @@ def check_line(main, words, said, patch):
     ],
 )
 def test_options_that_do_not_fit_are_refused(monkeypatch, capsys, more, said):
-    from dopamine_lib.federation.mpi import main
+    from dopamine_lib.federation.mpi.__main__ import main
 
     monkeypatch.setenv("PMI_RANK", "0"), monkeypatch.setenv("PMI_SIZE", "3")
     assert main([*more, "--out", "x"]) == 2
@@ -260,7 +260,7 @@ def test_options_that_do_not_fit_are_refused(monkeypatch, capsys, more, said):
 
 
 def test_identities(tmp_path, refuses, capsys):
-    from dopamine_lib.federation.mpi import main
+    from dopamine_lib.federation.mpi.__main__ import main
 
     for number in (0, 1, SERVER):
         assert party_number(party_name(number)) == number

@@ -52,7 +52,9 @@ for _ in range(3):
 
 
 def test_mpi_without_mpi4py_ends_in_one_line():
-    program = "from dopamine_lib.federation.mpi import main; sys.exit(main(['--hospitals', '2', '--out', 'none']))"
+    program = (
+        "from dopamine_lib.federation.mpi.__main__ import main; sys.exit(main(['--hospitals', '2', '--out', 'none']))"
+    )
     ran = without("mpi4py", program, PMI_RANK="0", PMI_SIZE="3")
     assert ran.returncode == 2 and not ran.stdout
     assert len(ran.stderr.splitlines()) == 1 and "pip install mpi4py" in ran.stderr
@@ -77,7 +79,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 def test_training_and_inference_load_without_any_of_them():
     hidden = "sys.modules.update(dict.fromkeys(('mpi4py', 'syft', 'voila', 'playwright', 'nbgrader'))); "
-    rooms = "experiment, reproduction, __main__, homework, federation.mpi, inference.workers, inference.commands"
+    rooms = "federation.experiment, reproduction.run, __main__, course.homework, federation.mpi.__main__, "
+    rooms += "inference.workers.processes, inference.workers.commands"
     ran = without("numba", hidden + "; ".join(f"import dopamine_lib.{room}" for room in rooms.split(", ")))
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
 

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dopamine_lib import patient_page as show
-from dopamine_lib import patient_service, served_model, widgets
-from dopamine_lib.checkpoints import save_model
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.images import prepare
-from dopamine_lib.inference import kernels, tls
-from dopamine_lib.inference.channel import ChannelError
-from dopamine_lib.inference.serving import load
-from dopamine_lib.models import HALF, build, to_input
-from dopamine_lib.patient_service import INTRODUCTION, Consultation, Helpers, Introduction, Invited, find_helpers
-from dopamine_lib.widgets import PatientPage, samples
+from dopamine_lib.inference.network.serving import load
+from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.workers import tls
+from dopamine_lib.models.checkpoints import save_model
+from dopamine_lib.models.networks import HALF, build, to_input
+from dopamine_lib.page import consultation, served_model, widget
+from dopamine_lib.page import html as show
+from dopamine_lib.page.consultation import INTRODUCTION, Consultation, Helpers, Introduction, Invited, find_helpers
+from dopamine_lib.page.widget import PatientPage, samples
 
 SIZE = 28
 
@@ -63,8 +64,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def helpers(model):
     """Provider and hospital as threads of this process: the real ones, without the seconds that processes take."""
-    from dopamine_lib.inference.hospital import HospitalServer
-    from dopamine_lib.inference.provider import ProviderServer
+    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+    from dopamine_lib.inference.workers.provider import ProviderServer
 
     at = ("127.0.0.1", 0)
     patient, provider, hospital = (tls.Identity.make(role) for role in ("patient", "provider", "hospital"))
@@ -238,7 +239,7 @@ def test_an_idle_session_that_was_given_up_is_replaced(model, page):
 
 
 def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, monkeypatch):
-    monkeypatch.setattr(patient_service, "PATIENCE", 0)
+    monkeypatch.setattr(consultation, "PATIENCE", 0)
     broken = True
 
     def introduction():
@@ -259,7 +260,7 @@ def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, m
 
 
 def test_what_a_page_says_at_its_start_is_said_again(helpers, monkeypatch):
-    monkeypatch.setattr(widgets, "SAY_AGAIN", 1000 * (0.01,))
+    monkeypatch.setattr(widget, "SAY_AGAIN", 1000 * (0.01,))
     said, enough = [], threading.Event()
 
     def sent(widget, key):
@@ -288,7 +289,7 @@ def test_a_model_that_is_none_is_said(tmp_path):
 
 def test_samples_are_one_of_each_grade_and_the_same_every_time():
     found = samples(64)
-    assert sorted(grade for _, grade in found) == sorted(GRADES) and len(found) == widgets.SAMPLES
+    assert sorted(grade for _, grade in found) == sorted(GRADES) and len(found) == widget.SAMPLES
     assert [grade for _, grade in found] != list(GRADES)  # the order tells nothing
     assert all(image.size == (64, 64) and image.mode == "RGB" for image, _ in found)
     assert [grade for _, grade in samples(28)] == [grade for _, grade in found]
@@ -321,7 +322,7 @@ def test_a_guest_waits_for_the_introduction_and_not_for_ever(helpers, tmp_path, 
     timer.join()
     with pytest.raises(ChannelError, match="start it again"):
         Invited(tmp_path / "gone" / "introduction.json").introduction()
-    monkeypatch.setattr(patient_service, "START_TIMEOUT", 0.2)
+    monkeypatch.setattr(consultation, "START_TIMEOUT", 0.2)
     with pytest.raises(ChannelError, match="start it again"):
         Invited(tmp_path / "late.json").introduction()
 
@@ -417,14 +418,14 @@ def test_contrast(full):
 
 def hostile():
     """A grading with markup wherever text comes from elsewhere."""
-    from dopamine_lib.inference.client import Answer
+    from dopamine_lib.inference.workers.client import Answer
 
     bad = "<script>x</script>"
     amounts = {"online_sent": 1, "online_received": 2, "offline_to_provider": 3, "setup_to_patient": 4}
     answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts)
     model = {"statement": bad, "trained_on": bad, "setting": bad, "epsilon": {"prv": 1.0}, "delta": 1e-4}
     seen = np.zeros((3, 8, 8), np.uint32)
-    return patient_service.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "hospital": 3}, model), bad
+    return consultation.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "hospital": 3}, model), bad
 
 
 def test_text_from_elsewhere_is_escaped():

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dopamine_lib import process_memory
-from dopamine_lib.checkpoints import save_model
 from dopamine_lib.data.dataset import GRADES
-from dopamine_lib.inference.serving import load
-from dopamine_lib.models import HALF, build
-from dopamine_lib.process_memory import children, find, together
+from dopamine_lib.inference.network.serving import load
+from dopamine_lib.models.checkpoints import save_model
+from dopamine_lib.models.networks import HALF, build
+from dopamine_lib.page import process_memory
+from dopamine_lib.page.process_memory import children, find, together
 
 SIZE = 28
 ENVIRONMENT = os.environ | {"DOPAMINE_KERNELS": "numpy"}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from dopamine_lib.alternatives import CENTRE, choose_regularisation, perturbed_head
-from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.privacy import perturbation
+from dopamine_lib.fairness import output_perturbation as module
+from dopamine_lib.fairness.alternatives import CENTRE, choose_regularisation, perturbed_head
+from dopamine_lib.fairness.output_perturbation import TOLERANCE, clip_rows, output_perturbation, sensitivity, solve
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.privacy.gaussian import gaussian_delta
-from dopamine_lib.privacy.perturbation import TOLERANCE, clip_rows, output_perturbation, sensitivity, solve
 from dopamine_lib.privacy.randomness import Randomness
 
 
@@ -85,7 +85,7 @@ def test_an_answer_that_is_not_exact_enough_is_refused(monkeypatch):
     class Stopped:
         x, message = np.zeros(28), "too many steps"
 
-    monkeypatch.setattr(perturbation, "minimize", lambda *arguments, **more: Stopped)
+    monkeypatch.setattr(module, "minimize", lambda *arguments, **more: Stopped)
     with pytest.raises(RuntimeError, match="too many steps"):
         release(*material())
 

@@ -21,7 +21,7 @@ from readme import NOTEBOOKS, PROGRAMS, README, REPOSITORY, SHELL, commands, she
 
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.identities import make_identity
+from dopamine_lib.federation.mpi.identities import make_identity
 
 #: What stands for a word in capitals.
 MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": "0.03", "S": "1.15", "T": "3001"}
@@ -83,7 +83,7 @@ def check_python(words: list[str], tmp_path, capsys, monkeypatch) -> None:
     if words[:2] == ["-m", "dopamine_lib"]:
         check_kit(words[2:], capsys)
     elif words[:2] == ["-m", "dopamine_lib.federation.mpi"]:
-        from dopamine_lib.federation import mpi
+        from dopamine_lib.federation.mpi import __main__ as mpi
 
         if words[2] in ("identity", "fingerprints"):
             make_identity(tmp_path / "keys", "hospital-7")  # of another party: there is something to print

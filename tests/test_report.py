@@ -14,16 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dopamine_lib.__main__ import main
+from dopamine_lib.auditing.planted_faults import scale_noise
 from dopamine_lib.errors import InputError
-from dopamine_lib.experiment import Options
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.planted import scale_noise
+from dopamine_lib.federation.experiment import Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.statement import privacy_statement
-from dopamine_lib.report import bounds_of, collect, short_audit, write_report
-from dopamine_lib.report_text import html, markdown, plain
-from dopamine_lib.reproduction import reproduce
-from dopamine_lib.verification import read_results, verify
+from dopamine_lib.report.collect import bounds_of, collect, short_audit, write_report
+from dopamine_lib.report.text import html, markdown, plain
+from dopamine_lib.report.verification import read_results, verify
+from dopamine_lib.reproduction.run import reproduce
 
 
 @pytest.fixture(autouse=True)

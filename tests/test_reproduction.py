@@ -16,14 +16,14 @@ from reproduction_runs import arguments, checkpoints
 from safetensors.torch import load_file
 
 from dopamine_lib.__main__ import main
-from dopamine_lib.checkpoints import load_model
 from dopamine_lib.data import load
 from dopamine_lib.errors import InputError
-from dopamine_lib.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
-from dopamine_lib.models import squeezenet, to_input
+from dopamine_lib.models.checkpoints import load_model
+from dopamine_lib.models.networks import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
-from dopamine_lib.reproduction import reproduce, table
+from dopamine_lib.reproduction.run import reproduce, table
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_figure_and_table_come_from_the_results(finished):
 
 
 def test_figure_draws_every_setting_and_the_paper(finished):
-    from dopamine_lib.figures import figure1
+    from dopamine_lib.reproduction.figure1 import figure1
 
     above, below = figure1(finished[0]).axes
     assert len(above.lines) == 10 and len(below.lines) == 3

@@ -12,8 +12,8 @@ from reproduction_runs import alive, arguments, checkpoints, children
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.errors import InputError
-from dopamine_lib.experiment import Options
-from dopamine_lib.reproduction import reproduce
+from dopamine_lib.federation.experiment import Options
+from dopamine_lib.reproduction.run import reproduce
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_no_worker_outlives_an_interrupt(small, tmp_path, sent, status):
     words = arguments(small, tmp_path, "--runs", "3", "--settings", "CDP,FSCDP")
     # a shell's background jobs ignore interrupts, and so would their children
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "import sys, dopamine_lib.worker_pool as pool; pool.fitting_workers = lambda jobs: 2\n"
+    code += "import sys, dopamine_lib.pool as pool; pool.fitting_workers = lambda jobs: 2\n"
     code += "from dopamine_lib.__main__ import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -61,7 +61,7 @@ def test_a_run_that_another_process_is_in_is_left_alone(small, tmp_path):
     (tmp_path / "runs").mkdir()
     options = Options(**small, runs=1, settings=("C",))
     with FileLock(tmp_path / "runs" / "C-0.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dopamine_lib.reproduction.PATIENCE", 0.1)
+        patch.setattr("dopamine_lib.reproduction.run.PATIENCE", 0.1)
         with pytest.raises(InputError, match="another process"):
             reproduce(options, tmp_path, progress=False)
     assert not (tmp_path / "runs" / "C-0.safetensors").exists()

@@ -224,7 +224,7 @@ def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
 
 def _paired(model, rounds, seed):
     """Test accuracy of FSCDP after ``rounds``, in the clear and under BFV, from the same samples and noise."""
-    from dopamine_lib.experiment import Experiment, Options
+    from dopamine_lib.federation.experiment import Experiment, Options
 
     accuracies, seconds = [], []
     for kind in ("plain", "bfv"):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from dopamine_lib import served_model
-from dopamine_lib.checkpoints import load_model, save_model
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.synthetic import load_synthetic
 from dopamine_lib.federation.settings import setting
-from dopamine_lib.models import EMBEDDED, extract_features, load_weights
+from dopamine_lib.models.checkpoints import load_model, save_model
+from dopamine_lib.models.networks import EMBEDDED, extract_features, load_weights
+from dopamine_lib.page import served_model
+from dopamine_lib.page.served_model import MEASURED, facts, main, make, served_model_path
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilons
-from dopamine_lib.served_model import MEASURED, facts, main, make, served_model_path
 
 
 @pytest.fixture(scope="module")

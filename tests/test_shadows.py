@@ -13,14 +13,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy import stats
 
-from dopamine_lib.experiment import Experiment, Options
+from dopamine_lib.auditing.membership import Roc, confidence, likelihood_scores, loss_scores, most_true_positives
+from dopamine_lib.auditing.shadow_models import (
+    other_split,
+    poisson_samples,
+    shadow_confidences,
+    train_heads,
+    train_targets,
+)
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.head import HeadTask
-from dopamine_lib.privacy.membership import Roc, confidence, likelihood_scores, loss_scores, most_true_positives
 from dopamine_lib.privacy.randomness import Randomness
-from dopamine_lib.reproduction import reproduce
-from dopamine_lib.shadows import other_split, poisson_samples, shadow_confidences, train_heads, train_targets
+from dopamine_lib.reproduction.run import reproduce
 
 N, P, HOSPITALS, CLASSES = 130, 6, 4, 3
 

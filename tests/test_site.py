@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from readme import NOTEBOOKS, REPOSITORY
 
-from dopamine_lib import site
-from dopamine_lib.homework import find_homework
+from dopamine_lib.course import site
+from dopamine_lib.course.homework import find_homework
 
 #: Elements that make a browser fetch what they name; a link to read elsewhere (``a``) is no such element.
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}

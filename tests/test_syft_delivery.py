@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import dopamine_lib.inference
-from dopamine_lib.inference import kernels
-from dopamine_lib.inference.channel import ChannelError, local_pair
-from dopamine_lib.inference.dealer import Dealer
-from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.operation import TAGS
-from dopamine_lib.inference.parties import Patient, Provider
-from dopamine_lib.inference.program import ANSWER, MODEL, Program
-from dopamine_lib.inference.rehearsal import at_once
-from dopamine_lib.models import HALF, to_input
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.parties import Patient, Provider
+from dopamine_lib.inference.network.program import ANSWER, MODEL, Program
+from dopamine_lib.inference.network.rehearsal import at_once
+from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
+from dopamine_lib.inference.protocols.operation import TAGS
+from dopamine_lib.models.networks import HALF, to_input
 
-syft_delivery = pytest.importorskip("dopamine_lib.inference.syft_delivery")
+syft_delivery = pytest.importorskip("dopamine_lib.inference.workers.syft_delivery")
 
 TAG = 7
 CHAPTER = Path(__file__).parent.parent / "notebooks" / "05_private_inference.ipynb"
@@ -152,7 +152,7 @@ def test_nothing_stays_on_the_disk():
 
 def test_the_chapter_goes_on_without_syft(monkeypatch, capsys):
     """Its cells about syft, run where syft cannot be imported: one sentence, and no error."""
-    monkeypatch.delitem(sys.modules, "dopamine_lib.inference.syft_delivery")
+    monkeypatch.delitem(sys.modules, "dopamine_lib.inference.workers.syft_delivery")
     monkeypatch.delattr(dopamine_lib.inference, "syft_delivery")
     monkeypatch.setitem(sys.modules, "syft.sync.connections.drive.gdrive_transport", None)
     code = [cell.source for cell in nbformat.read(CHAPTER, 4).cells if cell.cell_type == "code"]

@@ -17,7 +17,7 @@ from dopamine_lib.data import synthetic
 from dopamine_lib.data.photograph import match_histogram
 from dopamine_lib.data.synthetic import GRADE_PROPORTIONS, load_synthetic, make_population
 from dopamine_lib.files import cache_dir
-from dopamine_lib.models import extract_features, load_weights
+from dopamine_lib.models.networks import extract_features, load_weights
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dopamine_lib import uploads
+from dopamine_lib.data import uploads
 from dopamine_lib.data.images import MAX_PIXELS, prepare, read_image
+from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
 from dopamine_lib.errors import InputError
-from dopamine_lib.uploads import MAX_UPLOAD, read_upload
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)).resize((48, 32)))

@@ -6,12 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dopamine_lib import experiment as experiment_module
-from dopamine_lib.experiment import Experiment, Options
-from dopamine_lib.fairness import METRICS
-from dopamine_lib.fairness_figures import draw_alternatives, draw_measures, draw_subgroups, draw_utility
-from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
-from dopamine_lib.utility import (
+from dopamine_lib.fairness.figures import draw_alternatives, draw_measures, draw_subgroups, draw_utility
+from dopamine_lib.fairness.scores import METRICS
+from dopamine_lib.fairness.utility import (
     WITHOUT_NOISE,
     at_epsilon,
     learning_rate,
@@ -21,6 +18,9 @@ from dopamine_lib.utility import (
     utility_curve,
     validate_rule,
 )
+from dopamine_lib.federation import experiment as experiment_module
+from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
 
 
 @pytest.fixture(scope="module")

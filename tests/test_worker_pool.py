@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dopamine_lib import worker_pool
+from dopamine_lib import pool as pool_module
 from dopamine_lib.errors import InputError
-from dopamine_lib.worker_pool import WorkerPool, fitting_workers
+from dopamine_lib.pool import WorkerPool, fitting_workers
 
 WORKER = """
 import os, sys, time
@@ -83,7 +83,7 @@ def test_closing_ends_workers_in_the_middle_of_a_job(tmp_path, monkeypatch):
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path, monkeypatch, code, ends):
     """Also in the middle of a job; a worker that reads no input would stay, and this test would see it."""
     (tmp_path / "sleepers.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(worker_pool.__file__).parents[1])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(pool_module.__file__).parents[1])]))
     parent = (
         "from dopamine_lib.worker_pool import WorkerPool; pool = WorkerPool('sleepers', 1); "
         "pool.introduce({'factor': 1}); "
@@ -124,5 +124,5 @@ def _alive(pid):
 )
 def test_as_many_workers_as_fit(monkeypatch, cores, memory, jobs, fitting):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(worker_pool, "memory_size", lambda: None if memory is None else int(memory * 2**30))
+    monkeypatch.setattr(pool_module, "memory_size", lambda: None if memory is None else int(memory * 2**30))
     assert fitting_workers(jobs) == fitting

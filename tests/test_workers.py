@@ -19,18 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
-from dopamine_lib.inference import hospital as hospital_module
-from dopamine_lib.inference import kernels, messages, tls
-from dopamine_lib.inference import provider as provider_module
-from dopamine_lib.inference.channel import ChannelError
-from dopamine_lib.inference.client import PatientClient
-from dopamine_lib.inference.commands import parse_address
-from dopamine_lib.inference.hospital import HospitalServer
-from dopamine_lib.inference.messages import Tag
-from dopamine_lib.inference.network import compile_model
-from dopamine_lib.inference.provider import ProviderServer
-from dopamine_lib.inference.workers import Workers
-from dopamine_lib.models import HALF, build, to_input
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.workers import crypto_provider as hospital_module
+from dopamine_lib.inference.workers import messages, tls
+from dopamine_lib.inference.workers import provider as provider_module
+from dopamine_lib.inference.workers.client import PatientClient
+from dopamine_lib.inference.workers.commands import parse_address
+from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+from dopamine_lib.inference.workers.messages import Tag
+from dopamine_lib.inference.workers.processes import Workers
+from dopamine_lib.inference.workers.provider import ProviderServer
+from dopamine_lib.models.networks import HALF, build, to_input
 
 SIZE, GRADES = 16, ("none", "some", "much")
 LOOPBACK = ("127.0.0.1", 0)
@@ -366,14 +367,14 @@ def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": "{}", "grades": []}', '{"plan": 1, "grades": 2}', "\x00"])
 def test_a_card_that_cannot_be_read(text):
-    from dopamine_lib.inference.client import _read_card
+    from dopamine_lib.inference.workers.client import _read_card
 
     with pytest.raises(ChannelError, match="cannot be read"):
         _read_card(text)
 
 
 def test_texts_have_a_bound():
-    from dopamine_lib.inference.channel import local_pair
+    from dopamine_lib.inference.protocols.channel import local_pair
 
     one, other = local_pair(timeout=5)
     messages.send_number(one, Tag.CARD, 2**31)
@@ -406,7 +407,7 @@ def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
     assert secrets[0] not in repr(identities["hospital"])
 
 
-@pytest.mark.parametrize("module", ["hospital", "client", "dealer"])
+@pytest.mark.parametrize("module", ["workers.crypto_provider", "workers.client", "network.dealer"])
 def test_hospital_and_patient_load_no_torch(module):
     program = f"import dopamine_lib.inference.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -418,8 +419,8 @@ def test_hospital_and_patient_load_no_torch(module):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A model as ``reproduce`` writes it, and an image."""
-    from dopamine_lib.checkpoints import save_model
     from dopamine_lib.data.synthetic import make_population
+    from dopamine_lib.models.checkpoints import save_model
 
     folder = tmp_path_factory.mktemp("workers")
     net = build("cnn", 5, None, 0)
@@ -460,7 +461,7 @@ def test_three_processes(files, refuses):
 
 def test_workers_end_with_their_parent(files):
     program = (
-        "import sys; from dopamine_lib.inference.workers import _start;"
+        "import sys; from dopamine_lib.inference.workers.processes import _start;"
         "print(_start('hospital').pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -491,7 +492,7 @@ def run(*arguments):
     """Run ``infer`` or ``party`` as the command line does; returns what was printed."""
     import argparse
 
-    from dopamine_lib.inference.commands import add_infer, add_party
+    from dopamine_lib.inference.workers.commands import add_infer, add_party
 
     top = argparse.ArgumentParser()
     commands = top.add_subparsers(required=True)

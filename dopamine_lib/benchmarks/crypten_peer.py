@@ -62,7 +62,7 @@ def main(rank: str, rendezvous: str, model: str, size: str) -> None:
     """Answer every line on standard input with the seconds of one inference and the logits' largest error."""
     import torch
 
-    from dopamine_lib.checkpoints import load_model
+    from dopamine_lib.models.checkpoints import load_model
 
     os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "RENDEZVOUS": f"file://{rendezvous}"}
     os.environ |= {"DISTRIBUTED_BACKEND": "gloo"}

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
-from dopamine_lib.inference.workers import Workers
+from dopamine_lib.inference.workers.processes import Workers
 
 #: Times faster than CrypTen, by the image's size.
 CRYPTEN_TARGETS = {64: 30, 224: 100}
@@ -101,10 +101,10 @@ def _model_and_image(folder: Path, size: int):
     """A SqueezeNet-1.1 with embedded weights as a model file, and a synthetic patient's image; both also in memory."""
     from PIL import Image
 
-    from dopamine_lib.checkpoints import save_model
     from dopamine_lib.data.dataset import GRADES
     from dopamine_lib.data.synthetic import make_population
-    from dopamine_lib.models import build, load_weights, to_input
+    from dopamine_lib.models.checkpoints import save_model
+    from dopamine_lib.models.networks import build, load_weights, to_input
 
     weights = load_weights()
     net = build("squeezenet", len(GRADES), weights, 0).eval()

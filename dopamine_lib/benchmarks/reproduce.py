@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
-from dopamine_lib.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import SETTINGS
-from dopamine_lib.reproduction import run_setting
+from dopamine_lib.reproduction.run import run_setting
 
 #: Seconds that all five settings may take, five runs each.
 COLD_TARGET, WARM_TARGET, APTOS_TARGET = 120, 40, 90

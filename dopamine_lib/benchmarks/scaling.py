@@ -88,9 +88,9 @@ def _rank(job: dict) -> None:
     from mpi4py import MPI
 
     from dopamine_lib.encryption.messages import SERVER
-    from dopamine_lib.federation.mpi import _keys
-    from dopamine_lib.federation.mpi_sums import make_end
-    from dopamine_lib.federation.mpi_wire import Wire
+    from dopamine_lib.federation.mpi.__main__ import _keys
+    from dopamine_lib.federation.mpi.sums import make_end
+    from dopamine_lib.federation.mpi.wire import Wire
     from dopamine_lib.federation.settings import Choice
 
     torch.set_num_threads(1)

@@ -1,0 +1,248 @@
+"""The models of a membership attack: targets as ``reproduce`` makes them, and the attacker's shadow models.
+
+A target is one run of one setting on its own split of the patients into training and test, so that every patient is a
+member of some targets and a stranger to others. The attacker has records like these and trains shadow heads on random
+halves of them, with the setting's published parameters: many at once, in one batched product a step. Their training
+equals ``federation.training`` up to who draws the randomness, which is a fast seeded generator here: the noise of an
+attacker's own models hides nobody.
+"""
+
+import copy
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dopamine_lib.auditing.membership import confidence
+from dopamine_lib.data.dataset import split_by_person
+from dopamine_lib.data.hospitals import split_hospitals
+from dopamine_lib.errors import InputError
+from dopamine_lib.fairness.utility import trained
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.settings import Choice, Setting
+from dopamine_lib.pool import WorkerPool
+from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.head import STRETCH
+from dopamine_lib.reproduction.run import threads
+
+#: Shadow models trained in one batch: more do not fit a core's cache, and gain nothing.
+TOGETHER = 16
+
+
+def other_split(experiment: Experiment, seed: int) -> Experiment:
+    """The same patients dealt anew into training, validation, test and hospitals, as a seed does with real data.
+
+    The experiment's own seed gives its own split, the one that ``reproduce`` uses.
+    """
+    twin, dataset = copy.copy(experiment), experiment.dataset
+    if seed == experiment.options.public_seed:
+        return twin
+    share = len(dataset.test) / len(dataset)
+    parts = split_by_person(dataset.labels, dataset.person, test_fraction=share, seed=seed)
+    twin.dataset = replace(dataset, **dict(zip(("train", "validation", "test"), parts, strict=True)))
+    twin.train, twin.test = twin.dataset.train, twin.dataset.test
+    terms = experiment.options
+    twin.patients = split_hospitals(twin.dataset, terms.hospitals, split=terms.split, seed=seed)
+    return twin
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Attacked models: phi (T, N) of all patients, members bool (T, N), and accuracy (T,) on the strangers.
+
+    epsilon  of the worst-off ledger of all targets by the PRV accountant; None where nothing is private
+    """
+
+    phi: np.ndarray
+    members: np.ndarray
+    accuracy: np.ndarray
+    epsilon: float | None
+
+
+def train_targets(experiment: Experiment, name: str, count: int, *, workers: int = 1) -> Targets:
+    """``count`` runs of a setting, run r on split r, each the model that ``reproduce`` makes of it.
+
+    workers  processes that share them out; they change no number where a seed is given
+    """
+    jobs = [{"target": [name, run]} for run in range(count)]
+    if workers > 1:
+        with WorkerPool("dopamine_lib.auditing.shadow_worker", workers) as pool:
+            pool.introduce({"options": asdict(experiment.options)})
+            records = pool.run(jobs)
+    else:
+        records = [target_record(experiment, *job["target"]) for job in jobs]
+    worst = max((steps for record in records for steps in record["charged"]), default=None)
+    return Targets(
+        phi=np.array([record["phi"] for record in records]),
+        members=np.array([np.isin(np.arange(len(experiment.dataset)), record["members"]) for record in records]),
+        accuracy=np.array([record["accuracy"] for record in records]),
+        epsilon=None if worst is None else experiment.bound(name).epsilon(worst, "prv"),
+    )
+
+
+def target_record(experiment: Experiment, name: str, run: int) -> dict:
+    """A target as plain data: phi of all patients, the members' numbers, accuracy, and steps charged."""
+    own = other_split(experiment, experiment.options.public_seed + run)
+    training = trained(own.training(name, run))
+    logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
+    return {
+        "phi": confidence(logits, own.dataset.labels).tolist(),
+        "members": own.train.tolist(),
+        "accuracy": own.accuracy(training),
+        "charged": [ledger.charged for ledger in training.ledgers],
+    }
+
+
+def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:
+    """phi (count, N) of shadow heads, each trained on a random half of all patients; NaN for those in that half.
+
+    Two by two the halves are a whole, so half of the models are strangers to a patient. Raises InputError for an odd
+    count or fewer than 4, and for another model than a head: those are too slow to be trained by the dozen.
+    """
+    if experiment.options.model != "head":
+        raise InputError("shadow models are trained for --model head only: its training takes seconds")
+    if count < 4 or count % 2:
+        raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
+    setting, choice, rng = experiment.setting(name), experiment.choice(name), np.random.default_rng(seed)
+    patients, hospitals = [], experiment.options.hospitals if setting.federated else 1
+    for _ in range(count // 2):  # who is in which hospital is not known to the attacker, and need not be
+        for half in np.array_split(rng.permutation(len(experiment.dataset)), 2):
+            patients.append(np.array_split(half, hospitals))
+    x, phi, classes = F.pad(experiment.features, (0, 1), value=1.0), [], len(experiment.dataset.grades)
+    for first in range(0, count, TOGETHER):
+        some = patients[first : first + TOGETHER]
+        terms = (experiment.features, experiment.labels, some, setting, choice)
+        heads = train_heads(*terms, classes=classes, seed=seed + first)
+        phi += [confidence(x @ head.T, experiment.dataset.labels) for head in heads]
+    for own, members in zip(phi, patients, strict=True):
+        own[np.concatenate(members)] = np.nan
+    return np.array(phi)
+
+
+@torch.no_grad()
+def train_heads(
+    features: Tensor,
+    labels: Tensor,
+    patients: list[list[np.ndarray]],
+    setting: Setting,
+    choice: Choice,
+    *,
+    classes: int = 5,
+    seed: int = 0,
+) -> Tensor:
+    """Linear heads (M, classes, p + 1) for the features (N, p) as they are, the bias last, all trained in lock-step.
+
+    patients  for each of M models the indices of its hospitals' patients
+
+    In C, CDP and FSCDP the hospitals' samples and noises add up to one sample and one noise of sigma C, so a model is
+    one group. In F and FPDP every hospital that takes part in a round is a group with a model and noise of its own.
+    """
+    with threads(1):
+        return _Crowd(features, labels, patients, setting, choice, classes, seed).train()
+
+
+class _Crowd:
+    """M heads in training. Parameters are (G, classes, p + 1) for G groups of patients."""
+
+    def __init__(self, features, labels, patients, setting: Setting, choice: Choice, classes: int, seed: int):
+        self.setting, self.choice, self.features = setting, choice, features
+        self.onehot, self.squares = F.one_hot(labels, classes).float(), features.square().sum(1)
+        self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        self.models, self.local = len(patients), setting.local_steps > 1
+        self.hospitals = patients if self.local else [[np.concatenate(own)] for own in patients]
+        self.population = [sum(map(len, own)) for own in patients]
+        self.centre, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
+        if choice.centre is not None:
+            self.centre, self.stretch = self._centres(patients), STRETCH
+
+    def train(self) -> Tensor:
+        """All rounds; the heads handed out."""
+        choice = self.choice
+        w = torch.zeros(self.models, self.onehot.shape[1], self.features.shape[1] + 1)
+        velocity, mean = torch.zeros_like(w), w.clone()
+        batch = self.setting.sample_rate * torch.tensor(self.population, dtype=torch.float32)[:, None, None]
+        for step in range(1, self.setting.rounds + 1):
+            if self.local:
+                w = w + self._local_change(w)
+            else:
+                sums = self._noisy_sums(w, [own[0] for own in self.hospitals], range(self.models))
+                velocity = choice.momentum * velocity + sums / batch
+                w = w - choice.learning_rate * velocity
+            if choice.averaging is not None:
+                mean = torch.lerp(mean, w, (choice.averaging + 1) / (step + choice.averaging))
+        return self._for_raw_features(w if choice.averaging is None else mean)
+
+    def _local_change(self, w: Tensor) -> Tensor:
+        """One round of F or FPDP: the mean of the present hospitals' changes, by their patients."""
+        invited = max(1, round(self.setting.participation * len(self.hospitals[0])))
+        model = np.repeat(np.arange(self.models), invited)
+        drawn = [self.rng.choice(len(own), invited, replace=False) for own in self.hospitals]
+        groups = [self.hospitals[m][k] for m, own in enumerate(drawn) for k in own]
+        sizes = torch.tensor([len(own) for own in groups], dtype=torch.float32)[:, None, None]
+        local = start = w[model]
+        velocity = torch.zeros_like(local)
+        for _ in range(self.setting.local_steps):
+            sums = self._noisy_sums(local, groups, model)
+            velocity = self.choice.momentum * velocity + sums / (self.setting.sample_rate * sizes)
+            local = local - self.choice.learning_rate * velocity
+        shares = ((local - start) * sizes).unflatten(0, (self.models, invited)).sum(1)
+        return shares / sizes.unflatten(0, (self.models, invited)).sum(1)
+
+    def _noisy_sums(self, w: Tensor, groups: list[np.ndarray], model) -> Tensor:
+        """Algorithm 1, lines 8 to 13, for every group at its own parameters w (G, classes, p + 1)."""
+        position, there = poisson_samples(np.array([len(own) for own in groups]), self.setting.sample_rate, self.rng)
+        starts = np.cumsum([0, *map(len, groups)])[:-1, None]
+        index = torch.from_numpy(np.concatenate(groups)[starts + position])
+        # an input is a (x - m): the products are taken with x as it is, so that the batch is read twice and not more
+        x, m, a = (
+            self.features.index_select(0, index.flatten()).view(*index.shape, -1),
+            self.centre[model],
+            self.stretch,
+        )
+        products = x @ torch.cat([w[..., :-1], m[:, None]], dim=1).mT  # the last column is x m
+        logits = a * (products[..., :-1] - (w[..., :-1] @ m[..., None]).mT) + w[..., None, :, -1]
+        error = torch.softmax(logits, dim=-1) - self.onehot[index]
+        error *= torch.from_numpy(there)[..., None]
+        clip = self.choice.max_grad_norm
+        if not np.isinf(clip):
+            squares = self.squares[index] - 2 * products[..., -1] + m.square().sum(1)[:, None]
+            error *= clip_factors(error.norm(dim=-1) * (a**2 * squares + 1).sqrt(), clip)[..., None]
+        biases = error.sum(1)[..., None]
+        sums = torch.cat([a * (error.mT @ x - biases * m[:, None]), biases], dim=-1)
+        if self.setting.private:
+            sums += self.setting.noise_multiplier * clip * torch.randn(sums.shape, generator=self.noise)
+        return sums
+
+    def _centres(self, patients) -> Tensor:
+        """The noisy mean features (M, p), as ``Training`` asks for them once."""
+        unit = self.features * clip_factors(self.features.norm(dim=1), 1.0)[:, None]
+        sums = torch.stack([unit[np.concatenate(own)].sum(0) for own in patients])
+        if self.setting.private:
+            sums += self.choice.centre * torch.randn(sums.shape, generator=self.noise)
+        return sums / torch.tensor(self.population)[:, None]
+
+    def _for_raw_features(self, w: Tensor) -> Tensor:
+        """W 2 (x - m) + b as weights for x: see ``HeadTask.load``."""
+        weight = self.stretch * w[..., :-1]
+        bias = w[..., -1] - (weight @ self.centre[..., None])[..., 0]
+        return torch.cat([weight, bias[..., None]], dim=-1)
+
+
+def poisson_samples(sizes: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One Poisson sample of each group: positions int (G, B) within the group, and bool (G, B) which of them count.
+
+    The gaps between the successes of a row of coins are geometric, so the work is in proportion to the samples.
+    """
+    total, ends = int(sizes.sum()), np.cumsum(sizes)
+    at = np.cumsum(rng.geometric(rate, int(total * rate + 6 * np.sqrt(total * rate)) + 6)) - 1
+    while at[-1] < total:  # six standard deviations are hardly ever too few
+        at = np.append(at, at[-1] + np.cumsum(rng.geometric(rate, 64)))
+    at = at[at < total]
+    group = np.searchsorted(ends, at, "right")
+    counts = np.bincount(group, minlength=len(sizes))
+    there = np.arange(max(1, counts.max())) < counts[:, None]
+    position = np.zeros(there.shape, dtype=np.int64)
+    position[there] = at - (ends - sizes)[group]
+    return position, there

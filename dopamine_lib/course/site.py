@@ -1,0 +1,108 @@
+"""The README, the chapters and the students' homework as a static site, by Sphinx and MyST-NB.
+
+Nothing is executed: what the notebooks show is what is stored in them. Nothing is fetched either, now or by a reader's
+browser: MathJax comes out of a package and is copied along, and sliders, which would need a kernel, are left out.
+"""
+
+import io
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+
+#: The kit is installed in place (``-e .``), so its texts stand beside the library.
+REPOSITORY = Path(__file__).parents[2]
+#: What pages link to and what is no page: copied as it stands.
+_LINKED = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py", "figures")
+_TREE = "\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
+_CONFIGURATION = {
+    "project": "Dopamine, the kit",
+    "root_doc": "index",
+    "extensions": ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.githubpages"],
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},  # else every page asks a server elsewhere for the sliders' code
+    "nb_render_markdown_format": "myst",
+    "myst_enable_extensions": ["dollarmath", "amsmath", "html_image"],
+    "myst_heading_anchors": 3,
+    # headings are called as Jupyter and GitHub's viewer of notebooks call them, so that links hold in all three
+    "myst_heading_slug_func": "dopamine_lib.course.site.heading_anchor",
+    "smartquotes": False,
+    "html_theme": "furo",
+    "html_title": "Dopamine, the kit",
+    "html_static_path": ["_static"],
+    "html_copy_source": False,
+    "mathjax_path": "mathjax/MathJax.js",
+    "mathjax2_config": {
+        "config": ["TeX-AMS-MML_HTMLorMML-full.js"],
+        "tex2jax": {"processClass": "math", "displayMath": [[r"\[", r"\]"]]},
+        # the package brings these letters alone
+        "HTML-CSS": {"availableFonts": [], "imageFont": None, "preferredFont": None, "webFont": "STIX-Web"},
+        "messageStyle": "none",
+    },
+}
+
+
+def build_site(out) -> list[str]:
+    """Write the site into the folder ``out``, which must be empty or not there yet; ``out/index.html`` is its entry.
+
+    Returns what Sphinx warned of, a line each. Raises InputError if ``out`` is in use or cannot be made, a package is
+    not installed, or the notebooks do not stand beside the library.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; name another, or empty it")
+    for name in ("sphinx", "myst_nb", "furo", "jupyter_server_mathjax"):
+        if find_spec(name) is None:
+            raise InputError(f"the site needs {name}, which is not installed; run: pip install -r requirements.txt")
+    with tempfile.TemporaryDirectory(prefix="dopamine-site-") as folder:
+        source = Path(folder).resolve() / "source"
+        _gather(source)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
+        return _run_sphinx(source, out, Path(folder) / "doctrees")
+
+
+def heading_anchor(title: str) -> str:
+    """The name of a heading in a notebook, as links after a # have it."""
+    return title.strip().replace(" ", "-")
+
+
+def _gather(source: Path) -> None:
+    """Put everything that becomes a page, or that a page links to, into ``source``; the README is the first page."""
+    from dopamine_lib.course.homework import students_copies
+
+    chapters = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+    if not chapters:
+        raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
+    (source / "notebooks").mkdir(parents=True)
+    for chapter in chapters:
+        shutil.copyfile(chapter, source / "notebooks" / chapter.name)
+    homework = students_copies(source / "notebooks" / "homework")
+    for name in _LINKED:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
+        copy(REPOSITORY / name, source / name)
+    shutil.copytree(_mathjax(), source / "_static" / "mathjax")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
+    text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
+    (source / "index.md").write_text(text, encoding="utf-8")
+
+
+def _mathjax() -> Path:
+    """The folder of MathJax, in the package that Jupyter's servers use."""
+    import jupyter_server_mathjax
+
+    return Path(jupyter_server_mathjax.__file__).parent / "static"
+
+
+def _run_sphinx(source: Path, out: Path, doctrees: Path) -> list[str]:
+    from sphinx.application import Sphinx
+
+    warned = io.StringIO()
+    app = Sphinx(source, None, out, doctrees, "html", _CONFIGURATION, status=None, warning=warned)
+    app.build()
+    return [line.replace(str(source), "").strip() for line in warned.getvalue().splitlines() if line.strip()]

@@ -1,0 +1,75 @@
+"""The plain functions behind chapter 3's explorer: real ciphertexts in a small ring, added up until they fail.
+
+The ring is a toy that protects nothing (n = 128), so that a slider is answered at once. The scheme is the textbook's.
+"""
+
+import functools
+
+import numpy as np
+
+from dopamine_lib.encryption.bfv import Bfv, Parameters
+from dopamine_lib.encryption.encoding import Batching
+from dopamine_lib.encryption.ring import centred, ntt_primes
+from dopamine_lib.errors import check_within
+from dopamine_lib.privacy.explorer import BLUE, GREY, ORANGE
+
+N, MOST_CIPHERTEXTS = 128, 100
+#: Bits of q and of t that the sliders offer: below, no prime is 1 modulo 2n; above, a residue would not fit.
+Q_BITS, T_BITS = (18, 31), (9, 16)
+
+
+@functools.lru_cache(maxsize=8)
+def _hundred(q_bits: int, t_bits: int):
+    """A scheme, its key, and a hundred fresh ciphertexts of random slots with their messages and noises."""
+    (t,) = ntt_primes(N, t_bits)
+    q = min(ntt_primes(N, q_bits, 20), key=lambda q: q % t)  # a small remainder, or its noise hides the errors'
+    scheme = Bfv(Parameters(N, t, (q,)), seed=3)
+    secret = scheme.secret_key()
+    messages = scheme.source.uniform(t, (MOST_CIPHERTEXTS, N)) - t // 2
+    ciphertexts = scheme.encrypt(scheme.public_key(secret), messages)
+    # who knows the message can tell it from the noise even where decryption cannot
+    noises = centred(t * scheme.phase(secret, ciphertexts) - q * messages.astype(object), t * q).astype(np.int64)
+    return scheme, secret, messages, ciphertexts, noises
+
+
+def sum_of(ciphertexts: int, q_bits: int = 26, t_bits: int = 12) -> dict:
+    """Add up so many fresh ciphertexts and decrypt.
+
+    Returns noise (n,), each coefficient's true noise as a share of q, which decrypts rightly within 1/2;
+    wrong_coefficients and wrong_slots, as shares; budget in bits. Raises InputError outside the sliders' bounds.
+    """
+    check_within("number of ciphertexts", ciphertexts, 1, MOST_CIPHERTEXTS, "a hundred are prepared", low_open=False)
+    check_within("bits of q", q_bits, *Q_BITS, "the ring is a toy", low_open=False)
+    check_within("bits of t", t_bits, *T_BITS, "the ring is a toy", low_open=False)
+    scheme, secret, messages, fresh, noises = _hundred(q_bits, t_bits)
+    t = scheme.parameters.t
+    total = scheme.total(tuple(component[:ciphertexts] for component in fresh))
+    found, right = scheme.decrypt(secret, total), centred(messages[:ciphertexts].sum(axis=0), t)
+    batching = Batching(N, t)
+    return {
+        "noise": noises[:ciphertexts].sum(axis=0) / scheme.parameters.q,
+        "wrong_coefficients": float(np.mean(found != right)),
+        "wrong_slots": float(np.mean(batching.decode(found) != batching.decode(right))),
+        "budget": scheme.noise_budget(secret, total),
+    }
+
+
+def draw_sum(ciphertexts: int = 10, q_bits: int = 26, t_bits: int = 12):
+    """The noise of every coefficient of a sum, and how much of it decrypts wrongly; returns a Figure."""
+    from matplotlib.figure import Figure
+
+    seen = sum_of(ciphertexts, q_bits, t_bits)
+    figure = Figure(figsize=(5.5, 3.2), dpi=72)
+    axes = figure.add_axes((0.1, 0.16, 0.87, 0.67))
+    width = max(1.0, 1.05 * 2 * float(np.abs(seen["noise"]).max()))
+    counts, edges = np.histogram(seen["noise"], bins=60, range=(-width / 2, width / 2))
+    inside = np.abs(edges[:-1] + edges[1:]) / 2 < 0.5
+    for part, colour in ((inside, BLUE), (~inside, ORANGE)):
+        axes.stairs(np.where(part, counts, 0), edges, fill=True, color=colour)
+    for bound in (-0.5, 0.5):
+        axes.axvline(bound, color=GREY, linestyle=":")
+    wrong = f"wrong: {seen['wrong_coefficients']:.0%} of the coefficients, {seen['wrong_slots']:.0%} of the slots"
+    axes.set(xlabel="noise / q", ylabel="coefficients", xlim=(-width / 2, width / 2))
+    axes.locator_params(nbins=4)
+    axes.set_title(f"sum of {ciphertexts}: budget {seen['budget']:.1f} bits\n{wrong}")
+    return figure

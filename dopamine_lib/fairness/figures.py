@@ -1,0 +1,113 @@
+"""Chapter 7's pictures of subgroups, measures, utility and alternatives, from rows that were handed in."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dopamine_lib.reproduction.figure1 import COLOURS
+
+#: Colours of up to eight groups that stay apart for colour-blind readers (Okabe and Ito).
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+NAMES = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa", "auroc": "AUROC", "ece": "calibration error"}
+
+
+def _bar(score: dict) -> list[list[float]]:
+    """Lengths of an error bar below and above the mean."""
+    return [[max(0.0, score["mean"] - score["low"])], [max(0.0, score["high"] - score["mean"])]]
+
+
+def _epsilon_axis(axes, epsilons) -> dict[float, float]:
+    """Put epsilons on a logarithmic axis, infinity at its right end; returns where each stands."""
+    finite = [e for e in epsilons if math.isfinite(e)]
+    where = {e: e if math.isfinite(e) else 3 * max(finite) for e in epsilons}
+    axes.set_xscale("log")
+    axes.set_xticks(list(where.values()), ["no noise" if math.isinf(e) else f"{e:g}" for e in where])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("epsilon")
+    return where
+
+
+def draw_subgroups(tables: dict[float, list[dict]], by: str, *, metrics=("accuracy", "ece")) -> Figure:
+    """Scores of each group of a division against epsilon, a panel a metric; ``tables`` are ``subgroup_table``s."""
+    figure = Figure(figsize=(4.4 * len(metrics), 3.2), layout="constrained")
+    groups = [row["group"] for row in next(iter(tables.values())) if row["by"] == by]
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        where = _epsilon_axis(axes, list(tables))
+        for number, group in enumerate(groups):
+            rows = {e: next(r for r in t if r["by"] == by and r["group"] == group) for e, t in tables.items()}
+            shift = 1.04 ** (number - (len(groups) - 1) / 2)  # bars side by side
+            label = f"{group} ({next(iter(rows.values()))['patients']})"
+            for e, row in rows.items():
+                if row[metric] is not None:
+                    mean, bar = row[metric]["mean"], _bar(row[metric])
+                    axes.errorbar(where[e] * shift, mean, bar, fmt="o", ms=4, color=SHADES[number % 8], label=label)
+                    label = None
+        axes.set_ylabel(NAMES[metric])
+        axes.grid(alpha=0.3)
+    axes.legend(title=by, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def draw_measures(rows: list[dict], columns: list[tuple[str, str]]) -> Figure:
+    """Measures side by side: for each (key, title) of ``columns`` a panel of means with intervals, a line a measure.
+
+    rows  dicts with "measure" and, by key, a dict of mean, low and high. The first row is the one to compare with.
+    """
+    figure = Figure(figsize=(2.6 * len(columns) + 1.6, 0.45 * len(rows) + 1.0), layout="constrained")
+    heights = np.arange(len(rows))[::-1]
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (key, title) in zip(panels, columns, strict=True):
+        axes.axvline(rows[0][key]["mean"], color="#999999", linestyle=":")
+        for height, row, colour in zip(heights, rows, SHADES, strict=False):
+            axes.errorbar(row[key]["mean"], height, xerr=_bar(row[key]), fmt="o", color=colour)
+        axes.set_xlabel(title)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(heights, [row["measure"] for row in rows])
+    panels[0].set_ylim(-0.6, len(rows) - 0.4)
+    return figure
+
+
+def draw_utility(rows: list[dict], paper: dict | None = None) -> Figure:
+    """Accuracy, kappa, AUROC and calibration error against epsilon, a line a setting, from ``utility_curve``.
+
+    paper  ``paper_points``: its accuracy as a star, its epsilon as a dotted line
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    epsilons = sorted({row["epsilon"] for row in rows})
+    names = list(dict.fromkeys(row["setting"] for row in rows))
+    for axes, metric in zip(figure.subplots(2, 2).ravel(), NAMES, strict=True):
+        where = _epsilon_axis(axes, epsilons)
+        for number, name in enumerate(names):
+            own = [row for row in rows if row["setting"] == name]
+            x = [where[row["epsilon"]] * 1.05 ** (number - 1) for row in own]
+            mean = np.array([row[metric]["mean"] for row in own])
+            ends = np.array([[row[metric]["low"], row[metric]["high"]] for row in own]).T
+            axes.errorbar(x, mean, np.abs(ends - mean), fmt="o-", ms=4, capsize=2, color=COLOURS[name], label=name)
+            if paper is not None:
+                axes.axvline(paper[name]["epsilon"], color=COLOURS[name], linestyle=":", linewidth=1)
+            if paper is not None and metric == "accuracy":
+                point = paper[name]["epsilon"], paper[name]["accuracy"]
+                axes.plot(*point, "*", ms=11, color=COLOURS[name], markeredgecolor="white")
+        axes.set_ylabel(NAMES[metric])
+        axes.grid(alpha=0.3)
+        if metric == "auroc":
+            axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def draw_alternatives(rows: list[dict], *, metric: str = "accuracy") -> Figure:
+    """A score against epsilon, a line a method: rows with "method", "epsilon" and the score's mean, low and high."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    where = _epsilon_axis(axes, sorted({row["epsilon"] for row in rows}))
+    for number, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == name]
+        mean = np.array([row[metric]["mean"] for row in own])
+        ends = np.array([[row[metric]["low"], row[metric]["high"]] for row in own]).T
+        x = [where[row["epsilon"]] for row in own]
+        axes.errorbar(x, mean, np.abs(ends - mean), fmt="o-", ms=4, capsize=2, color=SHADES[number], label=name)
+    axes.set_ylabel(NAMES[metric])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

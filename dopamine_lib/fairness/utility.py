@@ -1,0 +1,160 @@
+"""Utility at a fixed bound: what CDP, FPDP and FSCDP score at several epsilons, and without noise.
+
+For each epsilon sigma is calibrated anew; q and T stay the paper's. The learning rate follows from sigma by one fixed
+rule, ``learning_rate``, whose exponent is chosen on validation patients (``validate_rule``), never on test images.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import stats
+
+from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.fairness.scores import METRICS, scores
+from dopamine_lib.federation.bounds import centre_multiplier
+from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, choice_for, setting
+from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
+from dopamine_lib.reproduction.run import threads
+
+EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
+#: The setting whose choices a private one takes where there is no noise.
+WITHOUT_NOISE = {"CDP": "C", "FPDP": "F", "FSCDP": "C"}
+#: Of the learning rate's rule: of 0, 1/2 and 1 the best on validation patients.
+EXPONENT = 1.0
+#: Learning rate without clipping beyond which longer steps no longer make up for fewer.
+LONGEST = 2.0
+
+
+def learning_rate(choice: Choice, ratio: float, exponent: float = EXPONENT) -> float:
+    """The rule: eta ratio^exponent where the noise is ``1 / ratio`` times what eta was chosen for, else eta.
+
+    With exponent 1 the noise moves the model as far in a run as it did where the learning rate was chosen.
+    """
+    return choice.learning_rate * min(1.0, ratio) ** exponent
+
+
+def at_epsilon(
+    experiment: Experiment,
+    name: str,
+    target: float,
+    *,
+    shorter: float = 1,
+    boost: float = 1.0,
+    centre: float | None = None,
+    exponent: float = EXPONENT,
+) -> tuple[Setting, Choice]:
+    """A private setting and its choice at epsilon ``target``; at infinity without noise and clipping.
+
+    shorter  take 1 / shorter of the rounds with steps ``shorter`` times as long: for pages that must be quick
+    boost    multiply the paper's q, e.g. for a group that is sampled more often
+    centre   noise multiplier of the mean features, by default what ``choice_for`` says
+    Raises InputError for a setting without privacy, or arguments out of bounds.
+    """
+    declared = setting(name)
+    if not declared.private:
+        raise InputError(f"setting '{name}' has no epsilon; choose from {', '.join(WITHOUT_NOISE)}")
+    check_within("shorter", shorter, 1, 100, "1 is the paper's number of rounds", low_open=False)
+    check_within("boost", boost, 1, 1 / declared.sample_rate, "q is a probability", low_open=False)
+    rounds, rate = max(1, round(declared.rounds / shorter)), boost * declared.sample_rate
+    used, options = replace(declared, rounds=rounds, sample_rate=rate), experiment.options
+    if math.isinf(target):
+        choice = CHOICES[options.model][WITHOUT_NOISE[name]]
+        longer = min(LONGEST, shorter * choice.learning_rate)
+        return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
+    choice = choice_for(options.model, name, target)
+    choice = choice if centre is None else replace(choice, centre=centre)
+    first = centre_multiplier(declared, choice, options.survivors if declared.federated else 1)
+    before = () if first is None else (SampledGaussian(first, 1.0, 1),)
+    sigma = noise_multiplier_for(target, rate, used.steps, options.delta, options.accountant, before)
+    # a sum over q N patients needs boost times the step; the noise of fewer steps adds up to less
+    ratio = declared.noise_multiplier / (sigma * math.sqrt(shorter))
+    longer = boost * shorter * learning_rate(choice, ratio, exponent)
+    return used.with_noise(sigma), replace(choice, learning_rate=longer)
+
+
+def trained(training: Training) -> Training:
+    """A run, trained to its end on one thread, which suits a small model."""
+    with threads(1):
+        for _ in training.epochs():
+            continue
+    return training
+
+
+@torch.no_grad()
+def probabilities(experiment: Experiment, training: Training) -> np.ndarray:
+    """float64 (N, classes): what the model handed out thinks of the experiment's test images."""
+    logits = training.task.logits(training.server.model, torch.as_tensor(experiment.test))
+    return logits.double().softmax(1).numpy()
+
+
+def runs_at(experiment: Experiment, name: str, target: float, **tailoring) -> tuple[Setting, Choice, np.ndarray]:
+    """Train ``options.runs`` runs of a setting at ``target``: its record, its choice, probabilities (R, N, classes)."""
+    used, choice = at_epsilon(experiment, name, target, **tailoring)
+    budget = target if used.private else math.inf
+    runs = (
+        trained(experiment.training(name, run, setting=used, choice=choice, budget=budget))
+        for run in range(experiment.options.runs)
+    )
+    return used, choice, np.array([probabilities(experiment, training) for training in runs])
+
+
+def mean_interval(values) -> dict:
+    """Mean over runs with a 95 % interval (Student's t: 5 runs are few), and the runs; without width for one run."""
+    values = np.asarray(values, dtype=float)
+    mean, half = float(values.mean()), 0.0
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": values.tolist()}
+
+
+def utility_curve(options: Options, *, epsilons=EPSILONS, names=tuple(WITHOUT_NOISE), shorter: float = 1) -> list[dict]:
+    """A row for each setting and epsilon: "setting", "epsilon", "noise_multiplier", "learning_rate", "runs" and scores.
+
+    Scores (``fairness.METRICS``) are on test images, with mean and interval over runs: what differs is the noise and
+    the samples, not the patients. Raises InputError as ``at_epsilon``.
+    """
+    experiment = Experiment(replace(options, epsilon=None), progress=False)
+    labels, rows = experiment.dataset.labels[experiment.test], []
+    for name in names:
+        for target in epsilons:
+            used, choice, graded = runs_at(experiment, name, target, shorter=shorter)
+            found = scores(labels, graded)
+            row = {"setting": name, "epsilon": target, "noise_multiplier": used.noise_multiplier}
+            row |= {"learning_rate": choice.learning_rate, "runs": options.runs}
+            rows.append(row | {metric: mean_interval(found[metric][0]) for metric in METRICS})
+    return rows
+
+
+def validate_rule(options: Options, name: str, *, epsilons=EPSILONS[:4], exponents=(0.0, 0.5, 1.0), shorter=1) -> dict:
+    """Accuracy on validation patients, never trained on, of each exponent at each epsilon: {exponent: [accuracies]}.
+
+    The looking is not in epsilon.
+    """
+    experiment = Experiment(replace(options, epsilon=None), progress=False)
+    experiment.hold_out_validation()
+    labels = experiment.dataset.labels[experiment.test]
+    found = {}
+    for exponent in exponents:
+        graded = [runs_at(experiment, name, target, shorter=shorter, exponent=exponent)[2] for target in epsilons]
+        found[exponent] = [float(scores(labels, runs)["accuracy"].mean()) for runs in graded]
+    return found
+
+
+def paper_points(accountant: str = "prv", delta: float = 1e-4) -> dict[str, dict[str, float]]:
+    """The paper's own settings: epsilon of their declared sigma by ``accountant``, and the accuracy of its Figure 1."""
+    from dopamine_lib.reproduction.figure1 import paper_figure1
+
+    published = paper_figure1()
+    points = {}
+    for name in WITHOUT_NOISE:
+        declared = SETTINGS[name]
+        spent = SampledGaussian(declared.noise_multiplier, declared.sample_rate, declared.steps)
+        points[name] = {
+            "epsilon": epsilon(spent, delta, accountant),
+            "accuracy": float(published[name][-10:].mean()) / 100,
+        }
+    return points

@@ -1,0 +1,220 @@
+"""The same training between processes, over MPI: rank 0 is the server, ranks 1 to K are the hospitals.
+
+    mpiexec -n 11 python -m dopamine_lib.federation.mpi --data synthetic --aggregation bfv --out results
+
+takes the options of ``reproduce`` and trains one federated setting once (FSCDP, or ``--setting F`` or ``FPDP``). What
+comes out is what ``reproduce`` gives: the same integers where noise is in the integers (``--noise integer`` with a
+seed), else the same but for the order in which floats are added.
+
+Several hosts: ``mpiexec -f hosts -n 11 ...`` with a file of one host a line, the server's first, and one rank a host
+(``host:1``). Each needs this kit in the same version.
+
+Keys: on one machine they are made for the run. On several, each party makes its own once, on its machine,
+
+    python -m dopamine_lib.federation.mpi identity hospital-3 keys
+
+and hands ``keys/hospital-3.pub`` to all others. They compare the fingerprint it printed with what they got,
+
+    python -m dopamine_lib.federation.mpi fingerprints keys
+
+and all run with ``--identities keys``. MPI must not carry public keys: whoever relays them could swap them.
+
+Data: every rank reads its host's ``--data-dir``, which must be the same data set everywhere, keeps its own patients
+(the server the test images) and drops the rest before it computes anything. A public data set is split that way into
+pretended hospitals. ``--out`` is written by rank 0 (results, model) and rank 1 (checkpoint), each on its host.
+
+What is protected: all messages are sealed and counted between the two parties they are for (``wire.py``). What is
+not: MPI itself. Its own traffic is neither encrypted nor authenticated, so whoever is in the network sees who sends
+how much when, can end the run, and may attack the MPI library; ``mpiexec`` reaches other hosts by ssh and starts what
+it is told there. Run it in a network of the parties alone.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+
+PATIENCE = 1800.0
+
+
+def _parser(hospitals: int):
+    # the command line's options are the floor above; python -m names this module as the entry, so it looks up there
+    from dopamine_lib.__main__ import Parser, _experiment_arguments
+
+    top = Parser(prog="python -m dopamine_lib.federation.mpi", description=__doc__.partition("\n\n")[0])
+    _experiment_arguments(top)
+    top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
+    top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
+    top.add_argument("--noise", default="float", help="float, or integer: Skellam noise in what is sent")
+    top.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")
+    top.add_argument("--patience", type=float, default=PATIENCE, metavar="S", help="seconds without a sign of a rank")
+    top.add_argument("--out", required=True, metavar="DIR", help="where results.json, model and checkpoint go")
+    top.set_defaults(hospitals=hospitals, runs=1)
+    return top
+
+
+def _identity(words: list[str]) -> int:
+    from dopamine_lib.federation.mpi.identities import make_identity
+
+    if len(words) != 2:
+        raise InputError("identity takes a party and a folder, as in: identity hospital-3 keys")
+    print(f"{words[0]}: fingerprint {make_identity(words[1], words[0])}; hand {words[0]}.pub to all other parties")
+    return 0
+
+
+def _fingerprints(words: list[str]) -> int:
+    from dopamine_lib.federation.mpi.identities import fingerprints
+
+    if len(words) != 1:
+        raise InputError("fingerprints takes a folder, as in: fingerprints keys")
+    for name, found in fingerprints(words[0]).items():
+        print(f"{name}: fingerprint {found}")
+    return 0
+
+
+def _keys(comm, folder, patience: float):
+    """This rank's identity and everybody's public keys: from ``folder``, or new ones where all share a machine."""
+    import numpy as np
+    from mpi4py import MPI
+
+    from dopamine_lib.encryption.keys import Identity
+    from dopamine_lib.federation.mpi.identities import party_name, read_identity, read_publics, write_public
+    from dopamine_lib.federation.mpi.wire import number_of, wait_for_all
+
+    number, hospitals = number_of(comm.rank), comm.size - 1
+    if folder is not None:
+        publics = read_publics(folder, hospitals)
+        return read_identity(folder, number, publics), publics
+    wait_for_all(comm, patience)  # what follows blocks, and a blocked rank spins
+    if comm.Split_type(MPI.COMM_TYPE_SHARED).size < comm.size:
+        raise InputError("the ranks are on several hosts: make a key for each party and give --identities DIR")
+    # public keys go through a folder that only this user can write, and not through MPI
+    place = np.zeros(4096, np.uint8)
+    if comm.rank == 0:
+        made = os.fsencode(tempfile.mkdtemp(prefix="dopamine-keys-"))
+        place[: len(made)] = np.frombuffer(made, np.uint8)
+    comm.Bcast(place)
+    shared, identity = Path(os.fsdecode(place.tobytes().rstrip(b"\0"))), Identity()
+    try:
+        write_public(shared, party_name(number), identity.public)
+        wait_for_all(comm, patience)
+        publics = read_publics(shared, hospitals)
+        wait_for_all(comm, patience)
+    finally:
+        if comm.rank == 0:
+            shutil.rmtree(shared, ignore_errors=True)
+    return identity, publics
+
+
+def _rank(arguments, rank: int) -> int:
+    """All that one rank does."""
+    from dopamine_lib.encryption.codec import RangeError
+    from dopamine_lib.federation.mpi.watch import Watcher
+
+    who = "the server (rank 0)" if rank == 0 else f"hospital {rank - 1} (rank {rank})"
+    watcher = Watcher(who, _remedy(arguments))
+    import torch
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    torch.set_num_threads(1)  # ranks share the cores
+    try:
+        results = _train(comm, arguments)
+    except RangeError:  # its text has a number of the message that encryption is there to hide
+        return _abort(comm, watcher, f"dopamine: {who}: a message is too large for its layout; clip lower", 2)
+    except InputError as error:
+        return _abort(comm, watcher, f"dopamine: {who}: {error}", 2)
+    except Exception as error:  # without this the others would wait for a rank that is gone
+        message = f"dopamine: {who} gave up: {type(error).__name__}: {error}. {_remedy(arguments)}"
+        return _abort(comm, watcher, message, 1)
+    from dopamine_lib.federation.mpi.wire import wait_for_all
+
+    if results is not None:
+        from dopamine_lib.reproduction.run import table
+
+        print(table(results))
+        print(f"{results['seconds']} s; results.json and the model are in {arguments.out}", flush=True)
+    wait_for_all(comm, arguments.patience)  # the server has more to do, and a rank that waits in Finalize spins
+    watcher.ended()
+    MPI.Finalize()
+    return 0
+
+
+def _abort(comm, watcher, message: str, status: int) -> int:
+    """Say why, and end all ranks."""
+    print(message, file=sys.stderr, flush=True)
+    watcher.explained()
+    time.sleep(1)  # mpiexec passes on what a rank has said, but no longer once it is ending them
+    comm.Abort(status)
+    return status
+
+
+def _train(comm, arguments):
+    from dopamine_lib.__main__ import _options
+    from dopamine_lib.federation.mpi.party import Share, take_part
+    from dopamine_lib.federation.mpi.wire import Wire, number_of, wait_for_all
+
+    if comm.rank:
+        wait_for_all(comm, arguments.patience)  # what is wrong with the options is said once, by rank 0
+    share = Share(_options(arguments), number_of(comm.rank))
+    if not comm.rank:
+        wait_for_all(comm, arguments.patience)  # from here on the others find in the cache what was drawn
+    wire = Wire(comm, *_keys(comm, arguments.identities, arguments.patience), patience=arguments.patience)
+    return take_part(share, wire, arguments.out, resume=arguments.resume, say=lambda line: print(line, flush=True))
+
+
+def _remedy(arguments) -> str:
+    return (
+        f"The last epoch's checkpoint is in {Path(arguments.out) / 'runs'} of rank 1, once training has begun: "
+        "the same command with --resume goes on from there"
+    )
+
+
+def _check(arguments, size: int) -> None:
+    from dopamine_lib.federation.settings import setting
+
+    if size < 3:
+        were = "rank was" if size == 1 else "ranks were"
+        raise InputError(f"{size} {were} started, but a server and two hospitals need 3: mpiexec -n 3 python -m ...")
+    if arguments.hospitals != size - 1:
+        raise InputError(f"--hospitals is {arguments.hospitals}, but {size} ranks are a server and {size - 1}")
+    if not setting(arguments.setting).federated:
+        raise InputError(f"{arguments.setting} is not federated: choose FSCDP, FPDP or F")
+    if not arguments.patience > 0:
+        raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
+
+
+def main(words=None) -> int:
+    """Run this rank; returns the exit status: 0, or 2 for bad input."""
+    words = sys.argv[1:] if words is None else words
+    # MPICH and Open MPI both tell a process its place before MPI itself is started
+    rank, size = (
+        int(next((os.environ[name] for name in names if name in os.environ), default))
+        for names, default in ((("PMI_RANK", "OMPI_COMM_WORLD_RANK"), 0), (("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"), 1))
+    )
+    try:
+        if words[:1] == ["identity"]:
+            return _identity(words[1:])
+        if words[:1] == ["fingerprints"]:
+            return _fingerprints(words[1:])
+        arguments = _parser(size - 1).parse_args(words)
+        arguments.settings = (arguments.setting,)
+        _check(arguments, size)
+        if importlib.util.find_spec("mpi4py") is None:
+            raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
+    except InputError as error:
+        if rank == 0:  # one line, not one a rank
+            print(f"dopamine: {error}", file=sys.stderr, flush=True)
+        return 2
+    return _rank(arguments, rank)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The inner loops of the protocols, in NumPy: compiled ones with the same results stand in ``compiled``.
+
+All arithmetic is modulo 2^32, so there is one right answer, and both ways give it bit for bit. ``active()`` is the
+compiled set where numba is installed, this one otherwise, which it says; ``DOPAMINE_KERNELS=numpy`` asks for this one.
+"""
+
+import logging
+import os
+from functools import cache
+
+import numpy as np
+
+#: Columns of a product, and elements of an array, worked on at once.
+_COLUMNS, _BLOCK = 4096, 2**14
+
+
+@cache
+def active():
+    """The kernels in use: a module or this one, with the functions below. The first call may compile for seconds."""
+    if os.environ.get("DOPAMINE_KERNELS") != "numpy":
+        try:
+            from dopamine_lib.inference.protocols import compiled
+
+            return compiled
+        except ImportError:
+            logging.getLogger(__name__).warning(
+                "numba cannot be imported: private inference computes in NumPy, several times slower; pip install numba"
+            )
+    from dopamine_lib.inference.protocols import kernels
+
+    return kernels
+
+
+def multiply(w: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """out = w x mod 2^32 for w (m, k), x (k, n).
+
+    In halves of 16 bits and float64, which BLAS multiplies fast: a sum of up to 2^21 products below 2^32 is exact.
+    The product of the upper halves vanishes modulo 2^32.
+    """
+    w_low, w_high = (w & 0xFFFF).astype(np.float64), (w >> 16).astype(np.float64)
+    for start in range(0, x.shape[1], _COLUMNS):
+        part = x[:, start : start + _COLUMNS]
+        low, high = (part & 0xFFFF).astype(np.float64), (part >> 16).astype(np.float64)
+        middle = (w_low @ high + w_high @ low).astype(np.uint64)
+        out[:, start : start + _COLUMNS] = (w_low @ low).astype(np.uint64) + (middle << np.uint64(16))
+
+
+def _blocks(count: int):
+    """Slices of a size whose temporaries stay in the cache; each but the last a multiple of 8."""
+    return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
+
+
+def _pick(bits: np.ndarray, if_set, if_clear) -> np.ndarray:
+    """``np.where`` for bits of 0 and 1, without a branch for every element."""
+    return if_clear ^ ((if_set ^ if_clear) & -bits.astype(np.uint32))
+
+
+def look_up(m: np.ndarray, thermometer: np.ndarray, planes: np.ndarray) -> None:
+    """Shares of l0 e1 l1 e2 l2 e3 l3 as packed bits in ``planes`` (8, n / 8), for opened m (n,).
+
+    thermometer  uint16 (4, n): this party's shares of [j <= v] in bit j, for each nibble v of the mask
+    """
+    for part in _blocks(len(m)):
+        packed = slice(part.start // 8, part.stop // 8)
+        for k in range(4):
+            nibble = ((m[part] >> (15 + 4 * k)) & 15).astype(np.uint16)
+            word = thermometer[k, part] >> nibble
+            less = word & 2
+            if k:
+                planes[2 * k - 1, packed] = np.packbits((word ^ less >> 1) & 1 == 1, bitorder="little")
+            planes[2 * k, packed] = np.packbits(less == 2, bitorder="little")
+
+
+def finish_relu(number, m, beta, rho, extra, shift, out) -> None:
+    """Step 4 of ``relu``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
+    for part in _blocks(len(m)):
+        chosen, x, e = beta[part], m[part], extra[:, part]
+        upper = x >> 31
+        out[part] = (x >> shift) * _selected(number, chosen, rho[part])
+        out[part] += _pick(chosen, _pick(upper, e[3], e[2]), _pick(upper, e[1], e[0]))
+
+
+def finish_maximum(number, b, m, beta, r, rho, rho_r, out) -> None:
+    """Step 4 of ``pooling``: out (count,) = b + m [beta ^ rho] - beta r - (1 - 2 beta) rho_r."""
+    for part in _blocks(len(b)):
+        out[part] = b[part] + m[part] * _selected(number, beta[part], rho[part])
+        out[part] -= _pick(beta[part], r[part] - rho_r[part], rho_r[part])
+
+
+def _selected(number, chosen, rho) -> np.ndarray:
+    """This party's share of beta ^ rho: rho, or one minus rho where beta is set; the patient holds the one."""
+    return _pick(chosen, np.uint32(1 - number) - rho, rho)
+
+
+def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, rho_1) -> None:
+    """Mask r = r_0 + r_1, bits rho = sigma ^ msb(r), and what the provider lacks of thermometers and rho."""
+    for part in _blocks(len(r)):
+        r[part] = r_0[part] + r_1[part]
+        rho[part] = sigma[part] ^ (r[part] >> 31)
+        rho_1[part] = rho[part].astype(np.uint32) - rho_0[part]
+        for k in range(4):
+            nibble = ((r[part] >> (15 + 4 * k)) & 15).astype(np.uint16)
+            thermometer[k, part] = thermometer_0[k, part] ^ (np.uint16(2**16 - 1) >> (np.uint16(15) - nibble))
+
+
+def deal_relu(r, rho, shift, extra_0, extra) -> None:
+    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 4 of ``relu``."""
+    for part in _blocks(len(r)):
+        s_1 = -(r[part] >> shift)
+        s_0 = s_1 + ((r[part] >> 31) << (31 - shift) << 1)
+        for i, s in enumerate((s_0, s_1)):
+            if_set = s & -rho[part].astype(np.uint32)
+            extra[i, part] = if_set - extra_0[i, part]
+            extra[2 + i, part] = s - if_set - extra_0[2 + i, part]
+
+
+def deal_maximum(r, rho, rho_r_0, rho_r) -> None:
+    """rho_r = rho r - rho_r_0."""
+    for part in _blocks(len(r)):
+        rho_r[part] = (r[part] & -rho[part].astype(np.uint32)) - rho_r_0[part]

@@ -1,0 +1,1 @@
+"""Patient, provider and crypto-provider as processes that talk over TLS."""

@@ -1,0 +1,245 @@
+"""The commands ``infer`` and ``party``: private inference on one machine, and one worker on a machine of its own.
+
+Three machines, one worker each. First every worker makes its key and shows whose it is:
+
+    party hospital --identity hospital.pem --fingerprint        (and so for provider and patient)
+
+The files ``hospital.crt``, ``provider.crt`` and ``patient.crt`` are public; they go to the other two, and people
+compare the fingerprints by another way. Then, in this order:
+
+    party hospital --identity hospital.pem --listen HOST:PORT --provider-certificate provider.crt
+                   --patient-certificate patient.crt
+    party provider --identity provider.pem --listen HOST:PORT --weights FILE --hospital HOST:PORT
+                   --hospital-certificate hospital.crt --patient-certificate patient.crt
+    party patient IMAGE --identity patient.pem --provider HOST:PORT --provider-certificate provider.crt
+                   --hospital HOST:PORT --hospital-certificate hospital.crt
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+
+HOSPITAL_PORT, PROVIDER_PORT = 7100, 7101
+
+
+def add_infer(commands) -> None:
+    """Add ``infer`` to the subparsers of the command line."""
+    infer = commands.add_parser("infer", help="grade an image without showing it, by three processes of this machine")
+    infer.add_argument("image", metavar="IMAGE", help="a PNG or JPEG file; only the patient's process opens it")
+    _model_arguments(infer)
+    infer.add_argument("--json", action="store_true", help="print JSON")
+    infer.set_defaults(call=_infer)
+
+
+def add_party(commands) -> None:
+    """Add ``party`` to the subparsers of the command line."""
+    party = commands.add_parser(
+        "party",
+        help="one of the three workers, on a machine of its own",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    roles = party.add_subparsers(dest="role", required=True, metavar="ROLE")
+
+    hospital = roles.add_parser("hospital", help="makes the correlated randomness; sees neither image nor model")
+    _identity_argument(hospital)
+    _listen_argument(hospital, HOSPITAL_PORT)
+    hospital.add_argument("--provider-certificate", metavar="FILE", help="the provider's .crt")
+    _patients_argument(hospital)
+    hospital.set_defaults(call=_hospital)
+
+    provider = roles.add_parser("provider", help="holds the model and serves patients")
+    _identity_argument(provider)
+    _listen_argument(provider, PROVIDER_PORT)
+    _model_arguments(provider, required=False)
+    _peer_arguments(provider, "hospital", HOSPITAL_PORT)
+    _patients_argument(provider)
+    provider.add_argument("--sessions", type=int, default=4, help="patients served at once (default: 4)")
+    provider.add_argument("--ahead", type=int, default=2, help="queries prepared ahead for all of them (default: 2)")
+    provider.set_defaults(call=_provider)
+
+    patient = roles.add_parser("patient", help="holds the image and gets the answer")
+    patient.add_argument("image", metavar="IMAGE", nargs="?", help="a PNG or JPEG file")
+    _identity_argument(patient)
+    _peer_arguments(patient, "provider", PROVIDER_PORT)
+    _peer_arguments(patient, "hospital", HOSPITAL_PORT)
+    patient.add_argument("--json", action="store_true", help="print JSON")
+    patient.set_defaults(call=_patient)
+
+
+def _model_arguments(command, required: bool = True) -> None:
+    command.add_argument("--weights", required=required, metavar="FILE", help="a model that reproduce wrote")
+    command.add_argument("--backbone", metavar="FILE", help="for a head: its SqueezeNet (default: the embedded one)")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the model's own)")
+
+
+def _identity_argument(command) -> None:
+    command.add_argument("--identity", required=True, metavar="FILE", help="this worker's key; made if it is not there")
+    command.add_argument("--fingerprint", action="store_true", help="print the certificate's SHA-256 and end")
+
+
+def _listen_argument(command, port: int) -> None:
+    text = f"where to listen (default: 127.0.0.1:{port}, this machine only)"
+    command.add_argument("--listen", default=f"127.0.0.1:{port}", metavar="HOST:PORT", help=text)
+
+
+def _peer_arguments(command, role: str, port: int) -> None:
+    text = f"where the {role} listens (default: 127.0.0.1:{port})"
+    command.add_argument(f"--{role}", default=f"127.0.0.1:{port}", metavar="HOST:PORT", help=text)
+    command.add_argument(f"--{role}-certificate", metavar="FILE", help=f"the {role}'s .crt")
+
+
+def _patients_argument(command) -> None:
+    command.add_argument(
+        "--patient-certificate", action="append", default=[], metavar="FILE", help="a patient's .crt; once for each"
+    )
+
+
+def _infer(arguments) -> None:
+    from dopamine_lib.inference.workers.processes import Workers
+
+    for file in (arguments.image, arguments.weights):  # said now rather than after the workers' start
+        if not Path(file).is_file():
+            raise InputError(f"{file} does not exist; give an image and --weights with a model that reproduce wrote")
+    with (
+        _one_line_for_a_break(),
+        Workers(arguments.weights, backbone=arguments.backbone, size=arguments.size) as workers,
+    ):
+        _print(workers.infer(arguments.image), arguments.json)
+
+
+def _hospital(arguments) -> None:
+    identity = _identity(arguments)
+    if identity is None:
+        return
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+
+    provider = _certificate(arguments, "provider")
+    patients = _patients(arguments)
+    address = parse_address(arguments.listen)
+    kernels.active()
+    _serve(HospitalServer(address, identity, provider, patients))
+
+
+def _provider(arguments) -> None:
+    identity = _identity(arguments)
+    if identity is None:
+        return
+    from dopamine_lib.inference.network.serving import load
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.provider import ProviderServer
+
+    if arguments.weights is None:
+        raise InputError("the provider has no model; give --weights with a file that reproduce wrote")
+    for name, least in (("sessions", 1), ("ahead", 0)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name} is {getattr(arguments, name)}, but must be at least {least}")
+    hospital = (parse_address(arguments.hospital), _certificate(arguments, "hospital"))
+    patients, address = _patients(arguments), parse_address(arguments.listen)
+    served = load(arguments.weights, arguments.backbone, arguments.size)
+    kernels.active()
+    limits = {"sessions": arguments.sessions, "ahead": arguments.ahead}
+    _serve(ProviderServer(address, identity, patients, hospital, *served, **limits))
+
+
+def _patient(arguments) -> None:
+    identity = _identity(arguments)
+    if identity is None:
+        return
+    from dopamine_lib.data.images import read_image
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.client import PatientClient
+
+    if arguments.image is None:
+        raise InputError("no image was named; give a PNG or JPEG file")
+    if not Path(arguments.image).is_file():
+        raise InputError(f"the image {arguments.image} does not exist; give a PNG or JPEG file")
+    peers = [
+        (parse_address(getattr(arguments, role)), _certificate(arguments, role)) for role in ("provider", "hospital")
+    ]
+    kernels.active()
+    with _one_line_for_a_break(), PatientClient(identity, *peers) as client:
+        image = read_image(arguments.image, client.size)
+        _print(client.infer(image).record(), arguments.json)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` as (host, port). Raises InputError for anything else."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"'{text}' is no address; write HOST:PORT, for example 127.0.0.1:{HOSPITAL_PORT}")
+    return host.strip("[]"), int(port)
+
+
+def _identity(arguments):
+    """The worker's identity, or None after its fingerprint was printed, which is all that was asked for."""
+    from dopamine_lib.inference.workers.tls import Identity
+
+    identity = Identity.at(arguments.identity, arguments.role)
+    if arguments.fingerprint:
+        print(identity.fingerprint)
+        return None
+    return identity
+
+
+def _certificate(arguments, role: str) -> str:
+    from dopamine_lib.inference.workers.tls import read_certificate
+
+    path = getattr(arguments, f"{role}_certificate")
+    if path is None:
+        raise InputError(f"the {role} is not known here; give --{role}-certificate with the .crt file it wrote")
+    return read_certificate(path)
+
+
+def _patients(arguments) -> dict[str, str]:
+    from dopamine_lib.inference.workers.tls import fingerprint, read_certificate
+
+    if not arguments.patient_certificate:
+        raise InputError("no patient is known here; give --patient-certificate with the .crt file of each")
+    certificates = [read_certificate(path) for path in arguments.patient_certificate]
+    return {f"patient {fingerprint(certificate)[:8]}": certificate for certificate in certificates}
+
+
+def _serve(server) -> None:
+    """Serve until an interrupt or a request to end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with server:
+        host, port = server.address
+        print(f"the {server.role} listens on {host}:{port}; Ctrl-C ends it", flush=True)
+        ended.wait()
+
+
+@contextlib.contextmanager
+def _one_line_for_a_break():
+    """A broken connection is no bad input: status 1 and one line."""
+    from dopamine_lib.inference.protocols.channel import ChannelError
+
+    try:
+        yield
+    except ChannelError as error:
+        sys.exit(f"dopamine: {error}")
+
+
+def _print(answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer))
+        return
+    for grade, probability in zip(answer["grades"], answer["probabilities"], strict=True):
+        print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
+    amounts = answer["bytes"]
+    online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
+    print(
+        f"{answer['seconds_online']:.2f} s online ({online:.1f} MB, {answer['rounds']} rounds), "
+        f"{answer['seconds_offline']:.2f} s ahead ({amounts['offline_to_provider'] / 1e6:.1f} MB for the provider)"
+    )

@@ -1,0 +1,76 @@
+"""The crypto-provider's process: hands out seeds and corrections, and sees neither image nor model.
+
+It learns which patient opened a session with the provider, when, and how many queries were prepared. It needs no
+PyTorch and loads none. Every session has fresh random seeds, so nothing is ever dealt twice, not even after a
+restart: what was dealt before is forgotten with the session.
+"""
+
+import os
+import threading
+
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.workers import messages
+from dopamine_lib.inference.workers.messages import Tag
+from dopamine_lib.inference.workers.server import Server, log
+
+PROVIDER = "provider"
+IDLE_TIMEOUT = 600.0  # seconds a provider may leave a session unused
+
+
+class HospitalServer(Server):
+    """Serves the provider, one connection a session, and each patient once a session.
+
+    address   (host, port) to listen on
+    identity  its own key
+    provider  PEM certificate of the provider
+    patients  PEM certificates of patients, by name
+    """
+
+    role = "hospital"
+
+    def __init__(self, address, identity, provider: str, patients: dict[str, str]):
+        super().__init__(address, identity, {PROVIDER: provider} | patients)
+        self._waiting: dict[bytes, tuple[bytes, str, bytes]] = {}
+        self._waiting_lock = threading.Lock()
+
+    def talk(self, channel, name: str) -> None:
+        """A provider opens a session, a patient joins one."""
+        if name == PROVIDER:
+            self._session(channel)
+        else:
+            self._join(channel, name)
+
+    def _session(self, channel) -> None:
+        patient = messages.receive_bytes(channel, Tag.OPEN, messages.FINGERPRINT_BYTES)
+        try:
+            plan = Plan.from_json(messages.receive_text(channel, Tag.PLAN))
+        except InputError:
+            raise ChannelError("the provider sent a plan that cannot be read") from None
+        dealer, session = Dealer(plan), os.urandom(messages.SESSION_BYTES)
+        with self._waiting_lock:
+            self._waiting[session] = (patient, plan.digest(), dealer.patient_seed)
+        try:
+            channel.send(Tag.SESSION, session)
+            channel.send(Tag.SEED, dealer.provider_seed)
+            queries = 0
+            channel.timeout = IDLE_TIMEOUT
+            while messages.receive_number(channel, Tag.NEXT):
+                dealer.send(channel)
+                queries += 1
+            log.info("%s: a session ended after %d queries", self.role, queries)
+        finally:
+            with self._waiting_lock:
+                self._waiting.pop(session, None)
+
+    def _join(self, channel, name: str) -> None:
+        session = messages.receive_bytes(channel, Tag.JOIN, messages.SESSION_BYTES)
+        digest = messages.receive_bytes(channel, Tag.JOIN, messages.DIGEST_BYTES)
+        with self._waiting_lock:
+            patient, plan_digest, seed = self._waiting.get(session, (None, None, None))
+            if patient != self.fingerprints[name] or plan_digest != digest:
+                raise ChannelError("asked for a session that is not open for it")
+            del self._waiting[session]  # a seed is handed out once
+        channel.send(Tag.SEED, seed)

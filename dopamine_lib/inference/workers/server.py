@@ -1,0 +1,99 @@
+"""A worker that others connect to: one thread a connection, so that a rude client hurts nobody but itself.
+
+A client that says nothing, sends garbage, stops half-way or is killed costs its own connection, which ends at the
+latest when its time is up. Beyond ``most`` connections at once new ones are closed unheard.
+"""
+
+import logging
+import threading
+
+from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.workers.tls import Identity, Listener, fingerprint
+
+log = logging.getLogger("dopamine.inference")
+
+MOST_CONNECTIONS = 64
+
+
+class Server:
+    """The accepting side; a subclass says in ``talk`` what is done with a channel.
+
+    role    its name in the log
+    peers   PEM certificates of the workers let in, each under the name ``talk`` will be given
+    """
+
+    role = "server"
+
+    def __init__(self, address, identity: Identity, peers: dict[str, str], most: int = MOST_CONNECTIONS):
+        self._listener = Listener(address, identity, peers)
+        self.address = self._listener.address
+        self.fingerprints = {name: bytes.fromhex(fingerprint(certificate)) for name, certificate in peers.items()}
+        self._slots = threading.Semaphore(most)
+        self._lock = threading.Lock()
+        self._channels, self._threads = set(), set()
+        self._closed = False
+
+    def talk(self, channel, name: str) -> None:
+        """Serve one authenticated connection to its end; may raise ChannelError."""
+        raise ChannelError("nothing is served here")
+
+    def serve_forever(self) -> None:
+        """Take connections until ``close``."""
+        while True:
+            try:
+                raw = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                continue  # the client was gone before it was taken
+            if not self._slots.acquire(blocking=False):
+                log.warning("%s: too many connections, one turned away", self.role)
+                raw.close()
+                continue
+            thread = threading.Thread(target=self._connection, args=(raw,), daemon=True)
+            with self._lock:
+                self._threads.add(thread)
+            thread.start()
+
+    def start(self) -> "Server":
+        """Serve from a thread of its own; returns itself."""
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def close(self, patience: float = 5.0) -> None:
+        """Take no more connections, break those that are open, and wait for their threads."""
+        self._closed = True
+        self._listener.close()
+        with self._lock:
+            channels, threads = list(self._channels), list(self._threads)
+        for channel in channels:
+            channel.close()
+        for thread in threads:
+            thread.join(patience)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _connection(self, raw) -> None:
+        name, channel = "client", None
+        try:
+            channel, name = self._listener.welcome(raw)
+            with self._lock:
+                self._channels.add(channel)
+            if not self._closed:
+                self.talk(channel, name)
+        except ChannelError as error:
+            if not self._closed:
+                log.warning("%s: %s: %s", self.role, name, error)
+        except Exception as error:  # one connection's fault must not end the others'; its values stay out of the log
+            log.error("%s: %s: %s in this connection", self.role, name, type(error).__name__)
+        finally:
+            if channel is not None:
+                channel.close()
+            with self._lock:
+                self._channels.discard(channel)
+                self._threads.discard(threading.current_thread())
+            self._slots.release()

@@ -1,0 +1,1 @@
+"""Networks, their embedded weights, and how models and checkpoints are kept in files."""

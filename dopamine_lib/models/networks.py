@@ -1,0 +1,234 @@
+"""The three models of the kit, their starting weights, and the frozen features of the ``head``.
+
+``squeezenet``  torchvision's SqueezeNet-1.1 with a 512 -> 5 classifier: 725,061 parameters (paper, section 4.2)
+``cnn``         a small convolutional network for 28-pixel images
+``head``        a linear layer on SqueezeNet's frozen features, extracted once: 2,565 parameters
+
+No model keeps statistics of a batch (no batch normalisation): a normalisation over other patients would
+carry them past the privacy bound. Features are normalised image by image for the same reason.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path, cache_dir
+
+MODELS = ("head", "cnn", "squeezenet")
+FEATURES = 512
+EMBEDDED = Path(__file__).parents[1] / "assets" / "squeezenet1_1_synthetic.safetensors"
+#: torchvision's ImageNet checkpoint, used only where the user has it already: nothing is downloaded unasked.
+IMAGENET_FILE, IMAGENET_URL = "squeezenet1_1-b8a52dc0.pth", "https://download.pytorch.org/models/"
+
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A start for SqueezeNet: where it came from, its tensors and the input normalisation it was trained with.
+
+    ``state`` is keyed like torchvision's state dict (``features.0.weight`` …); empty for a random start.
+    """
+
+    source: str
+    sha256: str | None
+    state: dict[str, torch.Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def squeezenet(classes: int = 5) -> nn.Sequential:
+    """SqueezeNet-1.1 for (B, 3, H, W) inputs of at least 17 pixels, ReLU out of place, without dropout.
+
+    Hooks and vmap need the ReLU's input; dropout would add randomness that a resumed run cannot repeat.
+    """
+    from torchvision.models import squeezenet1_1
+
+    net = squeezenet1_1(weights=None, num_classes=classes, dropout=0.0)
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return net
+
+
+def cnn(classes: int = 5) -> nn.Sequential:
+    """A small CNN for (B, 3, H, W) inputs of 16 pixels and more: two convolutions, pooled to 4x4, two linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(512, 32),
+        nn.ReLU(),
+        nn.Linear(32, classes),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a ``.npz``, ``.pth``/``.pt`` or ``.safetensors`` file, without unpickling objects.
+
+    Raises InputError for a missing, unreadable or otherwise shaped file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist; give a .npz, .pth or .safetensors file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {key: torch.from_numpy(file[key]) for key in file.files}, {}
+        if path.suffix in (".pth", ".pt"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}, {}
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except Exception as error:  # every reader has its own exception for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"weights file {path} cannot be read ({reason}); download or make it again") from error
+    raise InputError(f"weights file {path} ends in '{path.suffix}'; .npz, .pth and .safetensors are understood")
+
+
+def _checked(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Those tensors of a weights file that SqueezeNet has. Raises InputError unless they are its features, whole."""
+    reference = squeezenet(5).state_dict()
+    state = {key: value for key, value in state.items() if key in reference}
+    missing = [key for key in reference if key.startswith("features.") and key not in state]
+    if missing:
+        raise InputError(f"weights file {path} has no '{missing[0]}'; its keys must be torchvision's squeezenet1_1's")
+    for key, value in state.items():
+        if key.startswith("features.") and value.shape != reference[key].shape:
+            raise InputError(
+                f"weights file {path}: '{key}' has shape {tuple(value.shape)}, squeezenet1_1 needs "
+                f"{tuple(reference[key].shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise InputError(f"weights file {path}: '{key}' holds values that are not finite")
+    return state
+
+
+def load_weights(source=None) -> Weights:
+    """The start for SqueezeNet: a file, ``"imagenet"``, ``"random"``, or None for the embedded weights.
+
+    ``"imagenet"`` is torchvision's checkpoint where it lies in torch's hub directory already. Raises InputError
+    for a file that is missing, damaged, or not keyed and shaped like torchvision's squeezenet1_1.
+    """
+    if source == "random":
+        return Weights("random start", None, {}, *HALF)
+    path = Path(source or EMBEDDED)
+    if source == "imagenet":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+        if not path.is_file():
+            raise InputError(
+                f"torchvision's checkpoint is not at {path}; download {IMAGENET_URL}{IMAGENET_FILE} to there"
+            )
+    state, metadata = read_state(path)
+    state = {key: value.float() for key, value in state.items()}
+    if path != EMBEDDED:  # a head on the kit's own needs no torchvision, which is 100 MB in every process
+        state = _checked(state, path)
+    if path == EMBEDDED:
+        name = "embedded: SqueezeNet-1.1 trained by this kit on public synthetic patients"
+    elif source == "imagenet":
+        name = f"torchvision's ImageNet checkpoint ({path.name})"
+    else:
+        name = f"file: {path.name}"
+    normalise = HALF if "mean 0.5 std 0.5" in metadata.get("preprocessing", "").replace(",", "") else IMAGENET
+    sha256 = _sha256(path)
+    if source == "imagenet" and not sha256.startswith(IMAGENET_FILE[-12:-4]):
+        raise InputError(
+            f"{path} is damaged: its SHA-256 does not begin with {IMAGENET_FILE[-12:-4]}; download it again"
+        )
+    return Weights(name, sha256, state, *normalise)
+
+
+def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Module:
+    """``model`` with a seeded initialisation, SqueezeNet then with ``weights`` where the shapes agree."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        if model == "head":
+            net = nn.Linear(FEATURES, classes)
+            nn.init.zeros_(net.weight)
+            nn.init.zeros_(net.bias)
+        elif model == "cnn":
+            net = cnn(classes)
+        elif model == "squeezenet":
+            net = squeezenet(classes)
+            own = net.state_dict()
+            fitting = {key: value for key, value in weights.state.items() if value.shape == own[key].shape}
+            net.load_state_dict(own | fitting)
+        else:
+            raise InputError(f"model '{model}' is unknown; choose one of {', '.join(MODELS)}")
+    finally:
+        torch.random.set_rng_state(generator_state)
+    return net
+
+
+def to_input(images: np.ndarray, mean, std) -> torch.Tensor:
+    """uint8 (B, H, W, 3) images as a normalised float32 (B, 3, H, W) tensor in channels_last memory."""
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(255)
+    return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+
+
+def normalise_features(features: torch.Tensor) -> torch.Tensor:
+    """Each image's (…, 512) features centred over its own channels and scaled to L2 norm 1.
+
+    No other patient enters, so nothing leaks outside the bound.
+    """
+    centred = features - features.mean(-1, keepdim=True)
+    return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+class NormalisedFeatures(nn.Module):
+    """``normalise_features`` as a layer."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, 512) to (B, 512)."""
+        return normalise_features(features)
+
+
+def backbone(weights: Weights, seed: int = 0) -> nn.Sequential:
+    """SqueezeNet's frozen features, averaged over positions: (B, 3, H, W) -> (B, 512), not yet normalised."""
+    net = build("squeezenet", 5, weights, seed)
+    frozen = nn.Sequential(net.features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return frozen.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, batch: int = 64, progress: bool = True):
+    """Normalised features of uint8 (N, H, W, 3) images: float32 (N, 512), cached by content.
+
+    The cache's key is a hash over pixels, weights (or the seed of a random start) and this recipe.
+    """
+    key = hashlib.sha256(b"features 1")
+    key.update(json.dumps([weights.sha256 or f"random {seed}", weights.mean, weights.std, images.shape]).encode())
+    for start in range(0, len(images), 512):
+        key.update(np.ascontiguousarray(images[start : start + 512]))
+    path = cache_dir() / f"features-{key.hexdigest()[:32]}.npy"
+    if path.exists():
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    net = backbone(weights, seed)
+    features = torch.empty(len(images), FEATURES)
+    for start in tqdm(range(0, len(images), batch), desc="features", unit="batch", disable=None if progress else True):
+        features[start : start + batch] = net(to_input(images[start : start + batch], weights.mean, weights.std))
+    features = normalise_features(features)
+    with atomic_path(path) as temporary:
+        np.save(temporary, features.numpy())
+    return features

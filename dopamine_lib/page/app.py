@@ -1,0 +1,185 @@
+"""The command ``app``: the patient's page in a browser, served by Voila on this machine.
+
+Three kinds of process: this one serves the page and starts the provider and the hospital; every visitor gets a kernel,
+which is that visitor's patient. A worker that dies is started again. The page loads nothing from elsewhere, and its
+Content-Security-Policy keeps browsers from trying.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import threading
+from importlib.resources import files
+from pathlib import Path
+
+from dopamine_lib.errors import InputError
+
+PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
+TITLE = "A grade for your retina scan"
+PAGE = """from IPython.display import display
+from dopamine_lib.widgets import PatientPage
+page = PatientPage(heading=1)
+display(page.widget)"""
+#: What browsers may load: this server's own files, and pictures that stand in the page itself.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
+)
+CHECK = 0.5  # seconds between two looks at whether the workers live
+IDLE = 600  # seconds until the kernel of a visitor who left without a word is ended
+
+
+def add_app(commands) -> None:
+    """Add ``app`` to the subparsers of the command line."""
+    app = commands.add_parser("app", help="the patient's page: upload a scan, get a grade, nobody sees the scan")
+    app.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
+    app.add_argument("--host", default=LOOPBACK[0], help="where to listen (default: 127.0.0.1, this machine only)")
+    app.add_argument("--weights", metavar="FILE", help="a model that reproduce wrote (default: the one shipped)")
+    app.add_argument("--backbone", metavar="FILE", help="for a head: its SqueezeNet (default: the embedded one)")
+    app.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the model's own)")
+    app.set_defaults(call=_app)
+
+
+def _app(arguments) -> None:
+    from tornado.ioloop import IOLoop
+
+    from dopamine_lib.page.consultation import INTRODUCTION, Helpers
+
+    host, port = arguments.host, _free_port(arguments.host, arguments.port)
+    # compiling takes every process some ten seconds and would save a tenth of one
+    os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
+    helpers = Helpers(arguments.weights, backbone=arguments.backbone, size=arguments.size)
+    with tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder:  # mode 0700
+        introduction = Path(folder, "introduction.json")
+        os.environ[INTRODUCTION] = str(introduction)
+        loop = IOLoop.current()  # the one that the server will run in
+        keeper = _Keeper(helpers, introduction, lambda: loop.add_callback(loop.stop))
+        try:
+            keeper.start()
+            _server(Path(folder), host, port).start()  # while the workers start
+        finally:
+            keeper.stop()
+            helpers.close()
+    if keeper.failure:
+        raise keeper.failure
+
+
+class _Keeper(threading.Thread):
+    """Starts the helpers, starts them again when they die, and tells the kernels how to reach them."""
+
+    def __init__(self, helpers, path: Path, on_failure):
+        super().__init__(daemon=True)
+        self._helpers, self._path, self._on_failure = helpers, path, on_failure
+        self._ended, self.failure = threading.Event(), None
+
+    def run(self) -> None:
+        known = None
+        while not self._ended.is_set():
+            try:
+                introduction = self._helpers.introduction()
+            except Exception as error:  # raised again where it can be said: this is a thread
+                if not self._ended.is_set():
+                    self.failure = error
+                    self._on_failure()
+                return
+            if introduction is not known:
+                introduction.write(self._path)
+                known = introduction
+            self._ended.wait(CHECK)
+
+    def stop(self) -> None:
+        self._ended.set()
+
+
+def _server(folder: Path, host: str, port: int):
+    """Voila, ready to start; ``folder`` is a private one for what it reads."""
+    # Jupyter's validator would build a grammar of international web addresses, for three seconds; none is checked here
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import nbformat
+    from voila.app import Voila
+    from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
+
+    from dopamine_lib.data.uploads import MAX_UPLOAD
+
+    class Farewell(VoilaShutdownKernelHandler):
+        def check_xsrf_cookie(self) -> None:
+            """A browser that leaves sends no copy of its cookie; it knows its kernel's number, and nobody else does."""
+
+    class Server(Voila):
+        def init_handlers(self):
+            handlers = [list(handler) for handler in super().init_handlers()]
+            for handler in handlers:
+                if handler[1] is VoilaShutdownKernelHandler:
+                    handler[1] = Farewell
+            return [tuple(handler) for handler in handlers]
+
+        def launch_browser(self) -> None:  # Voila calls this when it listens
+            at = f"[{self.ip}]" if ":" in self.ip else self.ip
+            key = f"?token={self.token}" if self.token else ""
+            print(f"the patient's page is at http://{at}:{self.port}/{key}; Ctrl-C ends it", flush=True)
+
+    cell = nbformat.v4.new_code_cell(PAGE)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    page = folder / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel, "title": TITLE}), page)
+    for owner in ("voila", "nbconvert"):
+        template = folder / owner / "templates" / "page"
+        template.mkdir(parents=True)
+        (template / "conf.json").write_text(json.dumps({"base_template": "lab"}))
+    source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text()
+    (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source)
+    _prepend("JUPYTER_PATH", str(folder))
+    _prepend("PYTHONPATH", str(Path(__file__).parents[2]))  # a kernel starts in the private folder
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+    server = Server()
+    server.initialize([str(page)])
+    # set here, after whatever a configuration file of Voila's says
+    server.log_level = "ERROR"
+    logging.getLogger("tornado").setLevel("ERROR")  # it grumbles at Jupyter's own choice of time-outs
+    server.ip, server.port, server.port_retries, server.base_url = host, port, 0, "/"
+    headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    server.tornado_settings = {"websocket_max_message_size": 2 * MAX_UPLOAD, "headers": headers}
+    if host in LOOPBACK:
+        # a page from elsewhere must not reach this one by a name that leads here
+        server.tornado_settings["allow_remote_access"] = False
+    else:
+        server.token = secrets.token_urlsafe(24)
+        print(
+            f"dopamine: {host} is open to the network, and scans reach this server unencrypted; keep to a network you "
+            "trust, or put a server with TLS before it",
+            file=sys.stderr,
+        )
+    server.config.MappingKernelManager.cull_idle_timeout = IDLE
+    server.config.KernelManager.transport_encryption = (
+        "required"  # to the kernels; rather no page than a scan in the clear
+    )
+    choices = server.voila_configuration
+    choices.template, choices.allow_template_override, choices.allow_theme_override = "page", "NO", "NO"
+    # other extensions of this environment's JupyterLab have no business here, and some want the network
+    choices.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
+    choices.theme, choices.strip_sources, choices.file_allowlist = "light", True, ["$^"]  # no file is served
+    server.setup_template_dirs()
+    return server
+
+
+def _prepend(name: str, path: str) -> None:
+    os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises InputError where nobody can listen there."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port is {port}, but must lie in [0, 65535]")
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
+        ) from None

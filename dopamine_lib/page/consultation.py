@@ -1,0 +1,233 @@
+"""What stands behind the patient's page: the other two workers, and one consultation after another with them.
+
+    consultation = Consultation(Helpers())            # provider and hospital, two processes of this machine
+    consultation.get_ready()                          # ahead, while the patient still looks at the picture
+    consultation.grade(image).answer.grade
+
+The patient is the process that runs this; it reads no model. Where many pages are served at once (``app``), their
+kernels are patients of one pair of helpers: ``Introduction.write`` leaves a file that only their owner can read, and
+``Invited`` reads it. Nobody there but the patients' side has the patients' key.
+"""
+
+import json
+import os
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dopamine_lib.data.images import prepare
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
+from dopamine_lib.inference.workers import tls
+from dopamine_lib.inference.workers.client import Answer, PatientClient
+from dopamine_lib.inference.workers.processes import START_TIMEOUT, Workers
+from dopamine_lib.page import served_model
+
+#: Environment variable with the path of the introduction that ``app`` wrote for its kernels.
+INTRODUCTION = "DOPAMINE_INTRODUCTION"
+PATIENCE = 30.0  # seconds to go on trying after a worker died: starting it again takes about five
+PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a patient needs to know of the other two.
+
+    identity            the patients' key
+    provider, hospital  each (address, PEM certificate)
+    pids                process numbers by role
+    model               ``served_model.facts`` of the model that is served
+    """
+
+    identity: tls.Identity = field(repr=False)
+    provider: tuple
+    hospital: tuple
+    pids: dict[str, int]
+    model: dict
+
+    def write(self, path) -> None:
+        """Leave it in a file that only its owner can read, in one step."""
+        path = Path(path)
+        record = asdict(self) | {"identity": [self.identity.certificate, self.identity.key.decode()]}
+        handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with open(handle, "w") as file:
+            json.dump(record, file)
+        os.replace(name, path)
+
+    @classmethod
+    def read(cls, path) -> "Introduction":
+        """What ``write`` left."""
+        record = json.loads(Path(path).read_text())
+        certificate, key = record.pop("identity")
+        for role in ("provider", "hospital"):
+            address, its_certificate = record[role]
+            record[role] = tuple(address), its_certificate
+        return cls(identity=tls.Identity(certificate, key.encode()), **record)
+
+
+class Helpers:
+    """The provider's and the hospital's processes: started when first asked for, and again when one has died.
+
+    weights   a model that ``reproduce`` wrote; by default the one that is shipped
+    backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
+    size      side of the image in pixels; the model's own by default
+    """
+
+    def __init__(self, weights=None, *, backbone=None, size: int | None = None):
+        self._weights = Path(weights or served_model.served_model_path())
+        self._options = {"backbone": backbone, "size": size}
+        self._identity = tls.Identity.make("patient")
+        self._lock = threading.Lock()
+        self._workers, self._introduction, self._closed = None, None, False
+
+    def introduction(self) -> Introduction:
+        """How to reach them now; may start them first. Raises InputError for what is wrong with the model."""
+        with self._lock:
+            if self._closed:
+                raise ChannelError("the page was closed; open it again")
+            if self._workers is None or not self._workers.alive:
+                self._end()
+                model = served_model.facts(self._weights)
+                model["size"] = self._options["size"] or model["size"]
+                patient = self._identity.certificate
+                # in a notebook their log would appear below whatever cell runs
+                self._workers = Workers(self._weights, **self._options, patient=patient, quiet=True)
+                pids = self._workers.pids
+                self._introduction = Introduction(self._identity, *self._workers.peers, pids, model)
+            return self._introduction
+
+    def close(self) -> None:
+        """End them; may be called twice."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+        self._workers = None
+
+
+class Invited:
+    """Helpers that somebody else runs, and whose introduction lies in a file."""
+
+    def __init__(self, path):
+        self._path = Path(path)
+
+    def introduction(self) -> Introduction:
+        """How to reach them now; waits until that is known. Raises ChannelError where it stays unknown."""
+        end = time.monotonic() + START_TIMEOUT
+        while not self._path.exists():
+            if time.monotonic() > end or not self._path.parent.exists():
+                raise ChannelError("the program that serves this page has ended; start it again")
+            time.sleep(0.1)
+        try:
+            return Introduction.read(self._path)
+        except FileNotFoundError:  # it ends this moment
+            raise ChannelError("the program that serves this page has ended; start it again") from None
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def find_helpers(weights=None):
+    """Those that serve this page where somebody runs them, own ones otherwise (always for ``weights`` of one's own)."""
+    path = os.environ.get(INTRODUCTION)
+    return Invited(path) if path and weights is None else Helpers(weights)
+
+
+@dataclass(frozen=True)
+class Grading:
+    """One consultation's result.
+
+    answer   the answer and what it cost
+    seconds  from the request to the answer: everything, a new session included where one was needed
+    seen     uint32 (3, size, size): all the provider ever received of the picture
+    pids     process numbers by role; model: facts of the model
+    """
+
+    answer: Answer
+    seconds: float
+    seen: np.ndarray = field(repr=False)
+    pids: dict[str, int]
+    model: dict
+
+
+class Consultation:
+    """The patient's side: one picture after another, each in a session of its own with new randomness.
+
+    A session is opened ahead, by ``get_ready``, and closed after its answer, so that no page keeps a seat for long.
+    A session that broke, or helpers that died, are replaced and the question is asked again, for half a minute.
+    """
+
+    def __init__(self, helpers):
+        self._helpers = helpers
+        self._lock = threading.Lock()
+        self._session, self._closed = None, False
+
+    def introduction(self) -> Introduction:
+        """See ``Helpers.introduction``."""
+        return self._helpers.introduction()
+
+    def get_ready(self) -> None:
+        """Open a session and prepare a query, if that has not been done. Raises InputError and ChannelError."""
+        with self._lock:
+            self._open()
+
+    def grade(self, image, progress=None, retrying=None) -> Grading:
+        """The grade of an RGB picture of Pillow's.
+
+        progress  called with (steps done, steps, name); retrying: called with the error before another attempt
+        Raises InputError for what is wrong with the model, ChannelError where the others cannot be reached.
+        """
+        begin = time.perf_counter()
+        with self._lock:
+            while True:
+                try:
+                    client, (wire,), introduction = self._open()
+                    answer = client.infer(prepare(image, client.size), progress)
+                    break
+                except ChannelError as error:
+                    self._close()
+                    if self._closed or time.perf_counter() - begin > PATIENCE:
+                        raise
+                    if retrying:
+                        retrying(error)
+                    time.sleep(PAUSE)
+            seen = np.frombuffer(wire.log[-1][2], "<u4").reshape(client.plan.shape)
+            self._close()
+        pids = {"patient": os.getpid(), **introduction.pids}
+        return Grading(answer, time.perf_counter() - begin, seen, pids, introduction.model)
+
+    def close(self) -> None:
+        """End the session and the helpers; may be called twice."""
+        self._closed = True
+        self._helpers.close()  # first: a consultation that is still going on ends with them
+        with self._lock:
+            self._close()
+
+    def _open(self):
+        if self._session is None:
+            introduction, wires = self._helpers.introduction(), []
+
+            def wrap(channel):
+                # the picture's only way out is the first operation's first message, E = X - A
+                wires.append(Recorded(channel, lambda direction, tag: (direction, tag) == ("sent", 0)))
+                return wires[0]
+
+            try:
+                client = PatientClient(introduction.identity, introduction.provider, introduction.hospital, wrap)
+            except InputError as error:  # a plan that cannot be carried out: not the patient's fault
+                raise ChannelError(str(error)) from None
+            self._session = client, wires, introduction
+            client.prepare()
+        return self._session
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session[0].close()
+            self._session = None

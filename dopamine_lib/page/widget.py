@@ -1,0 +1,240 @@
+"""The patient's page: upload a scan or take a sample, see it, ask, and read the grade. In JupyterLab and by Voila.
+
+    page = PatientPage()
+    display(page.widget)
+    page.choose(2), page.grade.click(), page.wait()       # what a hand would do, for tests and where there is none
+
+The page is the patient's process and holds the scan; ``consultation`` has the other two, which are processes of
+their own, and ``html`` says what is shown. Whatever takes time runs in a thread, so that the page stays alive.
+"""
+
+import functools
+import threading
+import time
+
+import ipywidgets as widgets
+from PIL import Image
+
+from dopamine_lib.data.dataset import GRADES
+from dopamine_lib.data.retina_check import retina_warning
+from dopamine_lib.data.synthetic import MAX_SIZE, MIN_SIZE, describe, make_population
+from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.page import html as show
+from dopamine_lib.page.consultation import Consultation, find_helpers
+
+SAMPLES = len(GRADES)
+#: The samples are the first of each grade among so many synthetic patients, whom no model of the kit has seen.
+_PATIENTS, _SEED = 11, 6
+#: Seconds between the messages that repeat what a page says at its start.
+SAY_AGAIN = (1, 2, 4, 8)
+
+
+@functools.lru_cache(maxsize=4)
+def samples(size: int) -> tuple[tuple[Image.Image, str], ...]:
+    """Five synthetic eyes of ``size`` pixels, and the grade each was drawn with; not in the order of the grades."""
+    labels, severity, _ = describe(_PATIENTS, _SEED, "private")
+    images = make_population(_PATIENTS, size, _SEED, threads=1)[0]
+    first = [next(i for i in range(_PATIENTS) if labels[i] == severity[i] == grade) for grade in range(SAMPLES)]
+    return tuple((Image.fromarray(images[i]), GRADES[labels[i]]) for i in sorted(first))
+
+
+class PatientPage:
+    """The page; ``widget`` is what to display.
+
+    helpers  who serves it (``consultation``); found or started by itself otherwise
+    weights  a model that ``reproduce`` wrote, instead of the one that is shipped; with helpers, they say
+    heading  level of the first heading: 1 for a page of its own
+    The rest is there for tests, and for whoever has no hands: ``upload``, ``sample`` and ``grade`` are the controls.
+    ``image``, ``grading`` and ``failure`` hold what was chosen, the last answer, and what went wrong instead.
+    """
+
+    def __init__(self, helpers=None, *, weights=None, heading: int = 2):
+        self._consultation = Consultation(helpers or find_helpers(weights))
+        self._heading, self._model = heading, {}
+        self._thread, self._busy, self._closed = None, threading.Lock(), False
+        self.image, self.name, self.drawn = None, "", None
+        self.grading, self.failure = None, None
+        self._build()
+        self._in_background(self._start)
+
+    def _build(self) -> None:
+        dark = {"button_color": show.BLUE, "text_color": "#ffffff", "font_size": "1rem"}
+        wide = widgets.Layout(width="100%", max_width="24rem")
+        self.upload = widgets.FileUpload(
+            accept=".png,.jpg,.jpeg",
+            description="Choose a photograph",
+            tooltip=f"A PNG or JPEG file of at most {MAX_UPLOAD >> 20} MiB; it stays with this page",
+            icon="",
+            style=dark,
+            layout=wide,
+        )
+        options = [("choose ...", None), *((f"Sample {i + 1}", i) for i in range(SAMPLES))]
+        self.sample = widgets.Dropdown(
+            options=options,
+            value=None,
+            description="or take a sample:",
+            tooltip="Synthetic eyes, drawn by this kit",
+            style={"description_width": "9rem"},
+            layout=wide,
+        )
+        self.grade = widgets.Button(
+            description="Grade this scan",
+            tooltip="Starts the private computation; takes a few seconds",
+            disabled=True,
+            style=dark,
+            layout=wide,
+        )
+        self.status, self.preview, self.progress, self.result, self.curious = (
+            widgets.HTML(layout=widgets.Layout(width="100%")) for _ in range(5)
+        )
+        self.about = widgets.HTML()
+        self.upload.observe(self._uploaded, "value")
+        self.sample.observe(self._sampled, "value")
+        self.grade.on_click(self._asked)
+        self.widget = widgets.VBox(
+            [
+                widgets.HTML(show.STYLE + show.introduction(self._heading)),
+                self.upload,
+                self.sample,
+                self.preview,
+                self.grade,
+                self.status,
+                self.progress,
+                self.result,
+                self.curious,
+                self.about,
+            ],
+            layout=widgets.Layout(width="100%"),
+        )
+        self.widget.add_class("dopamine-page")
+
+    def choose(self, sample: int) -> None:
+        """Take a sample, 0 to 4, as the list does."""
+        self.sample.value = sample
+
+    def take(self, data: bytes, name: str = "") -> None:
+        """Take an uploaded file's bytes. What is wrong with them is shown, and leaves the page without a picture."""
+        try:
+            image = read_upload(data, name)
+        except InputError as error:
+            self._show(None)
+            self.upload.value = ()
+            self._say(str(error), wrong=True)
+            return
+        self._show(image, name or "your photograph", warning=retina_warning(image))
+
+    def wait(self, seconds: float = 120.0):
+        """Wait until nothing goes on; returns ``grading``, None where there is no answer."""
+        thread = self._thread
+        thread.join(seconds)
+        if thread.is_alive():
+            raise TimeoutError(f"the page is still at work after {seconds:g} s")
+        return self.grading
+
+    def close(self) -> None:
+        """End the helpers, if they are this page's own, and switch the controls off."""
+        self._closed = True
+        self._consultation.close()
+        self._enable(False)
+
+    def _uploaded(self, change) -> None:
+        if change.new and not self._busy.locked():
+            self.sample.value = None
+            file = change.new[0]
+            self.take(bytes(file["content"]), file["name"])
+
+    def _sampled(self, change) -> None:
+        if change.new is not None and not self._busy.locked():
+            self.upload.value = ()
+            size = min(max(self._model.get("size", 64), MIN_SIZE), MAX_SIZE)
+            image, drawn = samples(size)[change.new]
+            self._show(image, f"Sample {change.new + 1}, a synthetic eye", drawn=drawn)
+
+    def _show(self, image, name: str = "", *, warning: str | None = None, drawn: str | None = None) -> None:
+        """Another picture, or none: forget the last answer, and open a session while the patient looks."""
+        self.image, self.name, self.drawn = image, name, drawn
+        self.grading = self.failure = None
+        self.status.value = self.progress.value = self.result.value = self.curious.value = ""
+        self.preview.value = show.preview(image, name, warning) if image is not None else ""
+        self._enable(not self._closed)
+        if image is not None:
+            self._in_background(self._get_ready)
+
+    def _asked(self, _=None) -> None:
+        # a second click may arrive before the browser knows that the button is off
+        if self.image is None or self._closed or not self._busy.acquire(blocking=False):
+            return
+        self._enable(False)
+        self.grading = self.failure = None
+        self.result.value = self.curious.value = ""
+        self._say("Asking the provider ...")
+        self.progress.value = show.progress(0, 1, "getting ready")
+        self._in_background(self._ask)
+
+    # what runs in threads
+
+    def _in_background(self, work) -> None:
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> None:
+        self._say("Starting the provider and the hospital ... you may choose a picture meanwhile.")
+        try:
+            self._model = self._consultation.introduction().model
+        except (InputError, ChannelError) as error:
+            self._say(str(error), wrong=True)
+        else:
+            self.about.value = show.about(self._model)
+            if self.image is None:
+                self._say("Ready. Choose a photograph or a sample.")
+        threading.Thread(target=self._say_again, daemon=True).start()
+
+    def _say_again(self) -> None:
+        """A browser that was about to connect, with the page's state in hand, has missed what was said meanwhile."""
+        for pause in SAY_AGAIN:
+            time.sleep(pause)
+            if self._closed:
+                return
+            for widget in (self.status, self.about):
+                said = None
+                while said != widget.value:  # changed meanwhile by another thread: the older word must not be the last
+                    said = widget.value
+                    widget.send_state("value")
+
+    def _get_ready(self) -> None:
+        try:
+            self._consultation.get_ready()
+        except (InputError, ChannelError):
+            return  # said when the patient asks: it is tried again then
+
+    def _ask(self) -> None:
+        try:
+            grading = self._consultation.grade(self.image, self._step, self._retry)
+        except (InputError, ChannelError) as error:
+            self.failure = str(error)
+            self.progress.value = ""
+            self._say(f"No answer: {error}.", wrong=True)
+        else:
+            self.grading = grading
+            self.status.value = ""
+            self.result.value = show.result(grading, self._heading + 1, self.drawn)
+            self.curious.value = show.curious(grading, self.image)
+        finally:
+            self._busy.release()
+            self._enable(not self._closed)
+
+    def _step(self, done: int, steps: int, name: str) -> None:
+        if done == steps or done * 25 // steps > (done - 1) * 25 // steps:  # a browser need not draw every step
+            self.progress.value = show.progress(done, steps, f"step {done} of {steps} of the network")
+
+    def _retry(self, error) -> None:
+        self._say(f"{error}. Trying again ...", wrong=True)
+
+    def _say(self, text: str, *, wrong: bool = False) -> None:
+        self.status.value = show.note(text, wrong=wrong)
+
+    def _enable(self, on: bool) -> None:
+        self.upload.disabled = self.sample.disabled = not on
+        self.grade.disabled = not (on and self.image is not None)

@@ -1,0 +1,1 @@
+"""The privacy statement and model card of a finished run, checked by accounting for it again."""

@@ -1,0 +1,212 @@
+"""``report``: a privacy statement and model card on one page, in Markdown and HTML, from what ``reproduce`` wrote.
+
+Nothing is called private that was not accounted: every epsilon is computed again first (``verification``), a seeded
+run is called what it is, and an audit that found more than was accounted overrules the accountant.
+"""
+
+import hashlib
+import platform
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from dopamine_lib import __version__
+from dopamine_lib.auditing.canaries import STANDSTILL, canary_run
+from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.settings import Choice, setting
+from dopamine_lib.files import atomic_path
+from dopamine_lib.models.networks import read_state
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.report.text import html, markdown
+from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
+
+#: What decides a number in the report.
+PACKAGES = ("torch", "opacus", "numpy", "scipy", "scikit-learn", "tenseal")
+#: Hospitals in a short audit: more make it slower and, their noise being shared or their own, no different.
+MOST_HOSPITALS = 20
+#: Difference of a recomputed accuracy that is left to another machine's rounding.
+SAME_ACCURACY = 0.01
+
+
+def write_report(path, out=None, *, data_dir=None, audit: bool = False, progress: bool = True) -> list[Path]:
+    """Write ``report.md`` and ``report.html`` for a results file, or a folder with one; return their paths.
+
+    out       folder for the report; by default that of the results
+    data_dir  where the data is, if no longer where the run had it
+    audit     train once more for every private setting, with canaries, and report what that proves
+    Raises InputError where there are no results, where they are not what their own numbers give, or where ``out``
+    cannot be written.
+    """
+    facts = collect(path, data_dir=data_dir, audit=audit, progress=progress)
+    text = markdown(facts)
+    out = read_results(path)[1] if out is None else Path(out)
+    written = []
+    try:
+        for name, content in (("report.md", text), ("report.html", html(text))):
+            with atomic_path(out / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+            written.append(out / name)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from error
+    return written
+
+
+def collect(path, *, data_dir=None, audit: bool = False, progress: bool = True) -> dict:
+    """All that the report says, as plain data: what ``text`` sets."""
+    results, folder = read_results(path)
+    options = options_of(results)
+    accounted = verify(results, folder)
+    audits = [_recorded(row) for row in results.get("audit", [])]
+    if audit:
+        # canaries are trained with Gaussian noise, which says nothing of noise in the integers
+        bounds = {name: one.bound for name, one in accounted.items() if one.bound is not None}
+        audits += [short_audit(accounted[name], options) for name, bound in bounds.items() if bound.integer is None]
+    rows, sheet, missing = _models(results, options, folder, data_dir, progress)
+    source = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    return {
+        "results": results,
+        "options": options,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "accounted": {name: _overruled(one, audits) for name, one in accounted.items()},
+        "audits": audits,
+        "subgroups": rows,
+        "sheet": sheet,
+        "missing": missing,
+        "versions": {"dopamine-kit": __version__, "Python": platform.python_version(), **_versions()},
+    }
+
+
+def short_audit(one: Accounted, options: Options, *, canaries: int = 400, seed=None, plant=None) -> dict:
+    """One training run of a setting at its own noise, rate and steps, on canaries alone: Steinke et al. 2023.
+
+    The model stands still, so that every canary's gradient is clipped in every step: the worst that the bound allows
+    these steps. The release of the mean features before them is not audited, and noise in the integers cannot be.
+    """
+    declared = setting(one.name).with_noise(one.bound.setting.noise_multiplier)
+    choice = Choice(STANDSTILL, one.bound.choice.max_grad_norm, momentum=one.bound.choice.momentum)
+    ran = canary_run(
+        declared,
+        choice,
+        canaries=canaries,
+        hospitals=min(options.hospitals, MOST_HOSPITALS),
+        strength=1000.0,
+        delta=one.bound.delta,
+        seed=seed,
+        plant=plant,
+    )
+    found = ran.audit()
+    return {
+        "setting": one.name,
+        "epsilon": found.epsilon,
+        "delta": found.delta,
+        "confidence": found.confidence,
+        "canaries": found.canaries,
+        "guesses": found.guesses,
+        "correct": found.correct,
+        "source": "run for this report",
+    }
+
+
+def _recorded(row: dict) -> dict:
+    """An audit that results.json brings along. Raises InputError where it is not one."""
+    known = {"setting": str, "epsilon": (int, float), "delta": (int, float), "confidence": (int, float)}
+    known |= {"canaries": int, "guesses": int, "correct": int}
+    for key, kind in known.items():
+        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+            raise InputError(f"results.json has an audit without {key}: take it out, or report with --audit")
+    check_within("an audit's epsilon", row["epsilon"], 0, 1e3, "it is a lower bound", low_open=False)
+    check_within("an audit's confidence", row["confidence"], 0, 1, "0.95 is usual", high_open=True)
+    check_within("an audit's delta", row["delta"], 0, 1, "that of the training", high_open=True)
+    return {key: row[key] for key in known} | {"source": "recorded in results.json, not repeated"}
+
+
+def _overruled(one: Accounted, audits: list[dict]) -> Accounted:
+    """The setting as accounted, or not private where an audit proves more than was accounted."""
+    for row in audits:
+        if row["setting"] == one.name and one.bound is not None:
+            spent = replace(one.bound, delta=row["delta"]).epsilons(one.steps)
+            if row["epsilon"] > (spent["rdp"] if spent["prv"] is None else spent["prv"]):
+                why = f"an audit found an epsilon of at least {row['epsilon']:.2f} at delta {row['delta']:g}"
+                return replace(one, private=False, why=why)
+    return one
+
+
+def _models(results: dict, options: Options, folder: Path, data_dir, progress: bool):
+    """Subgroups by setting and the data sheet, or None for what cannot be had, and why.
+
+    Raises InputError where the models do not score what the results say.
+    """
+    from dopamine_lib.fairness.scores import cannot_say, subgroup_table
+
+    names = [name for name in results["settings"] if name in options.settings]
+    paths = {name: [folder / f"{name}-{run}.safetensors" for run in range(options.runs)] for name in names}
+    absent = [path.name for own in paths.values() for path in own if not path.exists()]
+    if absent:
+        return None, None, f"{absent[0]} is not beside results.json"
+    try:
+        changes = {} if data_dir is None else {"data_dir": str(data_dir)}
+        experiment = Experiment(Options(**{**vars(options), **changes}), progress=progress)
+    except InputError as error:
+        return None, None, str(error)
+    if experiment.weights.sha256 != results["weights_sha256"]:
+        return None, None, "the backbone's weights are not those of the run"
+    rows = {}
+    for name, own in paths.items():
+        probabilities = np.stack([_probabilities(experiment, path, run) for run, path in enumerate(own)])
+        for run, scored in enumerate(probabilities.argmax(2)):
+            accuracy = float(np.mean(scored == experiment.dataset.labels[experiment.test]))
+            stated = results["settings"][name]["test_accuracy"]["runs"][run]
+            if abs(accuracy - stated) > SAME_ACCURACY:
+                raise InputError(
+                    f"{paths[name][run].name} grades {accuracy:.1%} of the test images right, but results.json says "
+                    f"{stated:.1%}: model and results do not belong together, or the data is another"
+                )
+        rows[name] = subgroup_table(experiment.dataset, experiment.test, probabilities)
+    dataset = experiment.dataset
+    sheet = {
+        "source": dataset.sheet.source,
+        "licence": dataset.sheet.licence,
+        "checksum": dataset.sheet.checksum,
+        "notes": list(dataset.sheet.notes),
+        "grades": dict(zip(dataset.grades, dataset.counts()["train"], strict=True)),
+        "cannot": cannot_say(dataset),
+    }
+    return rows, sheet, None
+
+
+def _probabilities(experiment: Experiment, path: Path, run: int) -> np.ndarray:
+    """A saved model's probabilities of the grades, float64 (test images, grades)."""
+    task = experiment.task(run)
+    state, _ = read_state(path)
+    try:
+        task.net.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the model that results.json names; run reproduce again") from error
+    w = parameters_to_vector(task.net.parameters()).detach()
+    return torch.softmax(task.logits(w, torch.as_tensor(experiment.test)).double(), 1).numpy()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def bounds_of(facts: dict) -> list[dict]:
+    """Rows for ``auditing.figure.draw_bounds``: what was accounted, and the largest lower bound that an audit found."""
+    rows = []
+    for name, one in facts["accounted"].items():
+        found = [row["epsilon"] for row in facts["audits"] if row["setting"] == name]
+        if one.epsilon is not None:
+            claimed = {key: one.epsilon[key] for key in ACCOUNTANTS if one.epsilon[key] is not None}
+            rows.append({"name": name, "lower": max(found, default=None), "claimed": claimed})
+    return rows

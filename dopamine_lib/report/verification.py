@@ -1,0 +1,237 @@
+"""What ``reproduce`` wrote, checked by doing its accounting again: an epsilon is believed only if it comes out twice.
+
+From a results file are taken the declared numbers (noise multiplier, sample rate, steps, delta, hospitals, seed); who
+took part in which round follows from the public draw. Epsilons, adversaries and statements are computed from these
+anew and must be what the file says. What cannot be seen here is a seed that was used and not recorded, nor a file of
+a training that never was.
+"""
+
+import contextlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.federation.aggregation import make_integer_noise
+from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.settings import Choice, choice_for, setting
+from dopamine_lib.federation.statement import between_processes, privacy_statement
+from dopamine_lib.federation.training import Training
+from dopamine_lib.models.networks import FEATURES, build, load_weights, read_state
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.privacy.head import HeadTask
+from dopamine_lib.privacy.randomness import Randomness
+
+#: Relative difference that is left to rounding: the PRV accountant's last digits depend on the number of threads.
+ROUNDING = 1e-6
+
+
+@contextlib.contextmanager
+def _well_formed(path):
+    """What is missing or of another kind in a results file is the user's to put right: an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise InputError(f"{path} is not what reproduce writes ({reason}); run reproduce again") from error
+
+
+def read_results(path) -> tuple[dict, Path]:
+    """The results in a file, or in ``results.json`` of a folder, and the folder they are in.
+
+    Raises InputError where there are none, or they are not JSON.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give the folder or the results.json that reproduce wrote")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON; run reproduce again") from error
+    if not isinstance(results, dict) or not isinstance(results.get("settings"), dict) or not results["settings"]:
+        raise InputError(f"{path} has no settings; give the results.json that reproduce wrote")
+    return results, path.parent
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """What one setting may be called.
+
+    private   whether it may be called private;  why  if not, the reason
+    bound     what its messages spend; None where nothing was accounted
+    steps     noisy steps of the worst-off hospital
+    epsilon   of the worst-off hospital, by accountant; None where nothing was accounted
+    """
+
+    name: str
+    private: bool
+    why: str
+    bound: Bound | None = None
+    steps: int = 0
+    epsilon: dict[str, float | None] | None = None
+
+
+def options_of(results: dict) -> Options:
+    """The options that a results file was made with. Raises InputError for values that reproduce refuses."""
+    with _well_formed("results.json"):
+        asked = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
+        options = Options(**(asked | {"settings": tuple(asked["settings"])}))
+        sizes, _ = results["hospitals"], (results["weights"], results["weights_sha256"])
+        if len(sizes) != options.hospitals or sum(sizes) != results["patients"]["train"] or min(sizes) < 1:
+            raise InputError(
+                f"results.json has hospitals of {sizes} patients, but they must be {options.hospitals} and have "
+                f"{results['patients']['train']} together: run reproduce again"
+            )
+        for key, value in (("data", options.data), ("model", options.model), ("delta", options.delta)):
+            _must_agree(f"the {key}", results[key], value)
+        check_within("number of test images", results["patients"]["test"], 0, 10**9, "run reproduce again")
+        source = "operating systems of the parties" if "processes" in results else "operating system"
+        seeded = source if options.seed is None else f"seeded with {options.seed}: for teaching only"
+        _must_agree("the randomness", results["randomness"], seeded)
+        return options
+
+
+def verify(results: dict, folder: Path) -> dict[str, Accounted]:
+    """Every setting of a results file with what it may be called.
+
+    folder  where models may be: their statements must agree as well
+    Raises InputError where the file says something else than its own numbers give: an epsilon, a statement, a delta, a
+    sample rate. No setting is believed then.
+    """
+    options = options_of(results)
+    with _well_formed("results.json"):
+        return {name: _verify(results, options, name, folder) for name in results["settings"]}
+
+
+def _verify(results: dict, options: Options, name: str, folder: Path) -> Accounted:
+    declared, result = setting(name), results["settings"][name]
+    for score in ("test_accuracy", "quadratic_kappa"):
+        runs = np.array(result[score]["runs"], dtype=float)
+        if runs.shape != (options.runs,):
+            raise InputError(f"{name} has {runs.size} runs, but {options.runs} were asked for: run reproduce again")
+        _must_agree(f"{name}'s {score}", result[score]["mean"], float(runs.mean()))
+        _must_agree(f"{name}'s spread of {score}", result[score]["std"], float(runs.std(ddof=min(1, len(runs) - 1))))
+    if not declared.private:
+        _must_agree(f"{name}'s epsilon", result["epsilon"], None)
+        return Accounted(name, False, "no noise was added")
+    if result["epsilon"] is None or result["noise_multiplier"] is None:
+        return Accounted(name, False, "no epsilon was accounted")
+    if not isinstance(result.get("statement"), str) or not result["statement"].strip():
+        return Accounted(name, False, "it carries no privacy statement")
+    _must_agree(f"{name}'s sample rate", result["sample_rate"], declared.sample_rate)
+    _must_agree(f"{name}'s number of steps", result["steps"], declared.steps)
+    _must_agree(f"{name}'s delta", result["delta"], options.delta)
+
+    bound, charged = _replay(results, options, name)
+    steps = sorted({steps for run in charged for steps in run})
+    for accountant in ACCOUNTANTS:  # the quick ones first: PRV takes long where the noise is absurd
+        spent = {count: bound.epsilon(count, accountant) for count in steps}
+        each = [spent[count] for run in charged for count in run]
+        mean = None if None in each else float(np.mean(each))
+        _must_agree(f"{name}'s epsilon ({accountant})", result["epsilon"][accountant], mean)
+        if not declared.shared_noise:
+            stated = result["epsilon_worst"][accountant]
+            _must_agree(f"{name}'s epsilon of the worst-off hospital ({accountant})", stated, spent[steps[-1]])
+    _must_agree(f"{name}'s adversaries", result["adversaries"], bound.adversaries(steps[-1]))
+
+    def statement(steps):
+        said = privacy_statement(
+            bound,
+            steps=steps,
+            patients=results["patients"]["train"],
+            seeded=options.seed is not None,
+            aggregation=options.aggregation,
+        )
+        return between_processes(said) if "processes" in results else said
+
+    _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
+    # a file may be wrong all through: what no option changes must be what the kit trains with
+    used = choice_for(options.model, name, options.epsilon)
+    _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
+    _must_agree(f"{name}'s centre", result["choice"]["centre"], None if bound.integer else used.centre)
+    if options.epsilon is None:
+        _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
+    for run, own in enumerate(charged):
+        path = folder / f"{name}-{run}.safetensors"
+        if path.exists():
+            _must_agree(f"{name}'s statement in {path.name}", _statement_in(path), statement(max(own)))
+    seeded = "its noise follows from a seed: for teaching, it hides nothing" if options.seed is not None else ""
+    return Accounted(name, not seeded, seeded, bound, steps[-1], bound.epsilons(steps[-1]))
+
+
+def _replay(results: dict, options: Options, name: str) -> tuple[Bound, list[list[int]]]:
+    """The bound of a setting, and the steps charged to each ledger of each run, from the public draw alone."""
+    result = results["settings"][name]
+    declared = setting(name).with_noise(result["noise_multiplier"])
+    clip = result["choice"]["max_grad_norm"]
+    choice = Choice(**(result["choice"] | {"max_grad_norm": math.inf if clip is None else clip}))
+    shares, integer = options.survivors if declared.federated else 1, None
+    if options.noise == "integer" and declared.federated and declared.shared_noise:
+        d = _parameters(options.model, len(result["recall_per_grade"]))
+        integer = make_integer_noise(options.aggregation, declared, choice, results["hospitals"], d, options.survivors)
+    nobody = HeadTask(nn.Linear(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+    sizes = results["hospitals"] if declared.federated else [results["patients"]["train"]]
+    charged = []
+    for run in range(options.runs):
+        training = Training(
+            declared,
+            choice,
+            nobody,
+            [np.zeros(size, int) for size in sizes],
+            Randomness(0),  # draws nothing
+            integer=integer,
+            least=shares,
+            delta=result["delta"],
+            budget=math.inf if options.epsilon is None else options.epsilon,
+            accountant=options.accountant,
+            seed=options.public_seed,
+            run=run,
+        )
+        rounds = [sum(k in invited for invited in training.schedule) for k in range(len(training.ledgers))]
+        charged.append([count * declared.local_steps for count in rounds])
+    return Bound(declared, choice, shares, result["delta"], integer), charged
+
+
+def _parameters(model: str, classes: int) -> int:
+    if model == "head":
+        return (FEATURES + 1) * classes
+    return sum(p.numel() for p in build(model, classes, load_weights("random"), 0).parameters())
+
+
+def _statement_in(path: Path) -> str:
+    _, metadata = read_state(path)
+    try:
+        return json.loads(metadata["statement"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} says nothing of its privacy: it is not a model that reproduce wrote") from error
+
+
+def _must_agree(what: str, stated, recomputed) -> None:
+    """Raise InputError where a file says something else than its numbers give."""
+    if not _same(stated, recomputed):
+        at = 0
+        if isinstance(stated, str) and isinstance(recomputed, str):  # of long texts, where they part
+            at = max(0, next((i for i, (a, b) in enumerate(zip(stated, recomputed, strict=False)) if a != b), 0) - 20)
+        short = [repr(value[at : at + 60] if isinstance(value, str) else value)[:120] for value in (stated, recomputed)]
+        raise InputError(
+            f"{what} is stated as {short[0]}, but its own numbers give {short[1]}: the file was changed or made by "
+            "another version; run reproduce again"
+        )
+
+
+def _same(one, other) -> bool:
+    if isinstance(other, dict):
+        return isinstance(one, dict) and one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other)]
+    if all(numbers):
+        return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=1e-12)
+    return type(one) is type(other) and one == other

@@ -1,0 +1,1 @@
+"""Figure 1: the five settings trained, drawn and tabulated."""
