@@ -132,6 +132,16 @@ def test_initial_weights_follow_the_seed_and_leave_torchs_alone(model):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("model", networks.MODELS)
+def test_the_parameters_of_a_model_are_counted_without_drawing_any(model, refuses):
+    before = torch.random.get_rng_state()
+    counted = networks.parameter_count(model, 7)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert counted == sum(p.numel() for p in build(model, 7, load_weights("random"), 0).parameters())
+    with refuses("model 'vgg'", "squeezenet"):
+        networks.parameter_count("vgg", 7)
+
+
 @pytest.mark.parametrize("model, size", [("cnn", 16), ("cnn", 28), ("squeezenet", 17), ("squeezenet", 64)])
 def test_models_take_the_sizes_they_say(model, size):
     net = build(model, 5, load_weights("random"), 0)

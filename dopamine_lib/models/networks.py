@@ -175,10 +175,29 @@ def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Mo
             fitting = {key: value for key, value in weights.state.items() if value.shape == own[key].shape}
             net.load_state_dict(own | fitting)
         else:
-            raise InputError(f"model '{model}' is unknown; choose one of {', '.join(MODELS)}")
+            raise _unknown(model)
     finally:
         torch.random.set_rng_state(generator_state)
     return net
+
+
+def parameter_count(model: str, classes: int) -> int:
+    """d, the parameters of ``model`` with ``classes`` outputs, from its layers' shapes alone.
+
+    >>> parameter_count("head", classes=5), parameter_count("cnn", classes=5)
+    (2565, 30629)
+
+    Raises InputError for an unknown model.
+    """
+    layers = {"head": lambda classes: nn.Linear(FEATURES, classes), "cnn": cnn, "squeezenet": squeezenet}
+    if model not in layers:
+        raise _unknown(model)
+    with torch.device("meta"):  # shapes without memory or random initialisation
+        return sum(parameter.numel() for parameter in layers[model](classes).parameters())
+
+
+def _unknown(model: str) -> InputError:
+    return InputError(f"model '{model}' is unknown; choose one of {', '.join(MODELS)}")
 
 
 def to_input(images: np.ndarray, mean, std) -> torch.Tensor:

@@ -23,7 +23,7 @@ from dopamine_lib.federation.experiment import Options
 from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import between_processes, privacy_statement
 from dopamine_lib.federation.training import Training
-from dopamine_lib.models.networks import FEATURES, build, load_weights, read_state
+from dopamine_lib.models.networks import parameter_count, read_state
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -176,7 +176,7 @@ def _replay(results: dict, options: Options, name: str) -> tuple[Bound, list[lis
     choice = Choice(**(result["choice"] | {"max_grad_norm": math.inf if clip is None else clip}))
     shares, integer = options.survivors if declared.federated else 1, None
     if options.noise == "integer" and declared.federated and declared.shared_noise:
-        d = _parameters(options.model, len(result["recall_per_grade"]))
+        d = parameter_count(options.model, len(result["recall_per_grade"]))
         integer = make_integer_noise(options.aggregation, declared, choice, results["hospitals"], d, options.survivors)
     nobody = HeadTask(nn.Linear(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
     sizes = results["hospitals"] if declared.federated else [results["patients"]["train"]]
@@ -199,12 +199,6 @@ def _replay(results: dict, options: Options, name: str) -> tuple[Bound, list[lis
         rounds = [sum(k in invited for invited in training.schedule) for k in range(len(training.ledgers))]
         charged.append([count * declared.local_steps for count in rounds])
     return Bound(declared, choice, shares, result["delta"], integer), charged
-
-
-def _parameters(model: str, classes: int) -> int:
-    if model == "head":
-        return (FEATURES + 1) * classes
-    return sum(p.numel() for p in build(model, classes, load_weights("random"), 0).parameters())
 
 
 def _statement_in(path: Path) -> str:
