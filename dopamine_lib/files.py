@@ -1,9 +1,14 @@
-"""Where the kit keeps what it can make again, and how it writes files so that none is left half-written."""
+"""Where the kit keeps its files, and how it writes them: whole or not at all."""
 
 import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+#: Weights that ship with the kit: SqueezeNet, pre-trained on public synthetic patients.
+EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
+#: torchvision's ImageNet checkpoint, used only where the user has it already: nothing is downloaded unasked.
+IMAGENET_FILE = "squeezenet1_1-b8a52dc0.pth"
 
 
 def cache_dir() -> Path:

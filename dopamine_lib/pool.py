@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.machine import GB, memory_size
+from dopamine_lib.machine import GB, cores, memory_size
 
 MOST_WORKERS = 2
 #: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
@@ -34,10 +34,9 @@ WORKER_MEMORY = GB
 
 def fitting_workers(jobs: int) -> int:
     """How many workers this machine has cores and memory for beside this process, at most one a job."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = memory_size()
     room = MOST_WORKERS if memory is None else memory // WORKER_MEMORY - 1
-    return max(1, min(cores, jobs, room, MOST_WORKERS))
+    return max(1, min(cores(), jobs, room, MOST_WORKERS))
 
 
 class WorkerPool:

@@ -98,7 +98,7 @@ def test_peak_memory_counts_what_a_step_holds():
 
 FAULTS = """
 import resource
-from dopamine_lib.allocator import keep_freed_memory
+from dopamine_lib.machine import keep_freed_memory
 {keep}
 faults = []
 for turn in range(8):

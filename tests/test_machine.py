@@ -1,12 +1,15 @@
 """The machine check: true findings, a remedy for everything missing, and no path of this machine."""
 
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from dopamine_lib import machine
-from dopamine_lib.machine import machine_check
+from dopamine_lib.machine import machine_check, threads
 
 
 def find(findings, start):
@@ -21,10 +24,17 @@ def test_it_finds_what_is_here():
     assert not any(re.search(r"(^|\s)(/|[A-Z]:\\)", str(finding)) for finding in findings)
 
 
-def test_the_weights_are_those_that_training_reads():
-    from dopamine_lib.models import networks
+def test_the_check_imports_no_torch():
+    program = "import sys; from dopamine_lib import machine; machine.machine_check(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
-    assert machine.EMBEDDED == networks.EMBEDDED and machine.IMAGENET_FILE == networks.IMAGENET_FILE
+
+def test_torch_gets_its_threads_back():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
 
 
 def test_data_in_the_working_directory_is_found(tmp_path, monkeypatch):

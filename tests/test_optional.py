@@ -24,7 +24,7 @@ def without(name: str, program: str, **environment) -> subprocess.CompletedProce
 def test_private_inference_without_numba_is_exact_and_says_once_that_it_is_slow():
     program = """
 import numpy as np
-from dopamine_lib.inference import kernels
+from dopamine_lib.inference.protocols import kernels
 w, x = np.full((2, 3), 2**31 + 1, np.uint32), np.arange(12, dtype=np.uint32).reshape(3, 4)
 out = np.empty((2, 4), np.uint32)
 for _ in range(3):

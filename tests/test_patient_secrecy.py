@@ -29,7 +29,7 @@ ENVIRONMENT = os.environ | {"DOPAMINE_KERNELS": "numpy"}
 PAGE = """if True:
     import json, sys
     from pathlib import Path
-    from dopamine_lib.widgets import PatientPage
+    from dopamine_lib.page.widget import PatientPage
 
     scan, weights = sys.argv[1:]
     page = PatientPage(weights=weights)
@@ -132,7 +132,7 @@ FAULTS = "; ".join(
         "from safetensors.numpy import load_file",
         "weights_kept = load_file(weights)",
         "import numpy as np",
-        "from dopamine_lib.inference.serving import load",
+        "from dopamine_lib.inference.network.serving import load",
         "plan, integers_kept, _ = load(weights)",
         "numbers_kept = plan.to_input(np.asarray(page.image))",
         "ring_kept = np.ascontiguousarray(plan.encode(numbers_kept))",

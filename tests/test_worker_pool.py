@@ -15,7 +15,7 @@ from dopamine_lib.pool import WorkerPool, fitting_workers
 
 WORKER = """
 import os, sys, time
-from dopamine_lib.worker_pool import Worker
+from dopamine_lib.pool import Worker
 
 worker = Worker()
 print("a library says hello")
@@ -85,7 +85,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path, monkeypatch, code, en
     (tmp_path / "sleepers.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(pool_module.__file__).parents[1])]))
     parent = (
-        "from dopamine_lib.worker_pool import WorkerPool; pool = WorkerPool('sleepers', 1); "
+        "from dopamine_lib.pool import WorkerPool; pool = WorkerPool('sleepers', 1); "
         "pool.introduce({'factor': 1}); "
         "pool.run([60.0], lambda epochs: print(pool._processes[0].pid, flush=True))"
     )

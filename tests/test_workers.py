@@ -172,7 +172,7 @@ def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, i
     program = """if True:
         import json, os, signal, sys
         import numpy as np
-        from dopamine_lib.inference import client, tls
+        from dopamine_lib.inference.workers import client, tls
 
         path, peers = json.loads(sys.argv[1])
         patient = client.PatientClient(tls.Identity.at(path, "x"), *[(tuple(a), c) for a, c in peers])

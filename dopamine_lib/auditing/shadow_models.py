@@ -22,10 +22,10 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.fairness.utility import trained
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.settings import Choice, Setting
+from dopamine_lib.machine import threads
 from dopamine_lib.pool import WorkerPool
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import STRETCH
-from dopamine_lib.reproduction.run import threads
 
 #: Shadow models trained in one batch: more do not fit a core's cache, and gain nothing.
 TOGETHER = 16

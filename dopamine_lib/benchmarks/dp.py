@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dopamine_lib.allocator import keep_freed_memory
 from dopamine_lib.benchmarks import cost
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.machine import keep_freed_memory
 from dopamine_lib.models.networks import build, load_weights
 from dopamine_lib.privacy.dpsgd import Task, noise_share
 from dopamine_lib.privacy.randomness import Randomness

@@ -25,8 +25,8 @@ COLD_TARGET, WARM_TARGET, APTOS_TARGET = 120, 40, 90
 #: A whole job as a program: the options and the number of workers are its arguments.
 JOB = """
 import json, sys
-from dopamine_lib.experiment import Options
-from dopamine_lib.reproduction import reproduce
+from dopamine_lib.federation.experiment import Options
+from dopamine_lib.reproduction.run import reproduce
 options = json.loads(sys.argv[1])
 options["settings"] = tuple(options["settings"])
 reproduce(Options(**options), sys.argv[2], progress=False, workers=json.loads(sys.argv[3]))

@@ -11,8 +11,8 @@ from dopamine_lib.errors import InputError
 SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
 #: Side of an image in pixels; SqueezeNet's pooling leaves nothing of a smaller one.
 MIN_SIZE, MAX_SIZE = 16, 1024
-#: What a folder holds that has the data of this source.
-_MARKERS = {
+#: Files of which a folder with this source's data has at least one.
+MARKERS = {
     "retinamnist": ("retinamnist.npz",),
     "aptos": ("train.csv",),
     "mnist": ("MNIST/raw", "train-images-idx3-ubyte.gz"),
@@ -55,9 +55,9 @@ def _find(name: str) -> Path:
     """The folder under the working directory that has this source's files."""
     places = (Path("data") / name, Path("data"))
     for place in places:
-        if any((place / marker).exists() for marker in _MARKERS[name]):
+        if any((place / marker).exists() for marker in MARKERS[name]):
             return place
     raise InputError(
-        f"no {name} data: looked for {' or '.join(_MARKERS[name])} in {places[0]} and {places[1]}; "
+        f"no {name} data: looked for {' or '.join(MARKERS[name])} in {places[0]} and {places[1]}; "
         f"run: python data_download.py {name}, or name its folder with --data-dir"
     )

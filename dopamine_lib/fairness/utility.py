@@ -17,8 +17,8 @@ from dopamine_lib.federation.bounds import centre_multiplier
 from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, choice_for, setting
 from dopamine_lib.federation.training import Training
+from dopamine_lib.machine import threads
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
-from dopamine_lib.reproduction.run import threads
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
 #: The setting whose choices a private one takes where there is no noise.

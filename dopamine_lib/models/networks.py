@@ -19,13 +19,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path, cache_dir
+from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, atomic_path, cache_dir
 
 MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
-EMBEDDED = Path(__file__).parents[1] / "assets" / "squeezenet1_1_synthetic.safetensors"
-#: torchvision's ImageNet checkpoint, used only where the user has it already: nothing is downloaded unasked.
-IMAGENET_FILE, IMAGENET_URL = "squeezenet1_1-b8a52dc0.pth", "https://download.pytorch.org/models/"
+IMAGENET_URL = "https://download.pytorch.org/models/"
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -21,7 +21,7 @@ from dopamine_lib.errors import InputError
 PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
 TITLE = "A grade for your retina scan"
 PAGE = """from IPython.display import display
-from dopamine_lib.widgets import PatientPage
+from dopamine_lib.page.widget import PatientPage
 page = PatientPage(heading=1)
 display(page.widget)"""
 #: What browsers may load: this server's own files, and pictures that stand in the page itself.

@@ -15,13 +15,13 @@ import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from dopamine_lib.allocator import keep_freed_memory
 from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.run_folder import check_out, claim, run_files, write_json, writing
 from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
+from dopamine_lib.machine import keep_freed_memory, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.pool import WorkerPool, fitting_workers
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -30,17 +30,6 @@ from dopamine_lib.privacy.accounting import ACCOUNTANTS
 LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
 #: Seconds to wait for a run that somebody is in: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
-
-
-@contextlib.contextmanager
-def threads(count: int):
-    """Run with so many torch threads: a small model is faster on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_setting(
