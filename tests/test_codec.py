@@ -105,12 +105,12 @@ def test_rounds_once_where_the_reference_rounds_and_truncates():
 
 
 def test_half_goes_to_even_and_float32_is_exact():
-    codec = Codec("packed", hospitals=1, bound=100.0, scale=1.0)
+    codec = Codec("packed", hospitals=1, bound=2.0**15 - 1)
+    assert codec.scale == 1
     assert codec.encode(np.array([0.5, 1.5, 2.5, -0.5, -1.5])).tolist() == [0, 2, 2, 0, -2]
     third = np.float32(1 / 3)
-    assert codec.decode(Codec("ring32", hospitals=1, bound=1.0, scale=2.0**27).encode(np.array([third]))) == (
-        third * 2**27
-    )
+    fine = Codec("ring32", hospitals=1, bound=(2**31 - 1) / 2**27)
+    assert fine.scale == 2**27 and codec.decode(fine.encode(np.array([third]))) == third * 2**27
 
 
 def test_default_scale_uses_the_whole_range():
@@ -121,13 +121,11 @@ def test_default_scale_uses_the_whole_range():
 
 @pytest.mark.parametrize("value", [0.51, -0.51, np.nan, np.inf, -np.inf])
 def test_a_value_out_of_range_is_named_before_anything_is_encrypted(value):
-    codec = Codec("packed", hospitals=10, bound=0.5, parameters={"features.0.weight": 4, "classifier.bias": 3})
+    codec = Codec("packed", hospitals=10, bound=0.5)
     x = np.zeros(7)
     x[5] = value
-    with pytest.raises(RangeError, match=r"classifier.bias\[1\] \(value 5\).*3276.*clip lower"):
+    with pytest.raises(RangeError, match=r"^value 5 .*3276.*clip lower"):
         codec.encode(x)
-    with pytest.raises(RangeError, match=r"^value 5 "):
-        Codec("packed", hospitals=10, bound=0.5).encode(x)
 
 
 def test_integers_over_the_limit_are_refused():
@@ -143,9 +141,6 @@ def test_bad_input(refuses):
     for bound in (0.0, -1.0, math.nan, math.inf):
         with refuses(f"bound is {bound}"):
             Codec("packed", hospitals=2, bound=bound)
-    for scale in (0.0, math.inf):
-        with refuses(f"scale is {scale}"):
-            Codec("packed", hospitals=2, bound=1.0, scale=scale)
     with refuses("hospitals is 0"):
         Codec("packed", hospitals=0, bound=1.0)
     with refuses("40000 hospitals", "32767"):

@@ -9,6 +9,9 @@ from dopamine_lib.errors import InputError
 #: The five grades of diabetic retinopathy (DR), in order of severity (paper, section 4.1).
 GRADES = ("No DR", "Mild DR", "Moderate DR", "Severe DR", "Proliferative DR")
 
+#: The share of the training patients that validates choices.
+VALIDATION_FRACTION = 0.1
+
 
 @dataclass(frozen=True)
 class Datasheet:
@@ -65,14 +68,21 @@ class Dataset:
         }
 
 
-def split_by_person(labels, person, *, test_fraction: float, seed: int, validation_fraction: float = 0.1):
+def split_by_person(
+    labels: np.ndarray, person: np.ndarray, *, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split so that nobody is on two sides and every grade keeps its proportion.
 
-    labels, person  int (N,); returns sorted index arrays ``(train, validation, test)``, validation within
-    train. Persons are stratified by the label of their first image, so sizes are met up to a person's images.
+    labels, person  int (N,). Persons are stratified by the label of their first image, so the parts have their
+                    sizes up to the images of one person
+    Returns sorted index arrays ``(train, validation, test)``; validation is a tenth of train and within it.
+
+    >>> train, validation, test = split_by_person(np.arange(20) % 2, np.arange(20), test_fraction=0.2, seed=0)
+    >>> len(train), len(validation), len(test)
+    (16, 1, 4)
+
     Raises InputError where a part would be empty.
     """
-    labels, person = np.asarray(labels), np.asarray(person)
     rng = np.random.default_rng(seed)
     _, first, number_of, images_of = np.unique(person, return_index=True, return_inverse=True, return_counts=True)
     order = rng.permutation(len(first))
@@ -80,7 +90,7 @@ def split_by_person(labels, person, *, test_fraction: float, seed: int, validati
     # first in their grade, so that the single images after them meet the size exactly
     order = order[np.lexsort((-images_of[order], labels[first[order]]))]
 
-    def deal(people, fraction):
+    def deal(people: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         due, dealt, chosen = 0.0, 0, np.zeros(len(people), dtype=bool)
         for i, images in enumerate(images_of[people]):
             due += images * fraction
@@ -89,7 +99,7 @@ def split_by_person(labels, person, *, test_fraction: float, seed: int, validati
         return people[chosen], people[~chosen]
 
     test_people, train_people = deal(order, test_fraction)
-    validation_people, _ = deal(train_people, validation_fraction)
+    validation_people, _ = deal(train_people, VALIDATION_FRACTION)
     parts = [np.flatnonzero(np.isin(number_of, people)) for people in (train_people, validation_people, test_people)]
     if min(map(len, parts)) == 0:
         raise InputError(

@@ -104,39 +104,31 @@ class Codec:
     layout      its name
     hospitals   K, all that may take part
     bound       B, the largest |x| that is to fit
-    scale       integer units in 1.0. Default: the largest that lets K values of size B add up in range;
-                1000 in the paper's layout, as there
-    parameters  name and size of each of the model's tensors, in order, for errors that name them
 
-    A value of one hospital may be ``limit`` units at most, K of them make no more than the range. What is lost
-    is the rounding alone: at most 1/2 unit a value, K/2 units in a total.
+    ``scale``, integer units in 1.0, is the largest with which K values of size B add up within the range; 1000 in
+    the paper's layout, as there. One hospital's value may be ``limit`` units at most, since K of them stay within
+    the range. The only loss is the rounding: at most 1/2 unit in a value, K/2 units in a total.
+
+    >>> codec = Codec("packed", hospitals=10, bound=0.5)
+    >>> codec.limit, codec.scale, codec.encode(np.array([0.5, -0.1, 0.0])).tolist()
+    (3276, 6552.0, [3276, -655, 0])
+
+    Raises InputError for an unknown layout, no hospital or a bound that is not a finite number over 0; RangeError
+    where the layout is too narrow for K hospitals or for the bound.
     """
 
-    def __init__(
-        self,
-        layout: str,
-        *,
-        hospitals: int,
-        bound: float,
-        scale: float | None = None,
-        parameters: dict[str, int] | None = None,
-    ):
-        self.layout, self.hospitals, self.parameters = find_layout(layout), hospitals, parameters or {}
+    def __init__(self, layout: str, *, hospitals: int, bound: float):
+        self.layout, self.hospitals = find_layout(layout), hospitals
         if hospitals < 1:
             raise InputError(f"hospitals is {hospitals}, but a sum needs at least 1")
         if not (np.isfinite(bound) and bound > 0):
             raise InputError(f"bound is {bound}, but must be a finite number over 0: the largest |x| to be sent")
         self.limit = limit_of(self.layout, hospitals)
-        if scale is None:
-            scale = PAPER_SCALE if layout == "paper" else self.limit / bound
-        if not (np.isfinite(scale) and scale > 0):
-            raise InputError(f"scale is {scale}, but must be a finite number over 0: integer units in 1.0")
-        self.scale = float(scale)
-        if abs(np.rint(bound * self.scale)) > self.limit:
+        self.scale = PAPER_SCALE if layout == "paper" else float(self.limit / bound)
+        if np.rint(bound * self.scale) > self.limit:
             raise RangeError(
                 f"a value of {bound} is {bound * self.scale:.0f} units at scale {self.scale:g}, but {hospitals} "
-                f"hospitals in layout {layout!r} leave {self.limit} to each: take a scale of at most "
-                f"{self.limit / bound:g}, a smaller bound or a wider layout"
+                f"hospitals in layout {layout!r} leave {self.limit} to each: take a smaller bound or a wider layout"
             )
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -152,7 +144,7 @@ class Codec:
         if units.size and not (units.max() <= self.limit and units.min() >= -self.limit):
             index = int(np.flatnonzero(~(np.abs(units) <= self.limit))[0])
             raise RangeError(
-                f"{self.name(index)} is {float(x[index]):g}, {units[index]:.0f} units, but {self.hospitals} hospitals "
+                f"value {index} is {float(x[index]):g}, {units[index]:.0f} units, but {self.hospitals} hospitals "
                 f"in layout {self.layout.name!r} leave {self.limit} to each: clip lower, scale less "
                 f"(now {self.scale:g}) or take a wider layout"
             )
@@ -161,15 +153,6 @@ class Codec:
     def decode(self, total: np.ndarray) -> np.ndarray:
         """A total int64 (d,) as float64 (d,): total / scale."""
         return total / self.scale
-
-    def name(self, index: int) -> str:
-        """What value ``index`` of an update is, for an error."""
-        start = 0
-        for name, size in self.parameters.items():
-            if index < start + size:
-                return f"parameter {name}[{index - start}] (value {index})"
-            start += size
-        return f"value {index}"
 
 
 def limit_of(layout: Layout, hospitals: int) -> int:

@@ -23,6 +23,7 @@ from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, atomic_path, cache_dir
 
 MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
+BATCH = 64  # images in one pass of the backbone
 IMAGENET_URL = "https://download.pytorch.org/models/"
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -229,7 +230,7 @@ def backbone(weights: Weights, seed: int = 0) -> nn.Sequential:
 
 
 @torch.inference_mode()
-def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, batch: int = 64, progress: bool = True):
+def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, progress: bool = True) -> torch.Tensor:
     """Normalised features of uint8 (N, H, W, 3) images: float32 (N, 512), cached by content.
 
     The cache's key is a hash over pixels, weights (or the seed of a random start) and this recipe.
@@ -243,8 +244,8 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, bat
         return torch.from_numpy(np.load(path, allow_pickle=False))
     net = backbone(weights, seed)
     features = torch.empty(len(images), FEATURES)
-    for start in tqdm(range(0, len(images), batch), desc="features", unit="batch", disable=None if progress else True):
-        features[start : start + batch] = net(to_input(images[start : start + batch], weights.mean, weights.std))
+    for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
+        features[start : start + BATCH] = net(to_input(images[start : start + BATCH], weights.mean, weights.std))
     features = normalise_features(features)
     with atomic_path(path) as temporary:
         np.save(temporary, features.numpy())

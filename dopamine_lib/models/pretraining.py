@@ -4,7 +4,6 @@ No checkpoint may be downloaded in a test and none from elsewhere is shipped, so
 public population has other seeds and other cameras than the private one: no private patient is used here.
 """
 
-import time
 from pathlib import Path
 
 import torch
@@ -18,40 +17,41 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.networks import FEATURES, HALF, normalise_features, squeezenet, to_input
 
-SIZE, BATCH, PEAK_RATE, SCALE, HELD_OUT = 64, 64, 1e-3, 10.0, 1000
+PATIENTS, HELD_OUT, SIZE = 25_000, 1000, 64
+EPOCHS, BATCH, PEAK_RATE, SCALE = 12, 64, 1e-3, 10.0
 
 
-def pretrain(out, *, n: int = 25_000, epochs: int = 12, seed: int = 0, progress: bool = True) -> dict:
-    """Train on ``n`` public patients and write the features in half precision to ``out``.
+def pretrain(out: str | Path, *, seed: int = 0) -> float:
+    """Train on 25,000 public patients and write the features in half precision to ``out``.
 
-    out     a .safetensors file with torchvision's keys ``features.*`` (722,496 parameters, 1.4 MB); metadata
-            names architecture, preprocessing, population and command
-    Returns ``accuracy`` on public patients held out, and ``seconds``. Raises InputError for another suffix.
+    out  a .safetensors file with torchvision's keys ``features.*`` (722,496 parameters, 1.4 MB); its metadata
+         names architecture, preprocessing, population and command
+    Returns the accuracy on public patients held out. Raises InputError for another suffix.
     """
-    out, began = Path(out), time.perf_counter()
+    out = Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} ends in '{out.suffix}'; the weights are written as .safetensors")
-    images, _, _ = make_population(n + HELD_OUT, SIZE, seed, "public")
-    # the severity that was drawn, not one grader's opinion: as if a panel had graded the public reference images
-    labels = torch.from_numpy(describe(n + HELD_OUT, seed, "public")[1])
-    # on processors with bfloat16 units a step takes half the time; elsewhere it would take longer
+    images, _, _ = make_population(PATIENTS + HELD_OUT, SIZE, seed, "public")
+    # the severity that was drawn, not one grader's opinion: as if a panel had graded the public images
+    labels = torch.from_numpy(describe(PATIENTS + HELD_OUT, seed, "public")[1])
+    # on processors with bfloat16 units this halves the time of a step; on others it would slow the step down
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     torch.manual_seed(seed)
-    # trained as it is used, by a linear layer on averaged, normalised features. SqueezeNet's own classifier ends
-    # in a ReLU, and once that is dead for all classes nothing is learned any more
+    # trained as it is used, under a linear layer on averaged, normalised features: SqueezeNet's own classifier
+    # ends in a ReLU, and once that is dead for all classes, training stops
     features = squeezenet(5).features.to(memory_format=torch.channels_last)
     linear = nn.Linear(FEATURES, 5)
 
-    def logits_of(x):
+    def logits_of(x: torch.Tensor) -> torch.Tensor:
         return linear(SCALE * normalise_features(features(x).float().mean((2, 3))))
 
     parameters = [*features.parameters(), *linear.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
-    per_epoch = n // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=epochs * per_epoch, pct_start=0.15)
-    bar = tqdm(total=epochs * per_epoch, desc="pretrain", unit="step", disable=None if progress else True)
-    for _ in range(epochs):
-        for index in torch.randperm(n)[: per_epoch * BATCH].split(BATCH):
+    steps = PATIENTS // BATCH * EPOCHS
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15)
+    bar = tqdm(total=steps, desc="pretrain", unit="step", disable=None)
+    for _ in range(EPOCHS):
+        for index in torch.randperm(PATIENTS)[: PATIENTS // BATCH * BATCH].split(BATCH):
             x = _turned(to_input(images[index.numpy()], *HALF))
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 logits = logits_of(x)
@@ -73,19 +73,19 @@ def pretrain(out, *, n: int = 25_000, epochs: int = 12, seed: int = 0, progress:
                 "architecture": "squeezenet1_1",
                 "preprocessing": "rgb / 255, mean 0.5, std 0.5",
                 "size": str(SIZE),
-                "population": f"{n} public synthetic patients, seed {seed}",
+                "population": f"{PATIENTS} public synthetic patients, seed {seed}",
                 "made_by": "python -m dopamine_lib pretrain",
             },
         )
     with torch.inference_mode():
-        held_out = torch.arange(n, n + HELD_OUT)
+        held_out = torch.arange(PATIENTS, PATIENTS + HELD_OUT)
         right = [
             logits_of(to_input(images[part.numpy()], *HALF)).argmax(1) == labels[part] for part in held_out.split(200)
         ]
-    return {"accuracy": float(torch.cat(right).float().mean()), "seconds": time.perf_counter() - began}
+    return float(torch.cat(right).float().mean())
 
 
 def _turned(x: torch.Tensor) -> torch.Tensor:
-    """The batch turned by a random multiple of 90 degrees and mirrored or not: a lesion counts wherever it is."""
+    """The batch turned by a random multiple of 90 degrees and perhaps mirrored: a lesion counts wherever it is."""
     x = torch.rot90(x, int(torch.randint(4, ())), (2, 3))
     return x.flip(3) if torch.randint(2, ()) else x
