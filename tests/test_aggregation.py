@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from tenseal import sealapi
 
-from dopamine_lib.encryption import aggregation
-from dopamine_lib.encryption.aggregation import BfvSum, BFVVector, set_up
+from dopamine_lib.encryption.aggregation import BfvSum, set_up
 from dopamine_lib.encryption.codec import LAYOUTS, SLOTS
-from dopamine_lib.encryption.keys import MOST_HOSPITALS, make_group
+from dopamine_lib.encryption.group import MAX_HOSPITALS, BFVVector, Group, make_group
 from dopamine_lib.encryption.messages import AggregationAborted, MessageError
 
 K, D = 3, 300
@@ -59,7 +58,7 @@ def test_ten_million_values_at_the_edge(layout):
     exact_at_the_edge(layout, 10_000_000, 2)
 
 
-@pytest.mark.parametrize(("layout", "hospitals", "least_bits"), [("paper", 100, 40), ("packed", MOST_HOSPITALS, 1)])
+@pytest.mark.parametrize(("layout", "hospitals", "least_bits"), [("paper", 100, 40), ("packed", MAX_HOSPITALS, 1)])
 def test_noise_budget_after_many_additions(layout, hospitals, least_bits):
     """SEAL's own measure on fresh ciphertexts, as many as are ever added, and the sum they still decrypt to."""
     context = make_group(layout, hospitals, SLOTS).context
@@ -78,8 +77,8 @@ def test_noise_bound_of_the_most_hospitals():
     t = LAYOUTS["packed"].plain_modulus
     margin = (2**60 - 2**30) // (2 * t)
     assert 95 * 21.5 < margin
-    slack = margin - MOST_HOSPITALS / 2
-    log2_failure = 1 - 2 * slack**2 / (42 * MOST_HOSPITALS) / math.log(2)
+    slack = margin - MAX_HOSPITALS / 2
+    log2_failure = 1 - 2 * slack**2 / (42 * MAX_HOSPITALS) / math.log(2)
     assert log2_failure < -160
     # the bound says something: with ten thousand it no longer holds
     assert margin - 10_000 / 2 < 0
@@ -104,7 +103,7 @@ def test_a_hospital_does_not_decrypt_for_too_few(monkeypatch):
     server.begin(0)
     server.add(hospitals[0].message(0, np.ones(D, np.int64)))
     aggregate = server.aggregate()
-    monkeypatch.setattr(aggregation, "_vector", lambda *_: pytest.fail("decrypted"))
+    monkeypatch.setattr(Group, "ciphertext", lambda *_: pytest.fail("decrypted"))
     with pytest.raises(AggregationAborted, match="has 1 hospitals, but needs 3"):
         hospitals[0].open(0, aggregate)
 
@@ -118,7 +117,8 @@ def test_uninvited(refuses):
 SERVER = """
 import struct, sys
 from dopamine_lib.encryption.aggregation import BfvServer
-from dopamine_lib.encryption.keys import Channel, read_group
+from dopamine_lib.encryption.group import read_group
+from dopamine_lib.encryption.keys import Channel
 def take():
     message = bytearray(struct.unpack("<I", sys.stdin.buffer.read(4))[0])
     sys.stdin.buffer.readinto(message)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.encryption import messages
-from dopamine_lib.encryption.aggregation import BFVVector, set_up
+from dopamine_lib.encryption.aggregation import set_up
 from dopamine_lib.encryption.codec import SLOTS, RangeError
-from dopamine_lib.encryption.keys import make_group
+from dopamine_lib.encryption.group import BFVVector, make_group
 from dopamine_lib.encryption.messages import MessageError, read_header
 from dopamine_lib.encryption.sum_check import MODULUS, SumCheck
 

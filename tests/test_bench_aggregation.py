@@ -15,7 +15,7 @@ from dopamine_lib.benchmarks.aggregation_rounds import (
     reference_encode,
     updates,
 )
-from dopamine_lib.encryption import aggregation as secure
+from dopamine_lib.encryption import group
 
 
 def test_rows(tmp_path, capfd):
@@ -39,10 +39,10 @@ def test_rows(tmp_path, capfd):
 def test_parts_make_a_round():
     """The parts are inside the round and leave some of it over; outside of nothing is all of it."""
     measured = MeasuredRound("packed", 5000, 3)
-    plain = secure.BFVVector
+    plain = group.BFVVector
     for _ in range(3):
         measured()
-    assert secure.BFVVector is plain and measured.round == 3
+    assert group.BFVVector is plain and measured.round == 3
     parts = [part for part in measured.seconds if part != "round"]
     assert sorted(parts) == sorted(set(aggregation.PARTS) - {"round"})
     for turn in range(3):
@@ -52,13 +52,13 @@ def test_parts_make_a_round():
 
 def test_a_part_that_takes_longer_shows(monkeypatch):
     """The planted fault: encryption slowed down by 50 ms is 50 ms in "encrypt", and nowhere else."""
-    plain = secure.BFVVector
+    plain = group.BFVVector
 
     def slow(context, data):
         time.sleep(0.05 if isinstance(data, list) else 0)
         return plain(context, data)
 
-    monkeypatch.setattr(secure, "BFVVector", slow)
+    monkeypatch.setattr(group, "BFVVector", slow)
     slowed = MeasuredRound("packed", 100, 2)
     for _ in range(3):
         slowed()

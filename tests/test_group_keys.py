@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from dopamine_lib.encryption.aggregation import BfvHospital, BfvServer, BfvSum, BFVVector
-from dopamine_lib.encryption.keys import Identity, channel, make_group, read_group
+from dopamine_lib.encryption.aggregation import BfvHospital, BfvServer, BfvSum
+from dopamine_lib.encryption.group import BFVVector, Group, make_group, read_group
+from dopamine_lib.encryption.keys import Identity, channel
 from dopamine_lib.encryption.messages import MessageError
 from dopamine_lib.encryption.transcript import Transcript, encodings
 
@@ -61,7 +62,7 @@ def test_planted_secrets_are_found():
 
 def test_a_hospital_that_forgets_to_encrypt_is_found(monkeypatch):
     """Sealed for the way, its message looks like any other; the server opens it, and so does the transcript."""
-    monkeypatch.setattr(BfvHospital, "_encrypt", lambda self, chunk: chunk.tobytes())
+    monkeypatch.setattr(Group, "encrypt", lambda self, slots: slots.tobytes())
     transcript = Transcript()
     sums = BfvSum(K, D, transcript=transcript)
     values = draw()

@@ -11,7 +11,8 @@ from collections import defaultdict
 import numpy as np
 import tenseal
 
-from dopamine_lib.encryption import aggregation
+from dopamine_lib.encryption import group
+from dopamine_lib.encryption.aggregation import set_up
 from dopamine_lib.encryption.codec import LAYOUTS, SLOTS, Codec
 from dopamine_lib.encryption.masks import MaskSum
 
@@ -46,7 +47,7 @@ class MeasuredRound:
     def __init__(self, layout: str, d: int, hospitals: int):
         self.codec = Codec(layout, hospitals=hospitals, bound=BOUND)
         self.updates = updates(d, hospitals)
-        self.hospitals, self.server = aggregation.set_up(hospitals, d, layout)
+        self.hospitals, self.server = set_up(hospitals, d, layout)
         self.seconds, self.round, self.bytes = defaultdict(list), 0, 0
 
     def __call__(self) -> None:
@@ -95,7 +96,7 @@ class Clock:
     @contextlib.contextmanager
     def watching(self):
         """While open, every vector that is made, added, written, read or decrypted is timed."""
-        plain, clock = aggregation.BFVVector, self
+        plain, clock = group.BFVVector, self
 
         class Vector:
             def __init__(self, context, data):
@@ -111,11 +112,11 @@ class Clock:
             def decrypt(self):
                 return clock.timed("decrypt", self.inner.decrypt)
 
-        aggregation.BFVVector = Vector
+        group.BFVVector = Vector
         try:
             yield
         finally:
-            aggregation.BFVVector = plain
+            group.BFVVector = plain
 
 
 class MaskedRound:

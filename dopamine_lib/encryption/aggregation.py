@@ -15,20 +15,20 @@ hospital may send any numbers in range. Noise (dpsgd.py, integer_noise.py) prote
 """
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tenseal
 
 from dopamine_lib.encryption.codec import SLOTS, check_limit, find_layout, limit_of
-from dopamine_lib.encryption.keys import Channel, Group, Identity, channel, make_group, read_group
+from dopamine_lib.encryption.group import Group, make_group, read_group
+from dopamine_lib.encryption.keys import Channel, Identity, channel
 from dopamine_lib.encryption.messages import (
     AGGREGATE,
     SERVER,
     TAG,
     UPDATE,
     AggregationAborted,
-    Header,
     MessageError,
     check_tag,
     join,
@@ -40,9 +40,6 @@ from dopamine_lib.encryption.messages import (
 )
 from dopamine_lib.encryption.sum_check import MODULUS, SumCheck
 from dopamine_lib.errors import InputError, check_within
-
-# the class beneath tenseal.bfv_vector, which copies its list once more and takes twice as long
-BFVVector = tenseal._ts_cpp.BFVVector
 
 
 class Opened(NamedTuple):
@@ -88,8 +85,8 @@ class BfvHospital:
         check_limit(values, self.limit)
         self._sent = _next(round_number, self._sent, f"hospital {self.number} sent its message")
         check = self._check.make(round_number, self.number, values)
-        header = _header(group, UPDATE, self.number, round_number, check)
-        return seal(self._channel.up, header, map(self._encrypt, _chunks(group.layout.pack(values))))
+        header = group.header(UPDATE, self.number, round_number, check)
+        return seal(self._channel.up, header, map(group.encrypt, _chunks(group.layout.pack(values))))
 
     def open(self, round_number: int, aggregate: bytes) -> Opened:
         """The total of a round. AggregationAborted where too few are in it; MessageError where it is not genuine."""
@@ -106,7 +103,7 @@ class BfvHospital:
         self._opened = _next(round_number, self._opened, f"hospital {self.number} opened an aggregate")
         slots = np.empty(group.layout.slots(group.d), np.int64)
         for own, part in zip(_chunks(slots), split(body, group.layout.ciphertexts(group.d)), strict=True):
-            own[:] = np.fromiter(_vector(group, bytes(part), len(own)).decrypt(), np.int64, len(own))
+            own[:] = np.fromiter(group.ciphertext(bytes(part), len(own)).decrypt(), np.int64, len(own))
         total = group.layout.unpack(slots, group.d)
         if not self._check.holds(round_number, hospitals, total, header.check):
             raise MessageError(
@@ -114,9 +111,6 @@ class BfvHospital:
                 "server added something else, or the ciphertexts are under another key; end the session"
             )
         return Opened(total, hospitals)
-
-    def _encrypt(self, chunk: np.ndarray) -> bytes:
-        return BFVVector(self.group.context.data, chunk.tolist()).serialize()
 
 
 class BfvServer:
@@ -155,8 +149,8 @@ class BfvServer:
         for part in unseal(key, header, parts):  # all is verified before any of it is added, opened piece by piece
             self._record("ciphertext", part)
         vectors = (  # one at a time: two models' worth of memory, however many hospitals there are
-            _vector(self.group, part, size)
-            for part, size in zip(unseal(key, header, parts), _sizes(self.group), strict=True)
+            self.group.ciphertext(part, len(slots))
+            for part, slots in zip(unseal(key, header, parts), _chunks(range(layout.slots(self.group.d))), strict=True)
         )
         if self._total:
             for total, vector in zip(self._total, vectors, strict=True):
@@ -182,7 +176,7 @@ class BfvServer:
                 "and the round is spent; go on with the next"
             )
         # one growing buffer, and each vector goes as it is written: never a third copy
-        answer = bytearray(_header(self.group, AGGREGATE, SERVER, self._round, self._checks).to_bytes())
+        answer = bytearray(self.group.header(AGGREGATE, SERVER, self._round, self._checks).to_bytes())
         answer += _names(self._arrived)
         while self._total:
             answer += join([self._total.pop(0).serialize()])
@@ -255,12 +249,8 @@ def set_up(
     return members, BfvServer(known, channels, least=least, transcript=transcript)
 
 
-def _header(group: Group, kind: int, sender: int, round_number: int, check: int) -> Header:
-    return Header(kind, group.layout.number, sender, round_number, group.session, group.key_id, group.d, check)
-
-
 def _expected(group: Group, kind: int, round_number: int) -> dict:
-    wanted = _header(group, kind, SERVER, round_number, 0)._asdict()
+    wanted = group.header(kind, SERVER, round_number)._asdict()
     del wanted["check"], wanted["sender"]
     return wanted
 
@@ -287,22 +277,6 @@ def _read_names(body: memoryview, hospitals: int) -> tuple[tuple[int, ...], memo
     return numbers, body[end:]
 
 
-def _chunks(slots: np.ndarray) -> list[np.ndarray]:
+def _chunks(slots: Sequence[int]) -> list[Sequence[int]]:
+    """An update's slots, ciphertext by ciphertext."""
     return [slots[i : i + SLOTS] for i in range(0, len(slots), SLOTS)]
-
-
-def _sizes(group: Group) -> list[int]:
-    """Slots in use in each ciphertext of an update."""
-    slots = group.layout.slots(group.d)
-    return [min(SLOTS, slots - start) for start in range(0, slots, SLOTS)]
-
-
-def _vector(group: Group, ciphertext: bytes, size: int):
-    """A TenSEAL vector of ``size`` slots from its bytes."""
-    try:
-        vector = BFVVector(group.context.data, ciphertext)
-    except (ValueError, RuntimeError):
-        raise MessageError("a ciphertext cannot be read: it is damaged, or under other parameters") from None
-    if vector.size() != size:
-        raise MessageError(f"a ciphertext holds {vector.size()} values, but {size} belong there: it is refused")
-    return vector

@@ -1,17 +1,8 @@
-"""Who holds which key: the hospitals the secret one, the server a context that can only add.
+"""Key pairs of the parties, and what two of them agree on.
 
-    Identity   an X25519 key pair of one party; two of them agree on a key nobody else has
-    Group      what a session's BFV key is: layout, parameters, context. Two forms travel: ``server_bytes`` has no
-               key in it; ``hospital_bytes`` has the secret key and goes from hospital to hospital sealed
-    Channel    the two keys between one hospital and the server
-
-One hospital makes the Group and seals it for each of the others: they hold the same secret key (the paper's
-section 3.2). So one hospital and the server together read everything (register, row 6); masks.py does not share
-that. Public keys must be known beforehand: whoever relays them could put its own in their place.
+Public keys must be known beforehand: whoever relays them could put its own in their place.
 """
 
-import hashlib
-import hmac
 import os
 import struct
 from dataclasses import dataclass, field
@@ -22,19 +13,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from dopamine_lib.encryption.codec import LAYOUTS, SLOTS, Layout, find_layout
 from dopamine_lib.encryption.messages import MessageError
-from dopamine_lib.errors import InputError, check_within
-
-#: More additions than this are not covered by the noise bound below.
-MOST_HOSPITALS = 1000
-_GROUP = struct.Struct("<8s16s16sBHI32s")
-_MAGIC = b"DOPAKEY1"
-_NO_KEY = bytes(32)
 
 
 class Identity:
-    """One party's X25519 key pair, fresh from the operating system or from 32 bytes it kept."""
+    """One party's X25519 key pair, fresh from the operating system or from the 32 bytes of its private key.
+
+    (The workers of private inference have TLS certificates instead: ``inference.workers.tls``.)
+    """
 
     def __init__(self, private: bytes | None = None):
         self._private = X25519PrivateKey.from_private_bytes(private or os.urandom(32))
@@ -70,112 +56,3 @@ def channel(own: Identity, other: bytes, session: bytes, number: int) -> Channel
     """The channel of hospital ``number`` in this session; hospital and server compute the same one."""
     where = session + struct.pack("<H", number)
     return Channel(own.agree(other, b"up " + where), own.agree(other, b"down " + where))
-
-
-class Group:
-    """One session's BFV key and what it is for.
-
-    session    16 bytes, new for each set of keys
-    layout     the codec's layout
-    hospitals  K, all that may take part
-    d          values in an update
-    key_id     16 bytes that name the key; every message carries them
-    check_key  32 bytes for the hospitals' check sums; None at the server
-    context    the TenSEAL context: with the secret key at a hospital, without any key at the server
-    """
-
-    def __init__(
-        self,
-        session: bytes,
-        layout: Layout,
-        hospitals: int,
-        d: int,
-        key_id: bytes,
-        check_key: bytes | None,
-        context: bytes,
-    ):
-        import tenseal  # here, since masks need an Identity and no TenSEAL
-
-        self.session, self.layout, self.hospitals, self.d = session, layout, hospitals, d
-        self.key_id, self.check_key, self._with_keys = key_id, check_key, context
-        self.context = tenseal.context_from(context, n_threads=1)
-        # both forms are kept as bytes: a context that has been used serialises differently
-        self._without_keys = self.context.serialize(
-            save_public_key=False, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
-        )
-
-    def __repr__(self):
-        role = "hospital" if self.check_key else "server"
-        return f"<Group {self.layout.name}, {self.hospitals} hospitals, d = {self.d}, {role}>"
-
-    def server_bytes(self) -> bytes:
-        """For the server: parameters and names, no key of any kind."""
-        return self._bytes(_NO_KEY, self._without_keys)
-
-    def hospital_bytes(self) -> bytes:
-        """For hospitals: everything, the secret key included. Only ever sent sealed."""
-        if self.check_key is None:
-            raise MessageError("the server has no secret key to hand on: ask a hospital")
-        return self._bytes(self.check_key, self._with_keys)
-
-    def _bytes(self, check_key: bytes, context: bytes) -> bytes:
-        head = (_MAGIC, self.session, self.key_id, self.layout.number, self.hospitals, self.d, check_key)
-        return _GROUP.pack(*head) + context
-
-
-def make_group(layout: str, hospitals: int, d: int) -> Group:
-    """New keys for K hospitals with updates of d values; the randomness is SEAL's own and the system's.
-
-    Decryption fails if the noise of K fresh ciphertexts, K * (21 + 1/2) at most in a coefficient, passes q / 2t.
-    For "packed" and "wide" that is 2^11, never passed by 95 hospitals. For 1,000, by Hoeffding's inequality on the
-    sum of 42,000 fair bits that make up the noise, it has probability under 2^-160 in a coefficient.
-    """
-    found = find_layout(layout)
-    if found.plain_modulus is None:
-        raise InputError(
-            f"layout {layout!r} is for masks: take {', '.join(n for n in LAYOUTS if LAYOUTS[n].plain_modulus)}"
-        )
-    check_within("hospitals", hospitals, 2, MOST_HOSPITALS, "the noise bound covers no more", low_open=False)
-    check_within("d", d, 1, 2**31, "an update is a model's parameters", low_open=False)
-    context, check_key = _new_context(found), os.urandom(32)
-    return Group(os.urandom(16), found, hospitals, d, _key_id(check_key, context), check_key, context)
-
-
-def read_group(data: bytes) -> Group:
-    """A Group from ``server_bytes`` or ``hospital_bytes``; MessageError where bytes and key's name do not belong."""
-    if len(data) < _GROUP.size or data[: len(_MAGIC)] != _MAGIC:
-        raise MessageError(f"{len(data)} bytes are no keys of this kit: they were cut off or changed")
-    _, session, key_id, number, hospitals, d, check_key = _GROUP.unpack_from(data)
-    context = data[_GROUP.size :]
-    if check_key == _NO_KEY:
-        check_key = None
-    elif not hmac.compare_digest(_key_id(check_key, context), key_id):
-        raise MessageError("a secret key is not the one it is named after: it was changed on the way")
-    layout = next((layout for layout in LAYOUTS.values() if layout.number == number), None)
-    try:
-        if layout is None:
-            raise ValueError(number)
-        return Group(session, layout, hospitals, d, key_id, check_key, context)
-    except (ValueError, RuntimeError):
-        raise MessageError("keys that cannot be read: changed on the way, or made by another version") from None
-
-
-def _new_context(layout: Layout) -> bytes:
-    import tenseal
-
-    kind = tenseal.ENCRYPTION_TYPE
-    context = tenseal.context(
-        tenseal.SCHEME_TYPE.BFV,
-        SLOTS,
-        plain_modulus=layout.plain_modulus,
-        coeff_mod_bit_sizes=list(layout.modulus_bits),
-        encryption_type=kind.ASYMMETRIC if layout.public_key else kind.SYMMETRIC,
-        n_threads=1,
-    )
-    return context.serialize(
-        save_public_key=layout.public_key, save_secret_key=True, save_galois_keys=False, save_relin_keys=False
-    )
-
-
-def _key_id(check_key: bytes, context: bytes) -> bytes:
-    return hashlib.blake2b(b"dopamine key " + context, key=check_key, digest_size=16).digest()

@@ -79,7 +79,8 @@ class BfvHospitalEnd(_End):
     def __init__(self, wire: Wire, codec, layout: str, d: int, least: int):
         super().__init__(wire, codec)
         from dopamine_lib.encryption.aggregation import BfvHospital  # tenseal takes a second to load
-        from dopamine_lib.encryption.keys import channel, make_group, read_group
+        from dopamine_lib.encryption.group import make_group, read_group
+        from dopamine_lib.encryption.keys import channel
 
         if wire.number == 0:
             group = make_group(layout, wire.hospitals, d)
@@ -110,7 +111,8 @@ class BfvServerEnd(_End):
     def __init__(self, wire: Wire, codec, least: int, transcript=None):
         super().__init__(wire, codec)
         from dopamine_lib.encryption.aggregation import BfvServer
-        from dopamine_lib.encryption.keys import channel, read_group
+        from dopamine_lib.encryption.group import read_group
+        from dopamine_lib.encryption.keys import channel
 
         group = read_group(wire.receive(0, KEYS))
         channels = {k: channel(wire.identity, wire.publics[k], group.session, k) for k in range(wire.hospitals)}
