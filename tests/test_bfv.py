@@ -1,6 +1,6 @@
-"""The textbook BFV: Eqs. 4 to 6 as they stand, exact twins, noise as predicted, what is refused.
+"""The textbook BFV: Eqs. 4 to 6 as printed, exact twins, noise as predicted, refusals.
 
-The statistical tests draw from fixed seeds; by chance one seed in a million would fail them.
+The statistical tests draw from fixed seeds; one seed in a million would fail them by chance.
 """
 
 import functools
@@ -40,7 +40,7 @@ def setup(parameters):
 
 @pytest.fixture(scope="module")
 def real():
-    """The paper's parameters, randomness from the operating system, twenty ciphertexts of random slots."""
+    """The paper's parameters, randomness from the operating system, and twenty ciphertexts of random slots."""
     parameters = paper_parameters()
     scheme, batching = Bfv(parameters), Batching(parameters.n, parameters.t)
     secret = scheme.secret_key()
@@ -125,8 +125,8 @@ def test_decryption_is_equation_6():
         assert scheme.decrypt(secret, ciphertext).tolist() == [centred(m, TOY.t) for m in exact]
 
 
-def test_noise_is_what_encryption_put_in():
-    """t (e1 + e2 s - e u) - r m, from the very draws that the seed gives."""
+def test_noise_is_what_encryption_added():
+    """t (e1 + e2 s - e u) - r m, from the same draws under the same seed."""
     scheme, source = Bfv(SMALL, seed=11), sampling.Source(11)
     secret = scheme.secret_key()
     public = scheme.public_key(secret)
@@ -145,7 +145,7 @@ def test_noise_is_what_encryption_put_in():
 
 
 def setup_again(seed):
-    """A scheme whose next draws are those of a first encryption under ``seed``."""
+    """A scheme whose next draws are those of the first encryption under ``seed``."""
     scheme = Bfv(SMALL, seed)
     scheme.public_key(scheme.secret_key())
     return scheme
@@ -174,7 +174,7 @@ def binomial_differences():
 
 def chi_square(values, probabilities, low=0):
     counts = np.bincount(np.asarray(values) - low, minlength=len(probabilities))
-    rare = probabilities * len(values) < 5  # pooled, as the test's approximation asks
+    rare = probabilities * len(values) < 5  # pooled, as the test's approximation requires
     pool = [*counts[~rare], counts[rare].sum()] if rare.any() else counts
     expected = [*probabilities[~rare], probabilities[rare].sum()] if rare.any() else probabilities
     return stats.chisquare(pool, np.array(expected) * len(values)).pvalue
@@ -190,7 +190,7 @@ def test_distributions():
     assert sampling.ERROR_STD >= 8 / (2 * np.pi) ** 0.5, "no smaller than the standard's errors"
 
 
-def test_distributions_that_are_wrong_are_noticed(monkeypatch):
+def test_wrong_distributions_are_noticed(monkeypatch):
     source, many = sampling.Source(1), (200_000,)
     for bits in (20, 22):
         monkeypatch.setattr(sampling, "ERROR_BITS", bits)
@@ -200,7 +200,7 @@ def test_distributions_that_are_wrong_are_noticed(monkeypatch):
 
 
 def test_budget_as_predicted(real):
-    """At the paper's size, fresh and summed: near to typical, never below guaranteed, falling."""
+    """At the paper's size, fresh and summed: close to typical, never below guaranteed, and falling."""
     scheme, secret, _, batching, slots, ciphertexts = real
     measured = {}
     for count in (1, 2, 5, 10, 20):
@@ -215,7 +215,7 @@ def test_budget_as_predicted(real):
 
 @pytest.mark.parametrize("q, remainder", [(2041056769, 1), (2145687553, 203)])
 def test_budget_as_predicted_where_errors_count(q, remainder):
-    """A message adds nothing to the noise if q is 1 modulo t, and as much as the errors if the remainder is 200."""
+    """A message adds no noise if q is 1 modulo t, and as much as the errors do if the remainder is about 200."""
     scheme, secret, public = setup(Parameters(256, 7681, (q,)))
     assert scheme.parameters.q % 7681 == remainder
     messages = np.random.default_rng(5).integers(-3840, 3841, (64, 256))
@@ -254,7 +254,7 @@ def test_the_budget_of_a_product_is_as_predicted(real):
 
 
 def test_a_wrong_key_opens_something_else(real):
-    """No error: the textbook, like SEAL, cannot tell."""
+    """Without an error: the textbook, like SEAL, cannot tell."""
     scheme, _, _, batching, slots, ciphertexts = real
     opened = batching.decode(scheme.decrypt(scheme.secret_key(), tuple(c[0] for c in ciphertexts)))
     assert np.mean(opened == slots[0]) < 0.01
@@ -299,8 +299,11 @@ def encrypt(m):
         (lambda: encrypt(with_zeros(49)), ("coefficient 3 is 49", "[-48, 48]")),
         (lambda: encrypt(np.zeros(16)), ("float64", "scale and round")),
         (lambda: encrypt(np.zeros(15, dtype=int)), ("15 coefficients", "n = 16")),
-        (lambda: setup(SMALL)[0].decrypt(setup(SMALL)[1], encrypt(with_zeros(1))), ("other parameters",)),
-        (lambda: setup(TOY)[0].total(encrypt(with_zeros(1))), ("use add",)),
+        (
+            lambda: setup(SMALL)[0].decrypt(setup(SMALL)[1], encrypt(with_zeros(1))),
+            ("(3, 256)", "check its parameters"),
+        ),
+        (lambda: setup(TOY)[0].total(encrypt(with_zeros(1))), ("with add",)),
         (lambda: predicted_budget(TOY, 0), ("number of ciphertexts is 0",)),
         (lambda: setup(TOY)[0].add(encrypt(with_zeros(1)), encrypt(with_zeros(1))[:1]), ("2 to 16",)),
     ],

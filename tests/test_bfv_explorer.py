@@ -1,4 +1,4 @@
-"""Chapter 3's explorer: what it counts is what noise does, and it answers at once."""
+"""Chapter 3's explorer: its counts follow from the noise, and it answers at once."""
 
 import itertools
 import statistics
@@ -12,7 +12,7 @@ from dopamine_lib.privacy.explorer import png
 
 
 def test_where_decryption_fails():
-    """True noise beyond q/2 is a wrong coefficient and nothing else is; one of them spoils the slots."""
+    """A coefficient is wrong exactly where its true noise passes q/2; a single wrong one spoils the slots."""
     failed = 0
     for q_bits, count in itertools.product((18, 20, 22, 24), (1, 3, 10, 100)):
         seen = explorer.sum_of(count, q_bits)

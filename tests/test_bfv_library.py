@@ -1,4 +1,4 @@
-"""The textbook BFV against the library that trains: SEAL's own keys and ciphertexts, and TenSEAL's sums."""
+"""The textbook BFV against the library used in training: SEAL's own keys and ciphertexts, and TenSEAL's sums."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_seals_keys_and_ciphertexts_are_the_textbooks(textbook):
     batching, theirs = Batching(4096, 40961), library.encrypt(slots)
     ciphertext = tuple(library.numbers(theirs, 2, 3))
     assert np.array_equal(batching.decode(scheme.decrypt(secret, ciphertext)), slots)
-    counted = library.decryptor.invariant_noise_budget(theirs)  # from the lengths of q and of the noise in bits
+    counted = library.decryptor.invariant_noise_budget(theirs)  # from the bit lengths of q and of the noise
     assert abs(scheme.noise_budget(secret, ciphertext) - counted) <= 1
     ours = scheme.encrypt((p0[:-1], p1[:-1]), batching.encode(slots))
     assert np.array_equal(batching.decode(scheme.decrypt(secret, ours)), slots)

@@ -66,7 +66,7 @@ def test_every_value_at_the_edge(name, sign):
 
 
 def test_one_more_than_the_range_would_wrap():
-    """Why the check is there: a field over its range changes its neighbour as well."""
+    """The reason for the check: a field beyond its range changes its neighbour as well."""
     layout = LAYOUTS["packed"]
     wrong = layout.unpack(layout.pack(np.array([layout.total_range + 1, 0, 0])), 3)
     assert wrong.tolist() == [-(2**15), 1, 0]
@@ -79,7 +79,7 @@ def test_one_more_than_the_range_would_wrap():
     st.floats(0.01, 20.0),
     st.lists(st.floats(-1, 1), min_size=1, max_size=40),
 )
-def test_what_is_lost_is_one_rounding(name, hospitals, bound, x):
+def test_only_one_rounding_is_lost(name, hospitals, bound, x):
     """Each value is within half a unit of itself, exactly as a fraction; K totals within K/2 units."""
     if name == "paper":
         bound = min(bound, 20 / hospitals)
@@ -88,7 +88,7 @@ def test_what_is_lost_is_one_rounding(name, hospitals, bound, x):
     units = codec.encode(x)
     assert units.dtype == np.int64 and np.abs(units).max() <= codec.limit
     for value, unit in zip(x, units, strict=True):
-        # the product's own rounding in float64 is the rest
+        # and the product's own rounding in float64
         assert abs(Fraction(value) * Fraction(codec.scale) - int(unit)) <= Fraction(1, 2) + Fraction(1, 2**20)
     total = hospitals * units
     assert np.abs(codec.decode(total) - hospitals * x).max() <= hospitals * (0.5 + 1e-6) / codec.scale

@@ -51,7 +51,7 @@ def test_evaluation_undoes_expansion(u, b):
 @settings(deadline=None)
 @given(WHOLE, WHOLE, BASES)
 def test_polynomials_compute_as_their_numbers_do(u, v, b):
-    """And the digits leave the balanced range on the way, which decoding does not mind."""
+    """The digits leave the balanced range on the way, which does not disturb decoding."""
     one, other = expand(u, b, 128), expand(v, b, 128)
     assert evaluate(one + other, b) == u + v
     assert evaluate(np.array(product(one, other), dtype=object), b) == u * v
@@ -81,7 +81,7 @@ def test_centred_is_the_nearest_representative(x, modulus):
 
 def test_primes_and_roots():
     assert [p for p in range(60) if is_prime(p)] == [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59]
-    assert ntt_primes(4096, 16) == (40961,), "the paper's t: of 16 bits there is no other"
+    assert ntt_primes(4096, 16) == (40961,), "the paper's t: the only one of 16 bits"
     assert ntt_primes(8, 7, 2) == (113, 97) and bit_reversal(8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
     for n, p in ((8, 17), (1024, 12289), (4096, 40961)):
         psi = root_of_minus_one(n, p)
@@ -100,9 +100,9 @@ def test_ring_multiplies_as_the_exact_twin(n, primes, data):
             polynomial[place] = coefficient
     exact = np.zeros(n, dtype=object)
     for i in np.flatnonzero(one):
-        turned = np.roll(other, i)
-        turned[:i] = -turned[:i]
-        exact += one[i] * turned
+        rotated = np.roll(other, i)
+        rotated[:i] = -rotated[:i]
+        exact += one[i] * rotated
     found = ring.multiply(ring.reduce(one), ring.reduce(other))
     assert np.array_equal(ring.lift(found), centred(exact, ring.q))
     assert np.array_equal(ring.lift(ring.add(found, ring.negate(found))), np.zeros(n))
@@ -143,7 +143,7 @@ def test_slots_compute_as_polynomials_do(n, t):
 
 
 def test_batching_is_lagranges_interpolation():
-    """The paper's words, slowly: the sum over slots of the value times the polynomial that is 1 there, 0 elsewhere."""
+    """In the paper's words: the sum over slots of the value times the polynomial that is 1 there and 0 elsewhere."""
     n, t = 8, 97
     psi, values = root_of_minus_one(n, t), [5, -3, 0, 48, -48, 1, 2, 7]
     powers = [pow(3, i, 2 * n) for i in range(n // 2)]
@@ -159,7 +159,7 @@ def test_batching_is_lagranges_interpolation():
 
 @pytest.mark.parametrize("n, t", [(1024, 12289), (4096, 40961)])
 def test_batching_is_seals(n, t):
-    """The same plaintext polynomial, coefficient for coefficient, as the library that trains."""
+    """The same plaintext polynomial, coefficient for coefficient, as from the library used in training."""
     parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
     parameters.set_poly_modulus_degree(n)
     parameters.set_plain_modulus(t)

@@ -1,4 +1,4 @@
-"""Homework 3 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
+"""Homework 3 takes points off nearly right answers: each usual mistake, planted into the solution, costs some."""
 
 import nbformat
 import pytest

@@ -1,8 +1,8 @@
 """Updates as integers, and integers as plaintext slots: a range check, one rounding, exact sums back.
 
-What is encrypted or masked are integers. The codec turns an update x (floats) into round(scale * x) and refuses,
-before anything is encrypted, what could make the sum over all hospitals leave the layout's range: there a sum
-wraps, silently, and decrypts to something else (register, row 7).
+Only integers are encrypted or masked. The codec turns an update x (floats) into round(scale * x) and refuses, before
+anything is encrypted, values with which the sum over all hospitals could leave the layout's range: there a sum wraps,
+silently, and decrypts to something else (register, row 7).
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ SLOTS = 4096  # integers in one ciphertext: the degree n of the polynomials
 
 
 class RangeError(InputError):
-    """A value that would not survive the sum: its index, size, the limit, and what to do."""
+    """A value too large for the sum; the message names its index, its size, the limit, and what to do."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How integers are laid out, and the BFV parameters that carry them.
+    """How an update's integers are packed into plaintext slots, and the BFV parameters that carry them.
 
     name           as on the command line
     number         names the layout in a message
@@ -30,7 +30,7 @@ class Layout:
     plain_modulus  t, a prime = 1 mod 2n, so that a plaintext has n slots; None without encryption
     modulus_bits   the primes of the coefficient modulus; SEAL sets the last one aside. () for SEAL's default
     public_key     encrypt with the public key, as the paper does. Otherwise with the secret key, which every
-                   hospital holds anyway: half the time and a quarter of the noise
+                   hospital holds anyway, in half the time and with a quarter of the noise
     """
 
     name: str
@@ -43,18 +43,27 @@ class Layout:
     public_key: bool = False
 
     def slots(self, d: int) -> int:
-        """Slots that d values take."""
+        """The number of slots that d values take."""
         return -(-d // self.fields)
 
     def ciphertexts(self, d: int) -> int:
-        """Ciphertexts that d values take: 725,061 values are 178 in "paper" and 60 in "packed"."""
+        """The number of ciphertexts that d values take.
+
+        >>> LAYOUTS["paper"].ciphertexts(725_061), LAYOUTS["packed"].ciphertexts(725_061)
+        (178, 60)
+        """
         return -(-self.slots(d) // SLOTS)
 
     def pack(self, values: np.ndarray) -> np.ndarray:
-        """Integers int64 (d,) in slots int64 (slots(d),): [1, -2, 3] in three fields of 16 bits: 1 - 2*2^16 + 3*2^32.
+        """Integers int64 (d,) in slots int64 (slots(d),).
 
-        Neighbours go to neighbouring slots, so field f holds one contiguous stretch of the values. Sums of
-        packed slots are packed sums, negative ones included, while each field's total stays in range.
+        >>> LAYOUTS["packed"].pack(np.array([1, -2, 3])).tolist()  # three fields of 16 bits
+        [12884770817]
+        >>> 1 - 2 * 2**16 + 3 * 2**32
+        12884770817
+
+        Neighbours go to neighbouring slots, so field f holds one contiguous stretch of the values. Sums of packed
+        slots are packed sums, negative ones included, as long as each field's total stays in range.
         """
         width = self.slots(len(values))
         slots = values[:width].copy()
@@ -68,7 +77,7 @@ class Layout:
         rows = np.empty((self.fields, len(slots)), np.int64)
         half, rest = 1 << self.field_bits >> 1, slots.copy()
         for field in rows[:-1]:
-            # the balanced remainder: a field's sign borrows from the field above, and is given back here
+            # the balanced remainder: a negative field borrowed from the field above, which is given back here
             np.add(rest, half, out=field)
             field &= 2 * half - 1
             field -= half
@@ -78,7 +87,7 @@ class Layout:
         return rows.reshape(-1)[:d]
 
 
-#: t = 40961 of the paper, and the smallest prime = 1 mod 8192 over 2^48: three times 16 or two times 24 bits, signed.
+#: The paper's t = 40961, and the smallest prime = 1 mod 8192 over 2^48: three signed fields of 16 bits, or two of 24.
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -92,18 +101,18 @@ PAPER_SCALE = 1000.0
 
 
 def find_layout(name: str) -> Layout:
-    """The layout of that name; InputError names the others."""
+    """The layout of that name. Raises InputError, naming the others, for an unknown one."""
     if name not in LAYOUTS:
         raise InputError(f"layout is {name!r}, but must be one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 
 class Codec:
-    """Floats to integers and totals back to floats, for K hospitals that add up.
+    """Floats to integers, and totals back to floats, for K hospitals that add up.
 
-    layout      its name
-    hospitals   K, all that may take part
-    bound       B, the largest |x| that is to fit
+    layout     its name
+    hospitals  K, all that may take part
+    bound      B, the largest |x| that must fit
 
     ``scale``, integer units in 1.0, is the largest with which K values of size B add up within the range; 1000 in
     the paper's layout, as there. One hospital's value may be ``limit`` units at most, since K of them stay within
@@ -134,7 +143,7 @@ class Codec:
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Floats (d,) as int64 (d,): round(scale * x), half to even, computed in float64.
 
-        Raises RangeError for a value over the limit, or one that is no number, and names the first such.
+        Raises RangeError, naming the first such value, for one over the limit or a NaN; InputError for more axes.
         """
         units = np.multiply(x, self.scale, dtype=np.float64)
         if units.ndim != 1:
@@ -156,7 +165,7 @@ class Codec:
 
 
 def limit_of(layout: Layout, hospitals: int) -> int:
-    """The largest |integer| one of K hospitals may send, R // K; RangeError where nothing is left."""
+    """The largest |integer| that one of K hospitals may send, R // K. Raises RangeError where that is 0."""
     limit = layout.total_range // hospitals
     if limit < 1:
         raise RangeError(
@@ -167,7 +176,7 @@ def limit_of(layout: Layout, hospitals: int) -> int:
 
 
 def check_limit(values: np.ndarray, limit: int) -> None:
-    """RangeError unless all integers (d,) lie in [-limit, limit]."""
+    """Raise RangeError unless all integers (d,) lie in [-limit, limit]."""
     if values.size and (values.max() > limit or values.min() < -limit):
         index = int(np.flatnonzero((values > limit) | (values < -limit))[0])
         raise RangeError(

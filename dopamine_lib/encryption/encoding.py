@@ -1,23 +1,24 @@
 """From numbers to plaintext polynomials: section 2.3's base-b expansion, and batching by interpolation.
 
-Two moduli and a base, which section 2.3 runs together: the *base* b is what digits are counted in; the *plaintext
-modulus* t is what coefficients are computed in; the coefficient modulus q belongs to the ciphertext. After some
-operations the digits of an expansion lie far outside those of b, which is no harm as long as they stay within t/2.
+Section 2.3 does not keep three numbers apart: the *base* b of the digits, the *plaintext modulus* t of the
+coefficients, and the *coefficient modulus* q of the ciphertext. After some operations the digits of an expansion lie
+far outside those of base b, which does no harm as long as they stay within t/2.
 """
 
 import functools
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from dopamine_lib.encryption.ring import MOST_PRIME, Ring, bit_reversal, centred, check_n, is_prime
+from dopamine_lib.encryption.ring import MAX_PRIME, Ring, bit_reversal, centred, check_n, is_prime
 from dopamine_lib.errors import InputError
 
 
 def digits(b: int) -> range:
-    """The digits of a balanced expansion: -(b-1)/2 … (b-1)/2 for odd b, -b/2 … b/2 - 1 for even b, 0 and 1 for two.
+    """The digits of a balanced expansion: -(b-1)/2 … (b-1)/2 for odd b, -b/2 … b/2 - 1 for even b, 0 and 1 for b = 2.
 
-    Section 2.3 writes (b-1)/2 as the upper end for even b, which is no integer. With two, the balanced digits -1 and
-    0 would never end for a positive number: hence the exception. Raises InputError for b < 2.
+    Section 2.3 gives (b-1)/2 as the upper end for even b, which is not an integer. In base two a positive number
+    would never end in the balanced digits -1 and 0, hence the exception. Raises InputError for b < 2.
     """
     if not (isinstance(b, int) and b >= 2):
         raise InputError(f"base is {b}, but must be a whole number from 2 on")
@@ -25,11 +26,13 @@ def digits(b: int) -> range:
 
 
 def expand(u: int, b: int, n: int | None = None) -> np.ndarray:
-    """The balanced base-b expansion of ``u``: int64 (k,), the coefficient of b^0 first; with ``n``, filled up to (n,).
+    """The balanced base-b expansion of ``u``: int64 (k,), the coefficient of b^0 first; with ``n``, padded to (n,).
 
-    ``expand(26, 2)`` is [0, 1, 0, 1, 1] and ``expand(26, 3)`` is [-1, 0, 0, 1]: x^4 + x^3 + x and x^3 - 1. With base
-    two a negative number is minus the expansion of its magnitude. Raises InputError if u is not whole, b < 2, or the
-    expansion has more than ``n`` digits.
+    >>> polynomial_text(expand(26, b=2)), polynomial_text(expand(26, b=3))  # section 2.3's example
+    ('x^4 + x^3 + x', 'x^3 - 1')
+
+    In base two a negative number has minus the expansion of its magnitude. Raises InputError if u is not whole,
+    b < 2, or the expansion has more than ``n`` digits.
     """
     if not isinstance(u, int | np.integer):
         raise InputError(f"{u!r} is not a whole number: scale and round it first")
@@ -44,20 +47,20 @@ def expand(u: int, b: int, n: int | None = None) -> np.ndarray:
     if n is None:
         return np.array(found, dtype=np.int64)
     if len(found) > n:
-        raise InputError(f"{u} has {len(found)} digits in base {b}, but only {n} coefficients are there: raise n or b")
+        raise InputError(f"{u} has {len(found)} digits in base {b}, but there are only {n} coefficients: raise n or b")
     return np.array(found + [0] * (n - len(found)), dtype=np.int64)
 
 
-def evaluate(polynomial, b: int) -> int:
-    """The polynomial at x = b, exactly: the decoding of ``expand``."""
+def evaluate(polynomial: ArrayLike, b: int) -> int:
+    """The polynomial (n,) at x = b, exactly: the decoding of ``expand``."""
     value = 0
     for coefficient in reversed(np.asarray(polynomial).tolist()):
         value = value * b + coefficient
     return value
 
 
-def polynomial_text(polynomial) -> str:
-    """A polynomial as one writes it, highest power first: "x^3 - 1"."""
+def polynomial_text(polynomial: ArrayLike) -> str:
+    """A polynomial (n,) in the usual notation, highest power first: "x^3 - 1"."""
     text = ""
     for power, coefficient in reversed(list(enumerate(np.asarray(polynomial).tolist()))):
         if coefficient:
@@ -72,10 +75,14 @@ def polynomial_text(polynomial) -> str:
 class Batching:
     """n numbers in one polynomial: slot i is its value, modulo t, at the i-th of the n roots of x^n + 1.
 
-    Polynomials add and multiply as their values do, so one operation on a ciphertext is one on every slot.
+    Polynomials add and multiply as their values do, so one operation on a ciphertext acts on every slot.
+
+    >>> batching = Batching(n=8, t=97)
+    >>> batching.decode(batching.encode([1, 2, 3]) + batching.encode([10, 20, -30])).tolist()
+    [11, 22, -27, 0, 0, 0, 0, 0]
 
     The paper's "Lagrange interpolation" is the inverse of a number-theoretic transform. Slot i belongs to the root
-    psi^(3^i), slot n/2 + i to psi^(-3^i), as in SEAL, where x -> x^3 turns the slots by one place.
+    psi^(3^i), slot n/2 + i to psi^(-3^i), as in SEAL, where x -> x^3 rotates the slots by one place.
 
     Raises InputError unless n is a power of two and t is a prime below 2^31 that is 1 modulo 2n (else x^n + 1 does
     not have n roots modulo t).
@@ -83,9 +90,9 @@ class Batching:
 
     def __init__(self, n: int, t: int):
         check_n(n)
-        if not (isinstance(t, int) and t < MOST_PRIME and t % (2 * n) == 1 and is_prime(t)):
+        if not (isinstance(t, int) and t < MAX_PRIME and t % (2 * n) == 1 and is_prime(t)):
             raise InputError(
-                f"t is {t}, but batching needs a prime below 2^31 that is 1 modulo {2 * n}, as of ntt_primes"
+                f"t is {t}, but batching needs a prime below 2^31 that is 1 modulo {2 * n}: see ntt_primes"
             )
         self.n, self.t = n, t
 
@@ -95,7 +102,7 @@ class Batching:
 
     @functools.cached_property
     def _place(self) -> np.ndarray:
-        """(n,): where the transform has each slot's value (the value at psi^(2 r + 1) is at r's bits reversed)."""
+        """(n,): where the transform puts each slot's value: that at psi^(2 r + 1) at r with its bits reversed."""
         power, powers = 1, []
         for _ in range(self.n // 2):
             powers.append(power)
@@ -103,11 +110,11 @@ class Batching:
         exponents = np.array(powers + [2 * self.n - power for power in powers])
         return bit_reversal(self.n)[(exponents - 1) // 2]
 
-    def encode(self, values) -> np.ndarray:
-        """The polynomial (..., n) with these values (..., k <= n) in its slots, the other slots 0.
+    def encode(self, values: ArrayLike) -> np.ndarray:
+        """The polynomial (..., n) with these integers (..., k <= n) in its slots, and 0 in the others.
 
-        Raises InputError for a value that is not whole or whose magnitude is beyond (t - 1) / 2: it would come back
-        as another number. A *sum* beyond that bound wraps all the same, and nobody notices.
+        Raises InputError for a value that is not whole, or of a magnitude over (t - 1) / 2: it would come back as
+        another number. A *sum* beyond that bound still wraps, silently.
         """
         values = check_whole(values, (self.t - 1) // 2, "slot")
         if values.shape[-1] > self.n:
@@ -116,19 +123,21 @@ class Batching:
         slots[..., self._place[: values.shape[-1]]] = values % self.t
         return centred(self._ring.inverse(slots[..., None, :])[..., 0, :], self.t)
 
-    def decode(self, polynomial) -> np.ndarray:
+    def decode(self, polynomial: ArrayLike) -> np.ndarray:
         """The values (..., n) of all slots, in -(t - 1)/2 … (t - 1)/2."""
         values = self._ring.transform(self._ring.reduce(polynomial))[..., 0, :]
         return centred(values[..., self._place], self.t)
 
 
-def check_whole(values, most: int, what: str) -> np.ndarray:
-    """``values`` as int64. Raises InputError at the first that is not whole or lies outside -most … most."""
+def check_whole(values: ArrayLike, largest: int, what: str) -> np.ndarray:
+    """``values`` as int64. Raises InputError at the first that is not whole or lies outside -largest … largest."""
     values = np.asarray(values)
     if values.ndim == 0 or values.dtype.kind not in "iu":
         raise InputError(f"{what} values are {values.dtype}, but must be an array of integers: scale and round first")
-    outside = (values > most) | (values < -most)
+    outside = (values > largest) | (values < -largest)
     if outside.any():
         first = tuple(np.argwhere(outside)[0].tolist())
-        raise InputError(f"{what} {first[-1]} is {values[first]}, but must lie in [-{most}, {most}]: scale, or raise t")
+        raise InputError(
+            f"{what} {first[-1]} is {values[first]}, but must lie in [-{largest}, {largest}]: scale or raise t"
+        )
     return values.astype(np.int64)
