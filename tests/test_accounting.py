@@ -17,6 +17,7 @@ from dopamine_lib.privacy.accounting import (
     epsilon,
     epsilons,
     noise_multiplier_for,
+    rdp_epsilon,
 )
 
 DELTA = 1e-4
@@ -65,6 +66,20 @@ def test_rdp_against_numerical_integration():
         moment = quad(integrand, -15, 20, epsabs=1e-15, epsrel=1e-12, limit=500)[0]
         at = int(np.argmin(np.abs(np.array(ORDERS) - order)))
         assert rdp[at] == pytest.approx(math.log(moment) / (order - 1), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order")
+@pytest.mark.parametrize("sigma, q, steps", [(1.15, 100 / 2930, 3001), (2.0, 50 / 293, 1250), (8.0, 0.01, 1)])
+def test_the_improved_conversion_is_opacus_s(sigma, q, steps):
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    rdp = SampledGaussian(sigma, q, steps).rdp(ORDERS)
+    for delta in (1e-9, 1e-4, 0.1):
+        theirs = get_privacy_spent(orders=ORDERS, rdp=rdp, delta=delta)[0]
+        assert rdp_epsilon(rdp, ORDERS, delta, improved=True) == max(theirs, 0)
+    assert rdp_epsilon(np.stack([rdp, 2 * rdp]), ORDERS, 0.1, improved=True).shape == (2,)
+    assert rdp_epsilon(np.where(np.array(ORDERS) == 2, rdp, math.nan), ORDERS, 0.1) > 0  # an order without a value
+    assert rdp_epsilon(np.full(len(ORDERS), math.inf), ORDERS, 0.1) == math.inf
 
 
 @settings(max_examples=10, deadline=None)

@@ -163,7 +163,7 @@ def test_no_hospital_is_too_small_for_the_bound(task, sizes):
     step = task.clipped_sums(task.start, torch.arange(PATIENTS), 0.1)[0] / PATIENTS
     assert torch.allclose(training.server.w, task.start - step, atol=1e-6) and step.norm() > 1e-3
     noisy = make_training(task, sizes=sizes, choice=Choice(1.0, 0.1))
-    assert all(hospital.shares == HOSPITALS for hospital in noisy.hospitals)
+    assert all(hospital.noise.shares == HOSPITALS for hospital in noisy.hospitals)
     # in FPDP the bound depends on q and on how often a hospital takes part, not on its size
     parallel = make_training(task, "FPDP", sizes=sizes)
     assert len({(ledger.noise_multiplier, ledger.sample_rate) for ledger in parallel.ledgers}) == 1

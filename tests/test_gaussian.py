@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.privacy import accounting
-from dopamine_lib.privacy.accounting import SampledGaussian
-from dopamine_lib.privacy.composition import advanced, amplified, basic, optimal, rdp_curve, rdp_epsilon
+from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, rdp_epsilon
+from dopamine_lib.privacy.composition import advanced, amplified, basic, optimal, rdp_curve
 from dopamine_lib.privacy.dpsgd import noise_share
 from dopamine_lib.privacy.gaussian import (
     analytic_epsilon,
@@ -187,7 +187,7 @@ def test_a_simulation_of_shares():
         (lambda: optimal(1, 1.0, 2, 1e-5), ("delta is 1.0", "[0, 1)")),
         (lambda: amplified(1, 1e-5, 1.5), ("sample rate is 1.5", "(0, 1]")),
         (lambda: rdp_curve(0.1, 0.1), ("noise multiplier is 0.1", "[0.2, 1000]")),
-        (lambda: rdp_epsilon(rdp_curve(1.0, 0.1), 0), ("delta is 0",)),
+        (lambda: rdp_epsilon(rdp_curve(1.0, 0.1), ORDERS, 0), ("delta is 0",)),
     ],
 )
 def test_bad_input_of_shares_and_composition_is_refused(refuses, call, said):
@@ -238,7 +238,7 @@ def test_every_rule_bounds_gaussian_releases(sigma):
         each = analytic_epsilon(sigma, delta / (2 * times)), delta / (2 * times), times
         rdp = times * rdp_curve(sigma, 1.0)
         bounds = [basic(*each)[0], advanced(*each, delta / 2)[0], optimal(*each, delta / 2)[0]]
-        bounds += [rdp_epsilon(rdp, delta), rdp_epsilon(rdp, delta, improved=True)]
+        bounds += [rdp_epsilon(rdp, ORDERS, delta, improved) for improved in (False, True)]
         assert min(bounds) >= exact and bounds[-1] < 1.25 * exact
 
 
@@ -268,7 +268,7 @@ def test_the_fast_curve_is_the_accountants(sigma, q):
     event = SampledGaussian(sigma, q, 1000)
     for improved, accountant in ((False, "rdp_classic"), (True, "rdp")):
         expected = accounting.epsilon(event, 1e-4, accountant)
-        assert rdp_epsilon(1000 * rdp, 1e-4, improved=improved) == pytest.approx(expected, rel=1e-9)
+        assert rdp_epsilon(1000 * rdp, ORDERS, 1e-4, improved) == pytest.approx(expected, rel=1e-9)
 
 
 def test_without_secure_aggregation_the_grid_of_orders_decides():

@@ -10,7 +10,7 @@ from scipy import stats
 from skellam_check import chi_square, exact_pmf
 
 from dopamine_lib.privacy import integer_noise
-from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, epsilons
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 from dopamine_lib.privacy.skellam import Sampler
@@ -23,6 +23,15 @@ def head(**changes):
     """FSCDP's head, with a training's numbers."""
     arguments = dict(total_range=PACKED, sample_rate=Q, steps=STEPS) | changes
     return IntegerNoise(SIGMA, 0.5, 10, 2565, **arguments)
+
+
+def spent(noise, steps, delta, accountant="rdp_classic", colluding=0):
+    return epsilon(noise.event(steps, colluding), delta, accountant)
+
+
+def encode(noise, clipped_sum, stream):
+    """A hospital's message, from the beginning of a stream."""
+    return noise.combine(clipped_sum, noise.draw(stream)[0])
 
 
 def test_large_hospitals_pay_for_adding_in_float32():
@@ -41,14 +50,14 @@ def test_with_fine_units_the_bound_is_the_gaussian_s():
     assert noise.inflation == pytest.approx(1 + integer_noise.FLOAT_SLACK, abs=1e-5)
     gaussian = epsilon(SampledGaussian(SIGMA, Q, STEPS), 1e-4)
     assert gaussian == pytest.approx(10.832, abs=1e-3)
-    assert gaussian < noise.epsilon_after(STEPS, 1e-4) < gaussian + 0.025
-    effective = epsilon(SampledGaussian(noise.effective_noise_multiplier, Q, STEPS), 1e-4)
-    assert effective < noise.epsilon_after(STEPS, 1e-4) < effective + 1e-3
-    assert noise.epsilon_after(STEPS, 1e-4, "rdp") == pytest.approx(9.897, abs=2e-3)
+    assert gaussian < spent(noise, STEPS, 1e-4) < gaussian + 0.025
+    effective = epsilon(SampledGaussian(SIGMA / noise.inflation, Q, STEPS), 1e-4)
+    assert effective < spent(noise, STEPS, 1e-4) < effective + 1e-3
+    assert spent(noise, STEPS, 1e-4, "rdp") == pytest.approx(9.897, abs=2e-3)
 
 
 @pytest.mark.parametrize(
-    "d, clip, total_range, rounding, inflation, spent",
+    "d, clip, total_range, rounding, inflation, cost",
     [
         (2565, 0.5, PACKED, "random", 1.0076, 10.98),
         (2565, 0.5, PACKED, "nearest", 1.0782, 12.49),
@@ -60,22 +69,33 @@ def test_with_fine_units_the_bound_is_the_gaussian_s():
         (725_061, 2.0, RING, "random", 1.0010, 10.85),
     ],
 )
-def test_what_integers_cost(d, clip, total_range, rounding, inflation, spent):
+def test_what_integers_cost(d, clip, total_range, rounding, inflation, cost):
     """FSCDP at delta 1e-4, against the continuous 10.83: head and SqueezeNet, by the bits of a total."""
     noise = IntegerNoise(SIGMA, clip, 10, d, total_range=total_range, sample_rate=Q, steps=STEPS, rounding=rounding)
     assert noise.inflation == pytest.approx(inflation, abs=1e-4)
-    assert noise.epsilon_after(STEPS, 1e-4) == pytest.approx(spent, abs=6e-3)
+    assert spent(noise, STEPS, 1e-4) == pytest.approx(cost, abs=6e-3)
 
 
 def test_epsilon_grows_with_steps_colluders_and_smaller_delta():
     noise = head()
-    assert noise.epsilon_after(0, 1e-4) == 0
-    spent = [noise.epsilon_after(steps, 1e-4) for steps in (1, 100, 1000, STEPS)]
-    assert spent == sorted(spent) and spent[0] > 0
-    views = [noise.epsilon_after(STEPS, 1e-4, colluding=n) for n in (0, 1, 5)]
+    assert spent(noise, 0, 1e-4) == 0
+    grows = [spent(noise, steps, 1e-4) for steps in (1, 100, 1000, STEPS)]
+    assert grows == sorted(grows) and grows[0] > 0
+    views = [spent(noise, STEPS, 1e-4, colluding=n) for n in (0, 1, 5)]
     assert views == sorted(views) and views[1] == pytest.approx(12.1, abs=0.1)
-    assert noise.epsilon_after(STEPS, 1e-6) > spent[-1]
-    assert noise.epsilon_after(STEPS, 1e-9) == math.inf  # less than the overflow and the roundings need
+    assert spent(noise, STEPS, 1e-6) > grows[-1]
+    assert spent(noise, STEPS, 1e-9) == math.inf  # less than the overflow and the roundings need
+
+
+def test_discrete_and_gaussian_noise_compose_at_the_orders_both_know():
+    """A Gaussian release before the training costs as much as before Gaussian training; PRV knows no Skellam noise."""
+    discrete, first = head(total_range=RING).event(STEPS), SampledGaussian(20.0, 1.0, 1)
+    together = epsilon((first, discrete), 1e-4)
+    assert together == pytest.approx(epsilon((discrete, first), 1e-4), rel=1e-12)
+    gaussian = (first, SampledGaussian(SIGMA, Q, STEPS))
+    assert epsilon(discrete, 1e-4) < together < epsilon(gaussian, 1e-4) + 0.1
+    assert epsilons((first, discrete), 1e-4)["prv"] is None
+    assert epsilon(discrete, 1e-4) < epsilon((discrete, discrete), 1e-4) < 2 * epsilon(discrete, 1e-4)
 
 
 def test_fewer_survivors_are_paid_for_by_larger_shares():
@@ -83,9 +103,7 @@ def test_fewer_survivors_are_paid_for_by_larger_shares():
     noise = head(least=7)
     assert noise.share_variance * 7 == pytest.approx((SIGMA * noise.scale * 0.5) ** 2)
     assert noise.scale < head().scale
-    assert (
-        head().epsilon_after(STEPS, 1e-4) < noise.epsilon_after(STEPS, 1e-4) < head().epsilon_after(STEPS, 1e-4) + 0.1
-    )
+    assert spent(head(), STEPS, 1e-4) < spent(noise, STEPS, 1e-4) < spent(head(), STEPS, 1e-4) + 0.1
 
 
 @settings(max_examples=30, deadline=None)
@@ -101,7 +119,7 @@ def test_no_patient_moves_the_integers_further_than_the_sensitivity(seed, where,
         gradient *= 0.5 / np.linalg.norm(gradient)
         others = rng.normal(size=400) * where
         roundings, zeros = rng.random(400), np.zeros(400, np.int64)
-        moved = noise.combine(others + gradient, roundings, zeros) - noise.combine(others, roundings, zeros)
+        moved = noise.combine(others + gradient, (roundings, zeros)) - noise.combine(others, (roundings, zeros))
         assert np.linalg.norm(moved) <= noise.l2_sensitivity
         assert np.abs(moved).sum() <= noise.l1_sensitivity
 
@@ -114,7 +132,7 @@ def test_the_sensitivity_of_random_rounding_is_needed_to_the_quarter():
     rng, zeros, lengths = np.random.default_rng(0), np.zeros(d, np.int64), []
     for _ in range(10):
         others, roundings = rng.normal(size=d) * 0.2, rng.random(d)
-        with_patient, without = (noise.combine(own, roundings, zeros) for own in (others + gradient, others))
+        with_patient, without = (noise.combine(own, (roundings, zeros)) for own in (others + gradient, others))
         lengths.append(np.linalg.norm(with_patient - without))
     assert np.mean(np.square(lengths)) == pytest.approx(moved_by**2 + d / 4, rel=0.02)
     assert max(lengths) < noise.l2_sensitivity < 1.05 * max(lengths)
@@ -129,7 +147,7 @@ def test_random_rounding_is_exact_on_average_and_nearest_is_not():
         noise = IntegerNoise(
             1.15, 1.0, 2, 200_000, total_range=PACKED, sample_rate=Q, steps=1, rounding=rounding, scale=100.0
         )
-        means[rounding] = noise.combine(x, noise.draw(Randomness(3).stream("r"))[0][0], zeros).mean()
+        means[rounding] = noise.combine(x, (noise.draw(Randomness(3).stream("r"))[0][0], zeros)).mean()
     assert means["random"] == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 200_000))  # false alarm 6e-5
     assert means["nearest"] == 0
 
@@ -140,14 +158,14 @@ def test_the_shares_of_all_hospitals_make_up_sigma(factor, accepted, monkeypatch
     noise, randomness = head(), Randomness(5)
     monkeypatch.setattr(noise, "_sampler", Sampler(noise.share_variance * factor))
     zeros = np.zeros(2565)
-    total = [sum(noise.encode(zeros, randomness.stream(step, k)) for k in range(10)) for step in range(20)]
+    total = [sum(encode(noise, zeros, randomness.stream(step, k)) for k in range(10)) for step in range(20)]
     assert (chi_square(np.concatenate(total), noise.share_variance * 10) > 1e-3) == accepted
 
 
 def test_what_is_decoded_is_the_sum_and_the_noise():
     noise, randomness, rng = head(), Randomness(6), np.random.default_rng(0)
     sums = rng.normal(size=(10, 2565)) * 0.02
-    total = sum(noise.encode(own.astype(np.float32), randomness.stream(k)) for k, own in enumerate(sums))
+    total = sum(encode(noise, own.astype(np.float32), randomness.stream(k)) for k, own in enumerate(sums))
     left = (noise.decode(total) - sums.sum(0)) / (SIGMA * 0.5)
     assert total.dtype == np.int64 and np.abs(total).max() <= PACKED
     assert stats.kstest(left, "norm").pvalue > 1e-3
@@ -156,25 +174,25 @@ def test_what_is_decoded_is_the_sum_and_the_noise():
 
 def test_a_block_of_steps_is_the_same_as_step_by_step_in_kind():
     noise, stream = head(), Randomness(4).stream("block")
-    roundings, drawn = noise.draw(stream, 8)
+    roundings, drawn = map(np.stack, zip(*noise.draw(stream, 8), strict=True))
     assert roundings.shape == drawn.shape == (8, 2565) and drawn.dtype == np.int64
     assert 0 <= roundings.min() and roundings.max() < 1
     assert len(np.unique(roundings)) == roundings.size
     assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.1
-    again = noise.draw(Randomness(4).stream("block"), 8)
+    again = list(map(np.stack, zip(*noise.draw(Randomness(4).stream("block"), 8), strict=True)))
     assert (again[0] == roundings).all() and (again[1] == drawn).all()
 
 
 def test_without_a_seed_no_noise_comes_twice():
     noise = head()
-    first, second = (noise.encode(np.zeros(2565), Randomness().stream("FSCDP", 0)) for _ in range(2))
+    first, second = (encode(noise, np.zeros(2565), Randomness().stream("FSCDP", 0)) for _ in range(2))
     assert (first != second).mean() > 0.9
 
 
 def test_values_past_the_box_are_clamped_not_refused():
     noise = head(box=1.0)
     far = np.where(np.arange(2565) % 2, 50.0, -50.0)
-    sent = noise.combine(far, np.zeros(2565), np.zeros(2565, np.int64))
+    sent = noise.combine(far, (np.zeros(2565), np.zeros(2565, np.int64)))
     assert np.abs(sent).max() == noise.box_units == math.floor(noise.scale * 0.5) and set(sent) == {sent[0], sent[1]}
 
 
@@ -215,11 +233,12 @@ def test_what_cannot_be_is_refused(refuses, changes, said):
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda noise: noise.epsilon_after(1, 0), "delta"),
-        (lambda noise: noise.epsilon_after(1, 1e-4, "prv"), "accountant"),
-        (lambda noise: noise.epsilon_after(1, 1e-4, colluding=10), "colluding"),
-        (lambda noise: noise.encode(np.full(2565, math.nan), Randomness(0).stream()), "finite"),
-        (lambda noise: noise.encode(np.zeros(3), Randomness(0).stream()), "shape"),
+        (lambda noise: spent(noise, 1, 0), "delta"),
+        (lambda noise: spent(noise, 1, 1e-4, "gdp"), "accountant"),
+        (lambda noise: noise.event(1, colluding=10), "colluding"),
+        (lambda noise: noise.event(1.5), "number of steps"),
+        (lambda noise: encode(noise, np.full(2565, math.nan), Randomness(0).stream()), "finite"),
+        (lambda noise: encode(noise, np.zeros(3), Randomness(0).stream()), "shape"),
     ],
 )
 def test_bad_requests_are_refused(refuses, call, said):

@@ -96,7 +96,7 @@ def test_integer_noise_is_added_before_encryption_and_adds_up_exactly(task, kind
     clear = make_training(fresh(task), integer=True)
     clear.aggregation.codec = secure.aggregation.codec  # masks have more room, and so a finer scale
     for hospital in clear.hospitals:
-        hospital.integer = secure.aggregation.codec
+        hospital.noise = secure.aggregation.codec
     assert torch.equal(run(clear).server.w, secure.server.w)
 
 

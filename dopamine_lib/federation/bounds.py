@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, Event, SampledGaussian, epsilon
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
 
@@ -43,20 +43,18 @@ class Bound:
                 f"{self.setting.noise_multiplier:g}: make it for this setting"
             )
 
-    def events(self, steps: int, colluding: int = 0) -> tuple[SampledGaussian, ...]:
+    def events(self, steps: int, colluding: int = 0) -> tuple[Event, ...]:
         """What happened, to somebody who can subtract the noise of ``colluding`` hospitals."""
+        if self.integer is not None:
+            return (self.integer.event(steps, colluding),)
         left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
         centre = centre_multiplier(self.setting, self.choice, self.shares)
         first = () if centre is None else (SampledGaussian(left * centre, 1.0, 1),)
         return (*first, SampledGaussian(left * self.setting.noise_multiplier, self.setting.sample_rate, steps))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:
-        """Epsilon by one accountant; None for PRV on noise in the integers, which has no such bound."""
-        if self.integer is None:
-            return epsilon(self.events(steps, colluding), self.delta, accountant)
-        if accountant == "prv":
-            return None
-        return self.integer.epsilon_after(steps, self.delta, accountant, colluding=colluding)
+        """Epsilon by one accountant; None for PRV on discrete noise, which has no such bound."""
+        return epsilon(self.events(steps, colluding), self.delta, accountant)
 
     def epsilons(self, steps: int, colluding: int = 0) -> dict[str, float | None]:
         """Epsilon by each accountant."""

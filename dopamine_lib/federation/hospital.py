@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.dpsgd import Task, noise_share
+from dopamine_lib.privacy.dpsgd import GaussianNoise, Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -35,8 +35,9 @@ class Hospital:
         integer: IntegerNoise | None = None,
     ):
         self.number, self.patients, self.task = number, torch.as_tensor(patients), task
-        self.setting, self.choice, self.shares, self.run = setting, choice, shares, run
-        self.integer = integer
+        self.setting, self.choice, self.run = setting, choice, run
+        terms = (setting.noise_multiplier, choice.max_grad_norm, shares, setting.sample_rate, task.d)
+        self.noise = (integer or GaussianNoise(*terms)) if setting.private else None
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
         together = setting.local_steps if setting.local_steps > 1 else 32
@@ -55,10 +56,7 @@ class Hospital:
         Sum and noise are added whatever the sample's size: an empty batch is noised like any other. Integers,
         int64 (d,), where the noise is in the integers.
         """
-        if not self.setting.private:
-            return clipped_sum
-        noise = self._draw(step)[1]
-        return clipped_sum + noise if self.integer is None else self.integer.combine(clipped_sum.numpy(), *noise)
+        return clipped_sum if self.noise is None else self.noise.combine(clipped_sum, self._draw(step)[1])
 
     def centre_message(self, noise_multiplier: float) -> Tensor:
         """The noisy sum (p,) of the features of all its patients, each of norm 1 at most."""
@@ -89,20 +87,13 @@ class Hospital:
         return local - w
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor | tuple | None]:
-        """The sample of ``step``, indices into the task, and its noise (d,), both from the stream of the step's block.
-
-        In the integers the noise is a pair: what decides the roundings, and the noise itself.
-        """
+        """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
         number, at = divmod(step, self._block)
         if self._drawn != number:
             stream = self._randomness.stream(self.setting.name, self.run, self.number, number)
             present = stream.uniform(self._block * len(self)).view(self._block, -1) < self.setting.sample_rate
             who, sizes = self.patients[present.nonzero()[:, 1]], present.sum(1)
             self._samples = who.split(sizes.tolist())
-            if self.integer is not None:
-                self._noise = list(zip(*self.integer.draw(stream, self._block), strict=True))
-            elif self.setting.private:
-                std = noise_share(self.setting.noise_multiplier, self.choice.max_grad_norm, self.shares)
-                self._noise = stream.normal(self._block * self.task.d, std).view(self._block, -1).unbind()
+            self._noise = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)
             self._drawn = number
-        return self._samples[at], self._noise[at] if self.setting.private else None
+        return self._samples[at], self._noise[at]

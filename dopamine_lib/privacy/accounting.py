@@ -1,14 +1,17 @@
 """What a training run has spent: epsilon by three accountants, its inverse, and the ledger.
 
-What happened is one type, ``SampledGaussian``; accountants interpret it. Opacus does the mathematics:
-Renyi-DP of the Poisson-subsampled Gaussian (Mironov, Talwar, Zhang 2019) and the privacy random variable
-(PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding or removing one patient's image.
+What happened is an ``Event``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``. Accountants interpret
+events, composed. Opacus does the mathematics of the Gaussian: Renyi-DP with Poisson sampling (Mironov, Talwar, Zhang
+2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding or
+removing one patient's image.
 """
 
 import functools
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
@@ -35,9 +38,37 @@ def check_delta(delta: float) -> None:
     check_within("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", high_open=True)
 
 
+def check_steps(steps: int) -> None:
+    """Raise InputError unless ``steps`` is a whole number from 0 to 10 million."""
+    check_within("number of steps", steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
+    if steps != int(steps):
+        raise InputError(f"number of steps is {steps}, but must be whole: count the noisy steps")
+
+
+class Event(Protocol):
+    """A mechanism composed ``steps`` times, as the accountants see it.
+
+    orders  the Renyi orders at which ``rdp`` is known
+    prv     (sigma, q, steps) for the PRV accountant; None for a mechanism that it cannot interpret
+    """
+
+    steps: int
+    orders: tuple[float, ...]
+    prv: tuple[float, float, int] | None
+
+    def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
+        """Renyi-DP of all steps together at each of ``orders``."""
+
+    def delta_left(self, delta: float) -> float:
+        """The part of ``delta`` left for the conversion to epsilon, once failures of this mechanism are paid for."""
+
+    def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
+        """Epsilon at ``delta`` with the noise as drawn; ``epsilon`` is that of exact noise at ``left``."""
+
+
 @dataclass(frozen=True)
 class SampledGaussian:
-    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times.
+    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times: an ``Event``.
 
     noise_multiplier  sigma: the noise's standard deviation in units of the clipping norm C
     sample_rate       q: every patient takes part in a step independently with this probability
@@ -48,63 +79,101 @@ class SampledGaussian:
     sample_rate: float
     steps: int
 
+    orders = ORDERS
+
     def __post_init__(self):
         check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
         check_within("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
-        check_within("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
-        if self.steps != int(self.steps):
-            raise InputError(f"number of steps is {self.steps}, but must be whole: count the noisy steps")
+        check_steps(self.steps)
+
+    @property
+    def prv(self) -> tuple[float, float, int]:
+        """What Opacus's PRV accountant calls this event."""
+        return self.noise_multiplier, self.sample_rate, self.steps
+
+    def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
+        """Renyi-DP of all steps at each of ``orders``: it adds up over steps (Mironov 2017, proposition 1)."""
+        return self.steps * _rdp_per_step(self.noise_multiplier, self.sample_rate, orders)
+
+    def delta_left(self, delta: float) -> float:
+        """All of it: nothing else can fail."""
+        return delta
+
+    def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
+        """The same: Gaussian noise is taken to be exact, and a statement says so."""
+        return epsilon
 
 
 @functools.lru_cache(maxsize=4096)
 def _rdp_per_step(noise_multiplier: float, sample_rate: float, orders: tuple = ORDERS) -> np.ndarray:
-    """RDP of one step at each of the orders; it adds up over steps (Mironov 2017, proposition 1)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
     return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders)))
 
 
 @functools.lru_cache(maxsize=4096)
-def _prv_epsilon(events: tuple[SampledGaussian, ...], delta: float) -> float:
+def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    accountant.history = list(history)
     with np.errstate(divide="ignore"), warnings.catch_warnings():
         # a mechanism that samples everybody (q = 1) takes the logarithm of 0; the search's first bound is coarse
         warnings.simplefilter("ignore", UserWarning)
         return float(accountant.get_epsilon(delta))
 
 
-def epsilon(events, delta: float, accountant: str = "rdp_classic", orders: tuple = ORDERS) -> float:
-    """Epsilon at ``delta`` of one SampledGaussian, or of several composed.
+def rdp_epsilon(rdp: np.ndarray, orders: tuple[float, ...], delta: float, improved: bool = False) -> np.ndarray:
+    """The least epsilon >= 0 over all orders for Renyi-DP ``rdp`` (…, orders); returns (…).
 
-    accountant  one of ``ACCOUNTANTS``
-    orders      of Renyi-DP: every order gives a bound and the least is taken, so fewer give a valid, looser one
+    Classic: rdp - ln(delta) / (a - 1), Mironov 2017, proposition 3. Improved: less ln(a) / (a - 1) and plus
+    ln(1 - 1/a), Balle et al. 2020, theorem 21. Steps add up before the conversion, and an order whose Renyi-DP is NaN
+    is passed over. Raises InputError for delta outside (0, 1).
+    """
+    check_delta(delta)
+    a = np.array(orders)
+    if improved:
+        bound = rdp - (np.log(delta) + np.log(a)) / (a - 1) + np.log((a - 1) / a)
+    else:
+        bound = rdp - math.log(delta) / (a - 1)
+    return np.maximum(np.fmin.reduce(bound, axis=-1, initial=math.inf), 0)
+
+
+def epsilon(
+    events: Event | Iterable[Event],
+    delta: float,
+    accountant: str = "rdp_classic",
+    orders: tuple[float, ...] = (),
+) -> float | None:
+    """Epsilon at ``delta`` of one event, or of several composed; infinity where no epsilon is finite.
+
+    accountant  one of ``ACCOUNTANTS``; None is returned for "prv" where an event has no PRV
+    orders      of Renyi-DP, by default all that every event knows: each gives a bound and the least is taken, so fewer
+                give a valid, looser one
     Raises InputError for delta outside (0, 1) or an unknown accountant.
     """
     check_delta(delta)
-    events = (events,) if isinstance(events, SampledGaussian) else tuple(events)
-    events = tuple(event for event in events if event.steps > 0)
     if accountant not in ACCOUNTANTS:
         raise InputError(f"accountant '{accountant}' is unknown; choose one of {', '.join(ACCOUNTANTS)}")
+    events = tuple(events) if isinstance(events, Iterable) else (events,)
+    if accountant == "prv" and any(event.prv is None for event in events):
+        return None
+    events = tuple(event for event in events if event.steps > 0)
     if not events:
         return 0.0
     if accountant == "prv":
-        return _prv_epsilon(events, delta)
-    rdp = sum(event.steps * _rdp_per_step(event.noise_multiplier, event.sample_rate, orders) for event in events)
-    if accountant == "rdp_classic":
-        return float(np.min(rdp - math.log(delta) / (np.array(orders) - 1)))
-    from opacus.accountants.analysis.rdp import get_privacy_spent
-
-    with warnings.catch_warnings():
-        # where the best order is the last one the bound is valid, only not the tightest
-        warnings.simplefilter("ignore", UserWarning)
-        return float(get_privacy_spent(orders=orders, rdp=rdp, delta=delta)[0])
+        return _prv_epsilon(tuple(event.prv for event in events), delta)
+    left = functools.reduce(lambda left, event: event.delta_left(left), events, delta)
+    if left <= 0:
+        return math.inf
+    known = set.intersection(*(set(event.orders) for event in events))
+    orders = tuple(order for order in orders or events[0].orders if order in known)
+    spent = float(rdp_epsilon(sum(event.rdp(orders) for event in events), orders, left, accountant == "rdp"))
+    return functools.reduce(lambda spent, event: event.with_sampler(spent, delta, left), events, spent)
 
 
-def epsilons(events, delta: float) -> dict[str, float]:
-    """Epsilon by each of the three accountants."""
+def epsilons(events: Event | Iterable[Event], delta: float) -> dict[str, float | None]:
+    """Epsilon by each of the three accountants; None by "prv" where an event has no PRV."""
     return {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, check_delta
+from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian
 
 _A_BOUND = "a useful bound is below 10"
 
@@ -112,17 +112,3 @@ def _log_sum(terms: np.ndarray) -> np.ndarray:
     most = terms.max(axis=1)
     terms -= most[:, None]
     return most + np.log(np.exp(terms, out=terms).sum(axis=1))
-
-
-def rdp_epsilon(rdp: np.ndarray, delta: float, *, improved: bool = False):
-    """The least epsilon over all orders for Renyi-DP ``rdp`` (…, orders) at ``accounting.ORDERS``; returns (…).
-
-    Classic: rdp - ln(delta) / (a - 1), Mironov 2017, proposition 3. Improved: Balle et al. 2020, theorem 21.
-    Several steps add up before the conversion. Raises InputError for delta outside (0, 1).
-    """
-    check_delta(delta)
-    orders = np.array(ORDERS)
-    bound = rdp - math.log(delta) / (orders - 1)
-    if improved:
-        bound = bound + np.log1p(-1 / orders) - np.log(orders) / (orders - 1)
-    return np.maximum(bound.min(axis=-1), 0)

@@ -6,6 +6,7 @@ pass; a hospital's own sum is the row of its number.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from dopamine_lib.privacy.accounting import SampledGaussian
 from dopamine_lib.privacy.bookkeeping import BookKeeper
+from dopamine_lib.privacy.randomness import Stream
 
 #: Numbers of input in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
@@ -44,6 +47,35 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
     K independent shares add up to sigma C. (The line's own variance sigma^2 C^2 / sqrt(K) is a slip.)
     """
     return noise_multiplier * max_grad_norm / math.sqrt(hospitals)
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """One hospital's share of Gaussian noise: Algorithm 1, line 13. ``IntegerNoise`` is its discrete twin.
+
+    noise_multiplier  sigma of ``shares`` hospitals' noise together, in units of C = ``max_grad_norm``
+    sample_rate       q;  d: parameters
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+    shares: int
+    sample_rate: float
+    d: int
+
+    def draw(self, stream: Stream, steps: int = 1) -> list[Tensor]:
+        """Noise for ``steps``, to be used once: for each float32 (d,). Drawn for many steps at once it costs less."""
+        std = noise_share(self.noise_multiplier, self.max_grad_norm, self.shares)
+        return list(stream.normal(steps * self.d, std).view(steps, -1).unbind())
+
+    def combine(self, clipped_sum: Tensor, drawn: Tensor) -> Tensor:
+        """What one hospital sends in a step: its clipped sum (d,) with its share of the noise."""
+        return clipped_sum + drawn
+
+    def event(self, steps: int, colluding: int = 0) -> SampledGaussian:
+        """What ``steps`` totals spend, where ``colluding`` hospitals subtract their own shares."""
+        left = math.sqrt((self.shares - colluding) / self.shares)
+        return SampledGaussian(left * self.noise_multiplier, self.sample_rate, steps)
 
 
 class Task:

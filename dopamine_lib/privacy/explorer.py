@@ -9,8 +9,8 @@ import io
 
 import numpy as np
 
-from dopamine_lib.privacy.accounting import SampledGaussian, check_delta
-from dopamine_lib.privacy.composition import rdp_curve, rdp_epsilon
+from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, check_delta, rdp_epsilon
+from dopamine_lib.privacy.composition import rdp_curve
 from dopamine_lib.privacy.gaussian import analytic_sigma, classic_sigma, gaussian_delta
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
@@ -68,7 +68,7 @@ def budget(noise_multiplier: float, sample_rate: float, steps: int, delta: float
     rdp = done[:, None] * rdp_curve(noise_multiplier, sample_rate)
     spent = {"steps": done}
     for name, improved in (("rdp_classic", False), ("rdp", True)):
-        spent[name] = np.where(done > 0, rdp_epsilon(rdp, delta, improved=improved), 0.0)
+        spent[name] = np.where(done > 0, rdp_epsilon(rdp, ORDERS, delta, improved), 0.0)
     return spent
 
 

@@ -23,13 +23,15 @@ The sampler's own error is charged too. Neighbours: add or remove one image.
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
+from torch import Tensor
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.privacy import skellam
-from dopamine_lib.privacy.accounting import SampledGaussian, check_delta
+from dopamine_lib.privacy.accounting import SampledGaussian, check_steps
 from dopamine_lib.privacy.randomness import Stream
 
 ORDERS = (*range(2, 65), 96, 128, 256)
@@ -40,6 +42,8 @@ ROUNDING_FAILURE = 1e-12
 FLOAT_SLACK = 1e-3
 #: Most probability of an overflow in a whole training, unless another is asked for.
 OVERFLOW = 1e-9
+#: Part of delta that is kept for what the sampler is off.
+SAMPLER_PART = 1e-3
 ROUNDINGS = ("random", "nearest")
 
 
@@ -142,31 +146,26 @@ class IntegerNoise:
         return self.l2_sensitivity / (self.scale * self.max_grad_norm)
 
     @property
-    def effective_noise_multiplier(self) -> float:
-        """Sigma in units of the true sensitivity: continuous noise of this multiplier spends as much."""
-        return self.noise_multiplier / self.inflation
+    def outside(self) -> float:
+        """Probability of a noise value that the sampler never draws, under 1e-30."""
+        return self._sampler.outside
 
     def overflow_probability(self, steps: int | None = None) -> float:
         """An upper bound of P(any value of any total leaves the range) over ``steps``, all K hospitals adding noise."""
         return self._overflow(self.scale, self.steps if steps is None else steps)
 
-    def draw(self, stream: Stream, steps: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """One hospital's randomness for ``steps``: roundings float64 in [0, 1) and noise int64, both (steps, d).
+    def draw(self, stream: Stream, steps: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+        """One hospital's randomness for ``steps``, to be used once: for each a pair (roundings, noise).
 
-        Drawn for many steps at once a small model's noise costs less; it must be used once only.
+        Roundings are float64 (d,) in [0, 1), noise int64 (d,). Drawn for many steps at once a small model's cost less.
         """
-        roundings = skellam.uniform(stream, steps * self.d)
-        noise = self._sampler.draw(stream, steps * self.d)
-        return roundings.reshape(steps, self.d), noise.reshape(steps, self.d)
+        roundings = skellam.uniform(stream, steps * self.d).reshape(steps, self.d)
+        return list(zip(roundings, self._sampler.draw(stream, steps * self.d).reshape(steps, self.d), strict=True))
 
-    def encode(self, clipped_sum: np.ndarray, stream: Stream) -> np.ndarray:
+    def combine(self, clipped_sum: Tensor | np.ndarray, drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """What one hospital sends in a step: its clipped sum (d,) clamped, rounded and noised, as int64 (d,)."""
-        roundings, noise = self.draw(stream)
-        return self.combine(clipped_sum, roundings[0], noise[0])
-
-    def combine(self, clipped_sum: np.ndarray, roundings: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """``encode`` with a row of what was drawn before, each (d,)."""
-        x = np.multiply(clipped_sum, self.scale, dtype=np.float64)
+        roundings, noise = drawn
+        x = np.multiply(np.asarray(clipped_sum), self.scale, dtype=np.float64)
         if x.shape != (self.d,) or not np.isfinite(x).all():
             raise InputError(
                 f"a sum of shape {x.shape} was given, but must be ({self.d},) and finite: check the gradients"
@@ -186,50 +185,9 @@ class IntegerNoise:
         """A total int64 (d,) as the noisy sum of gradients, float64 (d,)."""
         return total / self.scale
 
-    def epsilon_after(self, steps: int, delta: float, accountant: str = "rdp_classic", *, colluding: int = 0) -> float:
-        """Epsilon at ``delta`` of the integers sent in ``steps``; infinity where delta cannot pay for the rest.
-
-        accountant  "rdp_classic" (Mironov 2017, proposition 3) or "rdp" (Balle et al. 2020, theorem 21)
-        colluding   hospitals that subtract their own shares: 1 for a curious hospital's view, 0 for an outsider's
-        """
-        check_delta(delta)
-        check_within("colluding", colluding, 0, self.least - 1, "one share must be unknown", low_open=False)
-        if accountant not in ("rdp_classic", "rdp"):
-            raise InputError(f"accountant is '{accountant}', but for integers must be rdp_classic or rdp")
-        if steps == 0:
-            return 0.0
-        rest = (delta - steps * self._rounding_failure - self.overflow_probability(steps)) * (1 - 1e-3)
-        if rest <= 0:
-            return math.inf
-        orders = np.array(ORDERS)
-        bound = steps * self._rdp_per_step(colluding) - math.log(rest) / (orders - 1)
-        if accountant == "rdp":
-            bound += np.log1p(-1 / orders) - np.log(orders) / (orders - 1)
-        # of delta a thousandth was kept for what the sampler is off
-        return self._with_sampler(max(0.0, float(bound.min())), rest, delta * 1e-3, steps)
-
-    @property
-    def _rounding_failure(self) -> float:
-        return ROUNDING_FAILURE if self.rounding == "random" else 0.0
-
-    def _rdp_per_step(self, colluding: int) -> np.ndarray:
-        """Renyi-DP of one step at each of ``ORDERS``, with the noise of ``least`` hospitals without the colluding."""
-        variance = self.share_variance * (self.least - colluding)
-        return np.array(sampled_rdp(variance, self.l1_sensitivity, self.l2_sensitivity, self.sample_rate))
-
-    def _with_sampler(self, epsilon: float, delta: float, kept: float, steps: int) -> float:
-        """Epsilon of noise from ``Sampler`` where exact noise has (epsilon, delta); infinity if ``kept`` is too little.
-
-        The log-probabilities of n draws are off by a sum of n terms within +-e, whose mean is e^2 at most: by
-        Hoeffding's inequality no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b = e^-200.
-        Both neighbours' outputs change by that: (epsilon + 2t, e^t delta + (1 + e^(epsilon + t)) (b + n outside)).
-        """
-        draws, error = self.hospitals * self.d * steps, skellam.LOG_ERROR
-        t = draws * error**2 + error * math.sqrt(2 * draws * 200)
-        missing = math.exp(-200) + draws * self._sampler.outside
-        if epsilon > 300 or math.expm1(t) * delta + (1 + math.exp(epsilon + t)) * missing > kept:
-            return math.inf
-        return epsilon + 2 * t
+    def event(self, steps: int, colluding: int = 0) -> "SampledSkellam":
+        """What ``steps`` totals spend, where ``colluding`` hospitals subtract their own shares."""
+        return SampledSkellam(self, steps, colluding)
 
     def _overflow(self, scale: float, steps: int) -> float:
         variance = (self.noise_multiplier * scale * self.max_grad_norm) ** 2 * self.hospitals / self.least
@@ -243,6 +201,52 @@ class IntegerNoise:
             middle = (low + high) / 2
             low, high = (middle, high) if self._overflow(middle, max(1, self.steps)) <= overflow else (low, middle)
         return low
+
+
+@dataclass(frozen=True)
+class SampledSkellam:
+    """The integers that ``steps`` rounds open, as an ``Event`` of the accountants; it has no PRV.
+
+    colluding  hospitals that subtract their own shares: 1 for a curious hospital's view, 0 for an outsider's
+    Raises InputError unless 0 <= colluding < least, and for a negative or fractional number of steps.
+    """
+
+    noise: IntegerNoise
+    steps: int
+    colluding: int = 0
+
+    orders, prv = ORDERS, None
+
+    def __post_init__(self):
+        check_steps(self.steps)
+        check_within("colluding", self.colluding, 0, self.noise.least - 1, "one share must be unknown", low_open=False)
+
+    def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
+        """Renyi-DP of all steps at each of ``orders``, from the shares of ``least`` hospitals without the colluding."""
+        noise = self.noise
+        variance = noise.share_variance * (noise.least - self.colluding)
+        curve = sampled_rdp(variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
+        at = dict(zip(ORDERS, curve, strict=True))
+        return self.steps * np.array([at[order] for order in orders])
+
+    def delta_left(self, delta: float) -> float:
+        """Less what roundings and overflows may take, and less a thousandth for what the sampler is off."""
+        failure = ROUNDING_FAILURE if self.noise.rounding == "random" else 0.0
+        return (delta - self.steps * failure - self.noise.overflow_probability(self.steps)) * (1 - SAMPLER_PART)
+
+    def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
+        """Epsilon of noise from ``Sampler`` where exact noise has (epsilon, left); infinity where delta is too small.
+
+        The log-probabilities of n draws are off by a sum of n terms within +-e, whose mean is e^2 at most: by
+        Hoeffding's inequality no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b = e^-200.
+        Both neighbours' outputs change by that: (epsilon + 2t, e^t left + (1 + e^(epsilon + t)) (b + n outside)).
+        """
+        draws, error = self.noise.hospitals * self.noise.d * self.steps, skellam.LOG_ERROR
+        t = draws * error**2 + error * math.sqrt(2 * draws * 200)
+        missing = math.exp(-200) + draws * self.noise.outside
+        if epsilon > 300 or math.expm1(t) * delta + (1 + math.exp(epsilon + t)) * missing > SAMPLER_PART * left:
+            return math.inf
+        return epsilon + 2 * t
 
 
 @functools.lru_cache(maxsize=64)
