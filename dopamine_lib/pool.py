@@ -1,27 +1,27 @@
-"""Processes of this machine that share out jobs: JSON lines over pipes, so nothing is pickled.
+"""Child processes that speak JSON, and a pool of them that shares out jobs.
 
-    with WorkerPool("dopamine_lib.reproduction.worker", 2) as pool:
+    with WorkerPool(train_runs, 2) as pool:
         pool.introduce({"options": ...})
         answers = pool.run([{"run": ["FSCDP", 0]}, ...], advance)
 
-Every worker is a fresh interpreter with one thread for its arithmetic. It hears and says one object a line:
-
-    in   the introduction, then jobs
-    out  {"epochs": n} for progress, any number of times in a job; then {"answer": ...}
-         or {"wrong input": "..."}, which is raised here as InputError
-
-A worker ends when its standard input does, even in the middle of a job. So none outlives this process, however this
-process ends, and none goes on drawing noise that nobody is going to account for.
+A ``Child`` is a fresh interpreter, and ``Parent`` is its view of the process that started it. Between the two lies a
+pipe of its own: what a library prints goes to standard error and never stands between the messages. A message is one
+JSON object, so nothing is pickled, and no secret stands in an argument or in the environment. The pipe ends when the
+parent does, however it ends, and the child with it: none outlives its parent, and none goes on drawing noise that
+nobody is going to account for.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
@@ -30,121 +30,184 @@ from dopamine_lib.machine import GB, cores, memory_size
 MOST_WORKERS = 2
 #: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
 WORKER_MEMORY = GB
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Child:
+    """``python -m module words … DESCRIPTOR`` as a process with one thread for its arithmetic.
+
+    quiet  drop what it prints; otherwise that goes to this process's standard error
+    """
+
+    def __init__(self, module: str, *words: str, quiet: bool = False):
+        home = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        self._pipe, its = Pipe()
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *words, str(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if quiet else 2,
+                stderr=subprocess.DEVNULL if quiet else 2,
+                env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
+                pass_fds=[its.fileno()],
+                start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends its own
+            )
+
+    def say(self, message: dict) -> None:
+        """Send it one object. Where it has ended, ``hear`` says so: its last words may explain why."""
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(json.dumps(message).encode())
+
+    def hear(self, timeout: float | None = None) -> dict:
+        """Its next object.
+
+        Raises InputError where the child found bad input, and EOFError where it has ended; a child that says nothing
+        for ``timeout`` seconds is killed first.
+        """
+        try:
+            if not self._pipe.poll(timeout):
+                self._process.kill()
+            message = json.loads(self._pipe.recv_bytes())
+        except OSError as error:  # it ended in the middle of a message, or was ended from here
+            raise EOFError(str(error)) from None
+        if "wrong input" in message:
+            raise InputError(message["wrong input"])
+        return message
+
+    def fileno(self) -> int:
+        """The pipe's descriptor, so that one can ``wait`` for several children."""
+        return self._pipe.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def close(self, patience: float = 0.0) -> None:
+        """End it: after ``patience`` seconds by force. May be called twice."""
+        self._pipe.close()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Parent:
+    """The other end, in the child. When the parent ends, so does this process.
+
+    grace  seconds between the two, for a farewell; with 0 the process stops in the middle of whatever it does
+    """
+
+    def __init__(self, descriptor: int, grace: float = 0.0):
+        os.set_inheritable(descriptor, False)  # else a process started from here would keep the pipe open
+        self._pipe, self._heard = Connection(descriptor), queue.Queue()
+        threading.Thread(target=self._listen, args=(grace,), daemon=True).start()
+
+    def hear(self) -> dict:
+        """The next object. Raises EOFError where the parent has ended."""
+        message = self._heard.get()
+        if message is None:
+            raise EOFError("the parent has ended")
+        return message
+
+    def say(self, **message) -> None:
+        """Send the parent one object; "wrong input" becomes an InputError there. Raises EOFError like ``hear``."""
+        try:
+            self._pipe.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise EOFError("the parent has ended") from error
+
+    def _listen(self, grace: float) -> None:
+        try:
+            while True:
+                self._heard.put(json.loads(self._pipe.recv_bytes()))
+        finally:  # whatever ended it: a process that no longer listens would never end
+            self._heard.put(None)
+            time.sleep(grace)
+            os._exit(1)
 
 
 def fitting_workers(jobs: int) -> int:
-    """How many workers this machine has cores and memory for beside this process, at most one a job."""
+    """How many workers this machine has cores and memory for beside this process, at most one per job."""
     memory = memory_size()
     room = MOST_WORKERS if memory is None else memory // WORKER_MEMORY - 1
     return max(1, min(cores(), jobs, room, MOST_WORKERS))
 
 
 class WorkerPool:
-    """So many processes that run ``module``; a context manager that ends them all, at once, on the way out."""
+    """``count`` processes that do the jobs of ``work``; a context manager that ends them all on the way out.
 
-    def __init__(self, module: str, count: int):
-        self._heard: queue.Queue = queue.Queue()  # (worker's number, message); None where a worker ended
-        self._processes = [_start(module) for _ in range(count)]
-        for number in range(count):
-            threading.Thread(target=self._listen, args=(number,), daemon=True).start()
+    work  a function of a module: ``work(introduction)`` is a context manager that gives ``do(job, advance)``, whose
+          answer is plain data; ``advance(n)`` reports n more epochs
+    """
+
+    def __init__(self, work: Callable, count: int):
+        self._children = [Child(__name__, f"{work.__module__}:{work.__qualname__}") for _ in range(count)]
 
     def introduce(self, message: dict) -> None:
         """Tell every worker what all jobs have in common."""
-        for number in range(len(self._processes)):
-            self._say(number, message)
+        for child in self._children:
+            child.say(message)
 
     def run(self, jobs: list, advance: Callable[[int], object] = lambda epochs: None) -> list:
         """The answers to ``jobs``, in their order; ``advance`` hears of epochs as they are done.
 
         Raises InputError where a worker does, RuntimeError where a worker ended.
         """
-        answers, doing, waiting = [None] * len(jobs), {}, iter(range(len(jobs)))
-        for number in range(len(self._processes)):
-            self._next(number, jobs, waiting, doing)
+        answers, waiting, doing = [None] * len(jobs), iter(enumerate(jobs)), {}
+
+        def give(child: Child) -> None:
+            for number, job in waiting:  # the next one, if there is one
+                doing[child] = number
+                child.say(job)
+                return
+
+        for child in self._children:
+            give(child)
         while doing:
-            number, message = self._heard.get()
-            if message is None:
-                raise RuntimeError("a worker's process has ended; what it said is above")
-            if "wrong input" in message:
-                raise InputError(message["wrong input"])
-            if "epochs" in message:
-                advance(message["epochs"])
-            else:
-                answers[doing.pop(number)] = message["answer"]
-                self._next(number, jobs, waiting, doing)
+            for child in wait(list(doing)):
+                try:
+                    message = child.hear()
+                except EOFError:
+                    raise RuntimeError("a worker's process has ended; what it said is above") from None
+                if "epochs" in message:
+                    advance(message["epochs"])
+                else:
+                    answers[doing.pop(child)] = message["answer"]
+                    give(child)
         return answers
 
     def close(self) -> None:
         """Kill the workers: what they must not lose is on disk already."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
-            with contextlib.suppress(BrokenPipeError):  # a message that was never read
-                process.stdin.close()
+        for child in self._children:
+            child.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error):
         self.close()
 
-    def _next(self, number: int, jobs: list, waiting, doing: dict) -> None:
-        job = next(waiting, None)
-        if job is not None:
-            doing[number] = job
-            self._say(number, jobs[job])
 
-    def _say(self, number: int, message) -> None:
-        try:
-            self._processes[number].stdin.write(json.dumps(message) + "\n")
-            self._processes[number].stdin.flush()
-        except BrokenPipeError:  # _listen tells the same
-            pass
-
-    def _listen(self, number: int) -> None:
-        with self._processes[number].stdout as lines:
-            for line in lines:
-                self._heard.put((number, json.loads(line)))
-        self._heard.put((number, None))
+def main(work: str, descriptor: str) -> None:
+    """One worker of a pool: do one job after another until the parent ends."""
+    parent = Parent(int(descriptor))
+    module, _, name = work.partition(":")
+    begin = getattr(importlib.import_module(module), name)
+    try:
+        with begin(parent.hear()) as do:
+            while True:
+                parent.say(answer=do(parent.hear(), lambda epochs: parent.say(epochs=epochs)))
+    except InputError as error:
+        parent.say(**{"wrong input": str(error)})
 
 
-def _start(module: str) -> subprocess.Popen:
-    home = str(Path(__file__).parents[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-        start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends them
-    )
-
-
-class Worker:
-    """The other end: reads jobs on standard input, and ends this process when there is no more input."""
-
-    def __init__(self):
-        self._out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not stand between the messages
-        self._heard: queue.Queue = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def hear(self) -> dict:
-        """The next message."""
-        return self._heard.get()
-
-    def say(self, **message) -> None:
-        """Tell whoever started this worker."""
-        try:
-            print(json.dumps(message), file=self._out, flush=True)
-        except BrokenPipeError:
-            os._exit(1)
-
-    def _listen(self) -> None:
-        # unbuffered: a worker that ends by itself must not wait for this thread's hold on a buffer
-        with open(0, "rb", buffering=0, closefd=False) as lines:
-            for line in lines:
-                self._heard.put(json.loads(line))
-        os._exit(1)  # nobody is there any more: stop in the middle of whatever this is
+if __name__ == "__main__":
+    main(*sys.argv[1:])

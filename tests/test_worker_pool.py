@@ -1,4 +1,4 @@
-"""The pool of processes: answers in order, errors in one line, and no worker that outlives whoever started it."""
+"""The pool of processes: answers in order, errors in one line, and no worker that outlives the one who started it."""
 
 import os
 import signal
@@ -11,39 +11,54 @@ import pytest
 
 from dopamine_lib import pool as pool_module
 from dopamine_lib.errors import InputError
-from dopamine_lib.pool import WorkerPool, fitting_workers
+from dopamine_lib.pool import Child, WorkerPool, fitting_workers
 
-WORKER = """
-import os, sys, time
-from dopamine_lib.pool import Worker
+#: Jobs that sleep for a number of seconds, among libraries that print: from Python, and past it, from C.
+SLEEPERS = """
+import contextlib, os, time
+from dopamine_lib.errors import InputError
 
-worker = Worker()
-print("a library says hello")
-factor = worker.hear()["factor"]
-while True:
-    job = worker.hear()
-    if job == "die":
-        os._exit(3)
-    if job == "refuse":
-        worker.say(**{"wrong input": "job is 'refuse', but must be a number"})
-        continue
-    worker.say(epochs=1)
-    time.sleep(job)
-    worker.say(answer=[factor * job, os.getpid()])
+@contextlib.contextmanager
+def sleepers(told):
+    def do(job, advance):
+        os.write(1, b'onednn_verbose,info\\n{"answer": "nonsense"}\\n')
+        if job == "die":
+            os._exit(3)
+        if job == "refuse":
+            raise InputError("job is 'refuse', but must be a number")
+        advance(1)
+        time.sleep(job)
+        return [told["factor"] * job, os.getpid()]
+
+    print("a library says hello")
+    yield do
 """
-DEAF = """
-import time
-print('{"epochs": 1}', flush=True)
-time.sleep(30)
+DEAF = "import time; time.sleep(60)"
+GREETING = """
+import os
+os.write(1, b"Welcome to this Python!\\n")
 """
 
 
 @pytest.fixture
-def pool(tmp_path, monkeypatch):
+def sleepers(tmp_path, monkeypatch):
+    """The function ``sleepers`` above, in a module that workers can import; their Python greets."""
+    (tmp_path / "sleeping.py").write_text(SLEEPERS)
+    (tmp_path / "deaf.py").write_text(DEAF)
+    (tmp_path / "sitecustomize.py").write_text(GREETING)
+    home = str(Path(pool_module.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), home]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sleeping", raising=False)
+    from sleeping import sleepers
+
+    return sleepers
+
+
+@pytest.fixture
+def pool(sleepers):
     """A pool of two workers that sleep for as long as a job says."""
-    (tmp_path / "sleepers.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with WorkerPool("sleepers", 2) as workers:
+    with WorkerPool(sleepers, 2) as workers:
         workers.introduce({"factor": 10})
         yield workers
 
@@ -57,6 +72,14 @@ def test_answers_come_in_the_order_of_the_jobs_from_both_workers(pool):
     assert pool.run([0.0])[0][0] == 0 and pool.run([]) == []
 
 
+def test_what_libraries_print_goes_to_standard_error(sleepers, capfd):
+    with WorkerPool(sleepers, 1) as workers:
+        workers.introduce({"factor": 10})
+        assert workers.run([0.5])[0][0] == 5
+    printed = capfd.readouterr()
+    assert "onednn_verbose" in printed.err and "Welcome" in printed.err and printed.out == ""
+
+
 def test_bad_input_found_by_a_worker_is_raised_here(pool):
     with pytest.raises(InputError, match="must be a number"):
         pool.run([0.0, "refuse", 5.0])
@@ -67,30 +90,41 @@ def test_a_worker_that_ends_is_noticed(pool):
         pool.run([0.0, "die", 0.0])
 
 
-def test_closing_ends_workers_in_the_middle_of_a_job(tmp_path, monkeypatch):
-    (tmp_path / "sleepers.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(InputError), WorkerPool("sleepers", 2) as workers:
+def test_closing_ends_workers_in_the_middle_of_a_job(sleepers):
+    with pytest.raises(InputError), WorkerPool(sleepers, 2) as workers:
         workers.introduce({"factor": 1})
-        processes = list(workers._processes)
+        children = list(workers._children)
         begin = time.monotonic()
         workers.run([60.0, "refuse"])
-    assert all(process.returncode is not None for process in processes) and time.monotonic() - begin < 30
+    assert not any(child.alive for child in children) and time.monotonic() - begin < 30
+
+
+def test_a_child_that_says_nothing_is_killed_and_one_that_was_closed_hears_nothing(sleepers):
+    child = Child("deaf")
+    with pytest.raises(EOFError):
+        child.hear(0.1)
+    child.close(), child.close()
+    child.say({"factor": 1})
+    with pytest.raises(EOFError):
+        child.hear()
+    assert not child.alive
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("code, ends", [(WORKER, True), (DEAF, False)], ids=["a worker", "one that does not listen"])
-def test_a_worker_ends_when_its_parent_is_killed(tmp_path, monkeypatch, code, ends):
-    """Also in the middle of a job; a worker that reads no input would stay, and this test would see it."""
-    (tmp_path / "sleepers.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(pool_module.__file__).parents[1])]))
-    parent = (
-        "from dopamine_lib.pool import WorkerPool; pool = WorkerPool('sleepers', 1); "
-        "pool.introduce({'factor': 1}); "
-        "pool.run([60.0], lambda epochs: print(pool._processes[0].pid, flush=True))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    worker = int(process.stdout.readline())
+@pytest.mark.parametrize(
+    "start, ends",
+    [
+        ("from sleeping import sleepers; p = pool.WorkerPool(sleepers, 1); p.introduce({'factor': 1}); ", True),
+        ("p = pool.Child('deaf'); ", False),
+    ],
+    ids=["a worker", "one that does not listen"],
+)
+def test_a_worker_ends_when_its_parent_is_killed(sleepers, start, ends):
+    """Also in the middle of a job; a process that does not listen to its pipe stays, and this test sees it."""
+    wait = "p.run([60.0], lambda epochs: say(p._children[0].pid))" if ends else "say(p.pid); time.sleep(60)"
+    program = "import time; from dopamine_lib import pool; say = lambda pid: print(pid, flush=True); "
+    process = subprocess.Popen([sys.executable, "-c", program + start + wait], stdout=subprocess.PIPE, text=True)
+    worker = int(next(line for line in process.stdout if line.strip().isdecimal()))
     process.kill()
     process.wait()
     process.stdout.close()

@@ -7,6 +7,7 @@ equals ``federation.training`` up to who draws the randomness, which is a fast s
 attacker's own models hides nobody.
 """
 
+import contextlib
 import copy
 from dataclasses import asdict, dataclass, replace
 
@@ -20,7 +21,7 @@ from dopamine_lib.data.dataset import split_by_person
 from dopamine_lib.data.hospitals import split_hospitals
 from dopamine_lib.errors import InputError
 from dopamine_lib.fairness.utility import trained
-from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.machine import threads
 from dopamine_lib.pool import WorkerPool
@@ -68,7 +69,7 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
     """
     jobs = [{"target": [name, run]} for run in range(count)]
     if workers > 1:
-        with WorkerPool("dopamine_lib.auditing.shadow_worker", workers) as pool:
+        with WorkerPool(shared_targets, workers) as pool:
             pool.introduce({"options": asdict(experiment.options)})
             records = pool.run(jobs)
     else:
@@ -80,6 +81,15 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
         accuracy=np.array([record["accuracy"] for record in records]),
         epsilon=None if worst is None else experiment.bound(name).epsilon(worst, "prv"),
     )
+
+
+@contextlib.contextmanager
+def shared_targets(told: dict):
+    """A worker of the pool: ``target_record`` for the introduction's experiment, on one thread."""
+    options = told["options"] | {"settings": tuple(told["options"]["settings"])}
+    with threads(1):
+        experiment = Experiment(Options(**options), progress=False)
+        yield lambda job, advance: target_record(experiment, *job["target"])
 
 
 def target_record(experiment: Experiment, name: str, run: int) -> dict:

@@ -184,6 +184,16 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance):
     return experiment.bound(name).epsilons(steps)
 
 
+@contextlib.contextmanager
+def shared_jobs(told: dict):
+    """A worker of the pool: ``do_job`` for the introduction's experiment and folder, on one thread."""
+    options, out = told["options"] | {"settings": tuple(told["options"]["settings"])}, Path(told["out"])
+    with threads(1), writing(out):
+        # its features are in the cache: the process that asks has extracted them
+        experiment = Experiment(Options(**options), progress=False)
+        yield lambda job, advance: do_job(experiment, out, job, advance)
+
+
 def reproduce(
     options: Options, out, *, resume: bool = False, progress: bool = True, workers: int | None = None
 ) -> dict:
@@ -207,7 +217,7 @@ def reproduce(
     with contextlib.ExitStack() as stack:
         pool = None
         if workers > 1:  # they load their libraries while this process reads the data
-            pool = stack.enter_context(WorkerPool("dopamine_lib.reproduction.worker", workers))
+            pool = stack.enter_context(WorkerPool(shared_jobs, workers))
         experiment = Experiment(options, progress=progress)
         if pool is not None:
             pool.introduce({"options": asked, "out": str(out)})

@@ -4,24 +4,31 @@
         workers.prepare()
         answer = workers.infer("eye.png")
 
-Every worker is a fresh interpreter, not a copy of this process: the model's file is opened by the provider's process
-only, the image's by the patient's only, and this process opens neither. Each makes its own key; what passes through
-this process are certificates, addresses, file names and, from the patient, the answer. Nothing secret stands in an
-argument or in the environment. A worker ends when its standard input does, so none outlives this process.
+Every worker is a fresh interpreter, not a copy of this process: only the provider's process opens the model's file,
+only the patient's the image's, and this process opens neither. Each makes its own key; what passes through this
+process are certificates, addresses, file names and, from the patient, the answer. It and each worker say in turn:
+
+    worker    {"certificate": …}
+    here      {"weights": …, "backbone": …, "size": …}    to the provider only: which model to serve
+    here      {"certificates": …, "addresses": …}         of the workers that are ready
+    worker    {"address": …}; the patient {"ready": 0}
+    here      {"prepare": n} or {"image": FILE}           to the patient, any number of times
+    patient   {"ready": n} or {"answer": …}
+
+A worker that cannot go on says {"wrong input": …} or {"broken": …} instead.
 """
 
 import contextlib
-import json
-import os
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.workers import tls
+from dopamine_lib.pool import Child, Parent
 
 ROLES = ("hospital", "provider", "patient")
+LOOPBACK = ("127.0.0.1", 0)
 START_TIMEOUT = 300.0  # seconds for a worker to start: imports, compilation of kernels, calibration
 END_TIMEOUT = 5.0
 
@@ -33,17 +40,17 @@ class Workers:
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
     patient   certificate of a patient in another process, who uses ``peers``: then none is started here
-    quiet     drop their log, which otherwise goes where this process's errors go
+    quiet     drop their log, which otherwise goes to this process's standard error
 
     Raises InputError for what is wrong with the model, ChannelError where a worker ended.
     """
 
     def __init__(self, weights, *, backbone=None, size: int | None = None, patient: str | None = None, quiet=False):
-        self._processes: dict[str, subprocess.Popen] = {}
+        self._children: dict[str, Child] = {}
         roles = ROLES if patient is None else ROLES[:-1]
         try:
             for role in roles:
-                self._processes[role] = _start(role, quiet)
+                self._children[role] = Child(__name__, role, quiet=quiet)
             certificates = {role: self._hear(role)["certificate"] for role in roles}
             certificates.setdefault("patient", patient)
             self._say("provider", {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size})
@@ -58,7 +65,7 @@ class Workers:
         self.peers = [(tuple(addresses[role]), certificates[role]) for role in ("provider", "hospital")]
 
     def prepare(self, queries: int = 1) -> int:
-        """Make correlated randomness for so many more queries; returns how many lie ready."""
+        """Make correlated randomness for this many more queries; returns how many lie ready."""
         self._say("patient", {"prepare": queries})
         return self._hear("patient")["ready"]
 
@@ -70,56 +77,36 @@ class Workers:
     @property
     def pids(self) -> dict[str, int]:
         """Process numbers by role."""
-        return {role: process.pid for role, process in self._processes.items()}
+        return {role: child.pid for role, child in self._children.items()}
 
     @property
     def alive(self) -> bool:
         """Whether all of them still run."""
-        return bool(self._processes) and all(process.poll() is None for process in self._processes.values())
+        return bool(self._children) and all(child.alive for child in self._children.values())
 
     def close(self) -> None:
         """End the three processes; may be called twice."""
-        for process in reversed(self._processes.values()):  # the patient first: it ends its session
-            with contextlib.suppress(BrokenPipeError):  # what a dead worker never read
-                process.stdin.close()
-            try:
-                process.wait(END_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
-        self._processes.clear()
+        for child in reversed(self._children.values()):  # the patient first: it ends its session
+            child.close(END_TIMEOUT)
+        self._children.clear()
 
-    def __enter__(self):
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *error):
         self.close()
 
     def _say(self, role: str, message: dict) -> None:
-        try:
-            self._processes[role].stdin.write(json.dumps(message) + "\n")
-            self._processes[role].stdin.flush()
-        except BrokenPipeError:
-            self._hear(role)  # its last words say more
-            raise ChannelError(f"the {role}'s process has ended; start the workers again") from None
-        except (KeyError, ValueError):
-            raise ChannelError(f"the {role}'s process has ended; start the workers again") from None
+        if role not in self._children:
+            raise ChannelError(f"the {role}'s process has ended; start the workers again")
+        self._children[role].say(message)
 
     def _hear(self, role: str) -> dict:
-        """A worker's next line; its complaint becomes an exception of the same kind here."""
-        process = self._processes[role]
-        watchdog = threading.Timer(START_TIMEOUT, process.kill)
-        watchdog.start()
+        """A worker's next message; its complaint becomes an exception of the same kind here."""
         try:
-            line = process.stdout.readline()
-        finally:
-            watchdog.cancel()
-        if not line:
-            raise ChannelError(f"the {role}'s process ended without a word; start the workers again")
-        message = json.loads(line)
-        if "wrong input" in message:
-            raise InputError(message["wrong input"])
+            message = self._children[role].hear(START_TIMEOUT)
+        except EOFError:
+            raise ChannelError(f"the {role}'s process ended without a word; start the workers again") from None
         if "broken" in message:
             raise ChannelError(message["broken"])
         return message
@@ -129,16 +116,73 @@ def _absolute(path) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def _start(role: str, quiet: bool = False) -> subprocess.Popen:
-    home = str(Path(__file__).parents[3])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-m", "dopamine_lib.inference.workers.worker", role],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if quiet else None,
-        env=environment,
-        text=True,
-        start_new_session=True,  # an interrupt from the keyboard is for this process, which then ends them
-    )
+def main(role: str, descriptor: str) -> None:
+    """One worker: play ``role`` until the parent ends."""
+    parent, identity = Parent(int(descriptor), grace=END_TIMEOUT), tls.Identity.make(role)
+    with contextlib.suppress(EOFError):
+        try:
+            parent.say(certificate=identity.certificate)
+            {"hospital": _hospital, "provider": _provider, "patient": _patient}[role](parent, identity)
+        except InputError as error:
+            parent.say(**{"wrong input": str(error)})
+        except ChannelError as error:
+            parent.say(broken=str(error))
+
+
+# Each role loads what it needs and compiles its kernels before it is told the rest: the three do that side by side.
+
+
+def _hospital(parent: Parent, identity: tls.Identity) -> None:
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+
+    kernels.active()
+    certificates = parent.hear()["certificates"]
+    patients = {"patient": certificates["patient"]}
+    _serve(parent, HospitalServer(LOOPBACK, identity, certificates["provider"], patients))
+
+
+def _provider(parent: Parent, identity: tls.Identity) -> None:
+    from dopamine_lib.inference.network.serving import load
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.provider import ProviderServer
+
+    model = parent.hear()
+    served = load(model["weights"], model["backbone"], model["size"])
+    kernels.active()
+    told = parent.hear()
+    certificates = told["certificates"]
+    hospital = (tuple(told["addresses"]["hospital"]), certificates["hospital"])
+    patients = {"patient": certificates["patient"]}
+    _serve(parent, ProviderServer(LOOPBACK, identity, patients, hospital, *served))
+
+
+def _serve(parent: Parent, server) -> None:
+    with server:
+        parent.say(address=server.address)
+        parent.hear()  # nothing more is said: it ends with the parent
+
+
+def _patient(parent: Parent, identity: tls.Identity) -> None:
+    from dopamine_lib.data.images import read_image
+    from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.client import PatientClient
+
+    kernels.active()
+    told = parent.hear()
+    provider, hospital = ((tuple(told["addresses"][r]), told["certificates"][r]) for r in ("provider", "hospital"))
+    with PatientClient(identity, provider, hospital) as client:
+        parent.say(ready=0)
+        while True:
+            asked = parent.hear()
+            try:
+                if "prepare" in asked:
+                    parent.say(ready=client.prepare(asked["prepare"]))
+                else:
+                    parent.say(answer=client.infer(read_image(asked["image"], client.size)).record())
+            except InputError as error:  # found before anything was sent: the session goes on
+                parent.say(**{"wrong input": str(error)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
