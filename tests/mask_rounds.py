@@ -1,4 +1,4 @@
-"""What the tests of masks share: values, a round by hand, and what the server could read of it."""
+"""Shared by the tests of masks: values, a round by hand, and the server's view of it."""
 
 import numpy as np
 
@@ -37,5 +37,5 @@ def body_of(masks, number, round_number, message):
 
 
 def holding(transcript):
-    """All that the server has seen, as one row of bytes."""
+    """Everything that the server has seen, as one string of bytes."""
     return b"|".join(data for _, data in transcript.records)

@@ -1,4 +1,4 @@
-"""Secure aggregation with BFV: exact sums, noise to spare, hospitals that vanish, and the server's memory."""
+"""Secure aggregation with BFV: exact sums, noise to spare, dropouts, and the server's memory."""
 
 import math
 import os
@@ -26,7 +26,7 @@ def draw(sums, d=D):
 
 @pytest.mark.parametrize("layout", ENCRYPTED)
 def test_sums_are_exact_round_after_round(layout):
-    """More than one ciphertext, with a short last one; all hospitals, some, and some that vanish."""
+    """More than one ciphertext, the last one short; all hospitals, some, and dropouts."""
     d = 3 * SLOTS * LAYOUTS[layout].fields // 2
     sums = BfvSum(K, d, layout)
     assert sums.total_range == LAYOUTS[layout].total_range
@@ -37,7 +37,7 @@ def test_sums_are_exact_round_after_round(layout):
 
 
 def exact_at_the_edge(layout, d, hospitals):
-    """All values at the limit, one or two under it, or anywhere; all hospitals with one sign, so totals reach R."""
+    """All values at the limit, one or two under it, or anywhere; one sign in all hospitals, so totals reach R."""
     sums = BfvSum(hospitals, d, layout)
     limit = sums.hospitals[0].limit
     values = limit - rng.integers(0, 3, d) * (rng.random(d) < 0.5) - (rng.random(d) < 0.3) * rng.integers(0, limit, d)
@@ -60,7 +60,7 @@ def test_ten_million_values_at_the_edge(layout):
 
 @pytest.mark.parametrize(("layout", "hospitals", "least_bits"), [("paper", 100, 40), ("packed", MAX_HOSPITALS, 1)])
 def test_noise_budget_after_many_additions(layout, hospitals, least_bits):
-    """SEAL's own measure on fresh ciphertexts, as many as are ever added, and the sum they still decrypt to."""
+    """SEAL's own measure after as many additions as there ever are; the sum still decrypts."""
     context = make_group(layout, hospitals, SLOTS).context
     value = LAYOUTS[layout].total_range // hospitals
     numbers = [value if i % 2 else -value for i in range(SLOTS)]
@@ -72,7 +72,7 @@ def test_noise_budget_after_many_additions(layout, hospitals, least_bits):
     assert total.decrypt() == [hospitals * number for number in numbers]
 
 
-def test_noise_bound_of_the_most_hospitals():
+def test_noise_bound_for_the_largest_group():
     """Hoeffding on the 42 fair bits of each of 1,000 noises, for q just under 2^60 and the layout's t."""
     t = LAYOUTS["packed"].plain_modulus
     margin = (2**60 - 2**30) // (2 * t)
@@ -80,31 +80,31 @@ def test_noise_bound_of_the_most_hospitals():
     slack = margin - MAX_HOSPITALS / 2
     log2_failure = 1 - 2 * slack**2 / (42 * MAX_HOSPITALS) / math.log(2)
     assert log2_failure < -160
-    # the bound says something: with ten thousand it no longer holds
+    # the bound is not vacuous: with ten thousand it no longer holds
     assert margin - 10_000 / 2 < 0
 
 
 def test_too_few_abort_the_round_and_spend_it():
     sums = BfvSum(K, D, least=3)
     values = draw(sums)
-    with pytest.raises(AggregationAborted, match="in round 4 2 hospitals arrived, but 3 are needed"):
+    with pytest.raises(AggregationAborted, match="round 4 has only 2 of the 3 hospitals"):
         sums.sum(4, [0, 1, 2], {k: values[k] for k in (0, 1)})
     with pytest.raises(AggregationAborted):
         sums.sum(5, [0, 1, 2], {})
-    with pytest.raises(MessageError, match="rounds only go up"):
+    with pytest.raises(MessageError, match="rounds only increase"):
         sums.sum(4, [0, 1, 2], values)
     assert np.array_equal(sums.sum(6, [0, 1, 2], values), sum(values.values()))
 
 
 def test_a_hospital_does_not_decrypt_for_too_few(monkeypatch):
-    """Even if the server, who also counts, would let it pass; and before it decrypts anything."""
+    """Even if the server, which also counts, lets it pass; and before it decrypts anything."""
     hospitals, server = set_up(K, D, least=3)
     server.least = 1
     server.begin(0)
     server.add(hospitals[0].message(0, np.ones(D, np.int64)))
     aggregate = server.aggregate()
     monkeypatch.setattr(Group, "ciphertext", lambda *_: pytest.fail("decrypted"))
-    with pytest.raises(AggregationAborted, match="has 1 hospitals, but needs 3"):
+    with pytest.raises(AggregationAborted, match="has only 1 of the 3 hospitals"):
         hospitals[0].open(0, aggregate)
 
 
@@ -138,8 +138,8 @@ sys.stdout.buffer.write(struct.pack("<QQ", before, after) + aggregate)
 """
 
 
-def server_of_its_own(hospitals, d, code=SERVER):
-    """Run the server in another process that gets bytes only; bytes by which its memory peak rose, and a message's."""
+def run_server(hospitals, d, code=SERVER):
+    """Run the server in another process that gets bytes only; returns its rise in peak memory and a message's size."""
     members, known = set_up(hospitals, d)
     pieces = [known.group.server_bytes()]
     for k in range(hospitals):
@@ -147,7 +147,7 @@ def server_of_its_own(hospitals, d, code=SERVER):
     values = np.arange(d) % 1000 - 500
     pieces += [member.message(0, values) for member in members]
     sent = b"".join(len(piece).to_bytes(4, "little") + piece for piece in pieces)
-    # glibc gives large blocks back at once, so that the peak is what the server held and not what was kept for reuse
+    # glibc returns large blocks at once, so that the peak is memory in use and not memory kept for reuse
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"}
     ran = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True, env=environment)
     assert np.array_equal(members[0].open(0, ran.stdout[16:]).total, hospitals * values)
@@ -159,9 +159,9 @@ def server_of_its_own(hospitals, d, code=SERVER):
 def test_the_servers_memory_does_not_grow_with_the_hospitals():
     """In a process of its own: two models' ciphertexts, for 2 hospitals and for 5; not if it kept the messages."""
     d, fixed = 60 * 3 * SLOTS, 4e6
-    (two, model), (five, _) = (server_of_its_own(hospitals, d) for hospitals in (2, 5))
+    (two, model), (five, _) = (run_server(hospitals, d) for hospitals in (2, 5))
     assert two < 2 * model + fixed and five < 2 * model + fixed
     keeping = SERVER.replace("server.add(take())", "kept.append(take()); server.add(kept[-1])").replace(
         "server.begin(0)", "server.begin(0); kept = []"
     )
-    assert server_of_its_own(5, d, keeping)[0] > 5 * model
+    assert run_server(5, d, keeping)[0] > 5 * model

@@ -1,4 +1,4 @@
-"""What TenSEAL lets through without a word, and what a server could do: here it raises."""
+"""Faults that TenSEAL passes silently, and what a malicious server could do: here they raise."""
 
 import os
 
@@ -42,7 +42,7 @@ def test_tenseal_wraps_ours_refuses():
 
 
 def test_tenseal_adds_and_decrypts_under_any_key():
-    """Two contexts with equal parameters and different keys mix without a word."""
+    """Two contexts with equal parameters and different keys mix silently."""
     ours, other = (tenseal.context(tenseal.SCHEME_TYPE.BFV, SLOTS, plain_modulus=40961) for _ in range(2))
     wrong = tenseal.bfv_vector_from(other, vector(ours, [1, 2, 3]).serialize())
     assert len(wrong.decrypt()) == 3 and wrong.decrypt() != [1, 2, 3]
@@ -61,7 +61,7 @@ def test_tenseal_adds_and_decrypts_under_any_key():
 
 
 def test_wrong_key_behind_the_right_names(session, monkeypatch):
-    """A key that claims another's name is caught by the check sum: decryption gives something, not the sum."""
+    """A key under another's name is caught by the check sum: decryption gives something else than the sum."""
     hospitals, server, values, sent = session
     for message in sent:
         server.add(message)
@@ -69,13 +69,13 @@ def test_wrong_key_behind_the_right_names(session, monkeypatch):
     with pytest.raises(MessageError, match="made once"):  # a second would be tagged under the same nonce
         server.aggregate()
     monkeypatch.setattr(hospitals[0].group, "context", make_group("packed", K, D).context)
-    with pytest.raises(MessageError, match="not the sum of what hospitals"):
+    with pytest.raises(MessageError, match="not the sum of the messages of hospitals"):
         hospitals[0].open(0, aggregate)
     assert np.array_equal(hospitals[1].open(0, aggregate).total, sum(values.values()))
 
 
-def test_tenseal_takes_nothing_for_an_answer_and_any_order(session):
-    """Empty bytes are an empty vector; ciphertexts cut off or swapped are not noticed. Ours: refused."""
+def test_tenseal_takes_empty_bytes_and_any_order(session):
+    """Empty bytes are an empty vector, and ciphertexts cut off or swapped pass unnoticed. Ours refuses them."""
     context = tenseal.context(tenseal.SCHEME_TYPE.BFV, SLOTS, plain_modulus=40961)
     assert tenseal.bfv_vector_from(context, b"").size() == 0
     chunks = [vector(context, [k] * SLOTS).serialize() for k in range(2)]
@@ -108,7 +108,7 @@ def test_tenseal_takes_nothing_for_an_answer_and_any_order(session):
 
 
 def test_sixty_flipped_bits(session):
-    """TenSEAL decrypts most single-bit flips to something else; ours refuses every one, on both ways."""
+    """TenSEAL decrypts most single-bit flips to something else; ours refuses every one, in both directions."""
     hospitals, server, values, sent = session
     context = hospitals[0].group.context
     clean = BFVVector(context.data, hospitals[0].group.layout.pack(values[0]).tolist())
@@ -127,7 +127,7 @@ def test_sixty_flipped_bits(session):
     for bit in range(8 * 60):  # every bit of the header
         with pytest.raises(MessageError):
             server.add(flip(sent[0], bit))
-    for message in sent:  # what was refused changed nothing
+    for message in sent:  # the refused messages changed nothing
         server.add(message)
     aggregate = server.aggregate()
     for bit in np.random.default_rng(3).integers(0, 8 * (len(aggregate) - 16 * K), 60).tolist():
@@ -151,33 +151,33 @@ def test_replays_and_repetitions(session):
     aggregate = server.aggregate()
     with pytest.raises(MessageError, match="late"):
         server.add(sent[2])
-    with pytest.raises(MessageError, match="rounds only go up"):
+    with pytest.raises(MessageError, match="rounds only increase"):
         server.begin(0)
     server.begin(1)
-    with pytest.raises(MessageError, match="round_number 0, but here it is 1"):
+    with pytest.raises(MessageError, match="round_number 0, but must have 1"):
         server.add(sent[2])
-    with pytest.raises(MessageError, match="rounds only go up"):
+    with pytest.raises(MessageError, match="rounds only increase"):
         hospitals[0].message(0, values[0])
     assert hospitals[0].open(0, aggregate).hospitals == (0, 1)
-    with pytest.raises(MessageError, match="rounds only go up"):
+    with pytest.raises(MessageError, match="rounds only increase"):
         hospitals[0].open(0, aggregate)
-    with pytest.raises(MessageError, match="round_number 0, but here it is 1"):
+    with pytest.raises(MessageError, match="round_number 0, but must have 1"):
         hospitals[0].open(1, aggregate)
 
 
-def test_a_hospital_cannot_speak_for_another_nor_for_the_server(session):
+def test_a_hospital_cannot_speak_for_another_or_for_the_server(session):
     hospitals, server, values, sent = session
     header, body = read_header(sent[0])
     with pytest.raises(MessageError, match="not authentic"):
         server.add(header._replace(sender=1).to_bytes() + bytes(body))
     with pytest.raises(MessageError, match="names hospital 9"):
         server.add(header._replace(sender=9).to_bytes() + bytes(body))
-    with pytest.raises(MessageError, match="has kind 1, but here it is 2"):
+    with pytest.raises(MessageError, match="has kind 1, but must have 2"):
         hospitals[1].open(0, sent[0])
     for message in sent:
         server.add(message)
     aggregate = server.aggregate()
-    # hospital 0 knows its own channel, and still cannot make the tag that hospital 1 looks at
+    # hospital 0 knows its own channel, but cannot make the tag that hospital 1 checks
     end = len(aggregate) - 16 * K
     own = messages.tag(hospitals[0]._channel.down, 0, aggregate[:end])
     assert aggregate[end : end + 16] == own
@@ -186,21 +186,21 @@ def test_a_hospital_cannot_speak_for_another_nor_for_the_server(session):
 
 
 def answer(server, vectors, arrived, check, round_number=0):
-    """An aggregate with proper tags over whatever the server likes."""
+    """An aggregate with valid tags over whatever the server likes."""
     server._total, server._arrived, server._checks = vectors, arrived, check
     server._round, server._open = round_number, True
     return server.aggregate()
 
 
 def unsealed(server, message):
-    """What the server sees of a message: its ciphertext and its check."""
+    """The parts of a message that the server sees: its ciphertext and its check."""
     header, body = read_header(message)
     (ciphertext,) = messages.unseal(server._channels[header.sender].up, header, messages.split(body, 1))
     return ciphertext, header.check
 
 
 def tampered(server, sent):
-    """Aggregates that a server without the secret key can make, by what it did."""
+    """Aggregates that a server without the secret key can make, by name of the attack."""
     ciphertexts, checks = zip(*(unsealed(server, message) for message in sent), strict=True)
     everybody, total = [0, 1, 2], sum(checks) % MODULUS
 
@@ -225,15 +225,15 @@ def test_a_server_cannot_pass_off_another_sum(session):
     refused = 0
     for what, aggregate in tampered(server, sent):
         hospitals[0]._opened = -1
-        with pytest.raises(MessageError, match="is not the sum of what hospitals"):
+        with pytest.raises(MessageError, match="is not the sum of the messages of hospitals"):
             hospitals[0].open(0, aggregate)
         assert what
         refused += 1
     assert refused == 6
 
 
-def test_without_the_check_sum_it_could(session, monkeypatch):
-    """The planted fault: each of those aggregates is opened, and one of them is hospital 0's own values."""
+def test_without_the_check_sum_a_server_could(session, monkeypatch):
+    """The planted fault: each of those aggregates is opened, and one of them shows hospital 0's own values."""
     hospitals, server, values, sent = session
     monkeypatch.setattr(SumCheck, "holds", lambda *_: True)
     for what, aggregate in tampered(server, sent):
@@ -244,17 +244,17 @@ def test_without_the_check_sum_it_could(session, monkeypatch):
 
 
 def test_a_hospital_named_twice_is_refused(session):
-    """Twice one hospital's values would have a check sum that fits, and count as two."""
+    """One hospital's values twice would have a matching check sum, and count as two."""
     hospitals, server, _, sent = session
     ciphertext, check = unsealed(server, sent[0])
     first, again = (BFVVector(server.group.context.data, ciphertext) for _ in range(2))
     first.add_(again)
-    with pytest.raises(MessageError, match=r"names hospitals \[0, 0\]"):
+    with pytest.raises(MessageError, match=r"hospitals is \[0, 0\]"):
         hospitals[0].open(0, answer(server, [first], [0, 0], 2 * check % MODULUS))
 
 
-def test_last_rounds_sum_is_no_answer(session):
-    """A server that repeats the ciphertexts of an earlier round under a new header."""
+def test_the_last_rounds_sum_is_refused(session):
+    """The server repeats the ciphertexts of an earlier round under a new header."""
     hospitals, server, values, sent = session
     for message in sent:
         server.add(message)
@@ -270,7 +270,7 @@ def test_last_rounds_sum_is_no_answer(session):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 14), st.integers(1, 9))
 def test_check_sum_sees_every_change(seed, position, hospitals):
-    """Also one by a power of two, where most bits of the product vanish."""
+    """Even a change by a power of two, where most bits of the product vanish."""
     random = np.random.default_rng(seed)
     check = SumCheck(os.urandom(32), bytes(16))
     values = random.integers(-(2**31), 2**31, (hospitals, 15))

@@ -1,4 +1,4 @@
-"""Who holds which key, and what the server sees: nothing, and the search that says so finds what is planted."""
+"""The holders of keys, and the server's view: no secret, by a search that finds planted ones."""
 
 import os
 
@@ -20,7 +20,7 @@ def draw():
 
 
 def secrets(sums):
-    """What no server may see: the group's secret part and every channel key, by name."""
+    """The secrets that no server may see: the group's keys and every channel key, by name."""
     group = sums.hospitals[0].group
     yield "secret key and check key", group.hospital_bytes(), group.server_bytes()
     for hospital in sums.hospitals:
@@ -29,7 +29,7 @@ def secrets(sums):
 
 
 def test_transcript_shows_nothing():
-    """No values of any hospital, no key, and not the total either, in any form."""
+    """It holds no hospital's values, no key and no total, in any form."""
     transcript = Transcript()
     sums = BfvSum(K, D, transcript=transcript)
     values = draw()
@@ -61,7 +61,7 @@ def test_planted_secrets_are_found():
 
 
 def test_a_hospital_that_forgets_to_encrypt_is_found(monkeypatch):
-    """Sealed for the way, its message looks like any other; the server opens it, and so does the transcript."""
+    """Sealed, its message looks like any other; the server opens it, and the transcript records what it sees."""
     monkeypatch.setattr(Group, "encrypt", lambda self, slots: slots.tobytes())
     transcript = Transcript()
     sums = BfvSum(K, D, transcript=transcript)
@@ -80,7 +80,7 @@ def test_transcript_keeps_the_last():
         transcript.find(b"short")
 
 
-def test_who_holds_what():
+def test_the_server_holds_no_key():
     group = make_group("packed", K, D)
     server = read_group(group.server_bytes())
     assert len(group.server_bytes()) < 300 and server.check_key is None and not server.context.is_private()
@@ -90,7 +90,7 @@ def test_who_holds_what():
     with pytest.raises(MessageError, match="no secret key to hand on"):
         server.hospital_bytes()
     assert repr(group) == "<Group packed, 3 hospitals, d = 300, hospital>"
-    # a key that was used and handed on is still the same one
+    # a key that was used and handed on is still the same
     again = read_group(group.hospital_bytes())
     assert again.key_id == group.key_id and read_group(again.hospital_bytes()).key_id == group.key_id
     assert BFVVector(again.context.data, ciphertext).decrypt() == [1, 2, 3]

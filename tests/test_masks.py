@@ -1,4 +1,4 @@
-"""Sums by masks: exact, robust against dropouts, and nothing is accepted that is not as it should be."""
+"""Sums by masks: exact, robust against dropouts, and closed to every message that is not as it should be."""
 
 import itertools
 import time
@@ -19,7 +19,7 @@ from dopamine_lib.encryption.messages import SERVER, AggregationAborted, Message
 from dopamine_lib.encryption.transcript import Transcript
 
 
-def test_masks_cancel_and_pieces_of_keystream_join():
+def test_masks_cancel_and_blocks_of_keystream_join():
     rng = np.random.default_rng(1)
     seeds = [rng.bytes(32) for _ in range(3)]
     for d in (1, masking._CHUNK // 4, masking._CHUNK // 4 + 1, 40_000):
@@ -33,7 +33,7 @@ def test_masks_cancel_and_pieces_of_keystream_join():
         assert not total.any()
 
 
-def test_both_ends_agree_on_a_seed_and_no_two_rounds_share_one():
+def test_both_ends_agree_on_a_seed_and_every_round_has_its_own():
     one, two = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     publics = [key.public_key().public_bytes_raw() for key in (one, two)]
     seeds = {pair_seed(one, publics[1], r, (0, 1)) for r in range(5)}
@@ -59,7 +59,7 @@ def test_a_link_sends_nothing_twice_and_reads_nothing_twice():
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_the_total_is_exact_whoever_drops_out(data):
+def test_the_total_is_exact_whichever_hospitals_drop_out(data):
     hospitals = data.draw(st.integers(2, 6))
     masks = MaskSum(hospitals, 3)
     limit = EDGE // hospitals
@@ -140,7 +140,7 @@ def test_sums_that_add_or_hide_nothing_are_refused(refuses, arguments):
 
 
 def tampered(message):
-    """The same message cut, with a bit flipped (ten places) and with two bytes more."""
+    """The same message cut off, with a bit flipped in ten places, and with two more bytes."""
     yield from (message[:-1], message[: len(message) // 2], message[:3], message + b"ab")
     for at in np.linspace(0, len(message) - 1, 10).astype(int):
         yield message[:at] + bytes([message[at] ^ 4]) + message[at + 1 :]
@@ -178,7 +178,7 @@ def test_no_changed_message_passes_in_any_step():
     assert (server.total() == sum(values.values())).all()
 
 
-def test_a_refused_message_ends_the_hospital_s_round():
+def test_a_refused_message_ends_the_hospitals_round():
     masks = MaskSum(3, D)
     masks.server.begin(0, range(3))
     for hospital in masks.hospitals:
@@ -191,7 +191,7 @@ def test_a_refused_message_ends_the_hospital_s_round():
 
 @pytest.mark.parametrize("step", ["confirm", "reveal", "mask"])
 def test_no_step_is_taken_before_its_time(step):
-    """A hospital that has only shared, or not even that, does nothing else, and its round is over."""
+    """A hospital that has only shared, or not even that, refuses every other step, and its round is over."""
     masks = MaskSum(3, D)
     masks.hospitals[0].share(0, range(3))
     hospital = masks.hospitals[1 if step == "mask" else 0]
@@ -209,7 +209,7 @@ def test_messages_of_another_round_session_or_list_are_refused():
     for stranger in (first, other.hospitals[0].share(1, range(3)), b""):
         with pytest.raises(MessageError):
             masks.server.receive(stranger)
-    # two hospitals that were told two lists of invited hospitals cannot read each other's shares
+    # hospitals with different lists of invited hospitals cannot read each other's shares
     for number, invited in ((0, (0, 1, 2)), (1, (0, 1, 2)), (2, (0, 1, 2))):
         masks.server.receive(masks.hospitals[number].share(1, invited))
     masks.hospitals[0]._invited = (0, 1, 2, 3)
@@ -248,7 +248,7 @@ def test_a_wrong_share_is_noticed():
             masks.server.total()
 
 
-def test_thresholds_are_more_than_half_and_at_least_the_least():
+def test_thresholds_are_more_than_half_and_at_least_least():
     for invited, least in itertools.product(range(2, 30), range(2, 12)):
         t = threshold(invited, least)
         assert 2 * t > invited and t >= least and t == max(least, invited // 2 + 1)

@@ -1,17 +1,19 @@
-"""Secure aggregation with BFV (the paper's section 3.2): the server adds what it cannot read.
+"""Secure aggregation with BFV (the paper's section 3.2): the server adds ciphertexts that it cannot read.
 
-A round, in bytes between parties that may live in different processes:
+A round, in bytes between parties that may run in different processes:
 
     hospital k   message(round, x_k)     packs, encrypts, adds its check sum, seals for the server
     server       begin(round); add(message) as each arrives; aggregate()
-    hospital k   open(round, aggregate)  verifies, decrypts the total, holds it against the check sum
+    hospital k   open(round, aggregate)  verifies, decrypts the total, compares it with the check sum
 
-What holds: the server has no key and sees ciphertexts, d and who takes part. A message that is damaged, replayed,
-cut, or of another round, layout, key or sender raises MessageError. A hospital decrypts one aggregate a round, of at
-least ``least`` hospitals that it names, and refuses one that is not the sum of exactly these hospitals' messages.
-What does not: a hospital together with the server reads everything (they share one secret key; masks.py). A server
-may leave hospitals out, openly, or send different hospitals different aggregates; they would have to compare. A
-hospital may send any numbers in range. Noise (dpsgd.py, integer_noise.py) protects the total itself.
+Guaranteed: the server has no key and sees ciphertexts, d and the list of participants. A message that is damaged,
+replayed, cut off, or of another round, layout, key or sender raises MessageError. A hospital decrypts one aggregate
+per round, which names at least ``least`` hospitals, and refuses it unless it is the sum of exactly their messages.
+
+Not guaranteed: one hospital and the server together read everything, since all hospitals share one secret key
+(``masks`` does without). A server may openly leave hospitals out, or send different aggregates to different
+hospitals, which would have to compare them. A hospital may send any numbers in range. The total itself is protected
+by its noise alone (``privacy``).
 """
 
 import struct
@@ -28,36 +30,39 @@ from dopamine_lib.encryption.messages import (
     SERVER,
     TAG,
     UPDATE,
-    AggregationAborted,
     MessageError,
+    check_enough,
     check_tag,
     join,
+    pack_numbers,
     read_header,
     seal,
     split,
     tag,
+    unpack_numbers,
     unseal,
 )
 from dopamine_lib.encryption.sum_check import MODULUS, SumCheck
+from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.errors import InputError, check_within
 
 
 class Opened(NamedTuple):
-    """What a hospital reads in a round: the exact total int64 (d,) and whose messages are in it."""
+    """What a hospital learns in a round: the exact total int64 (d,), and which hospitals are in it."""
 
     total: np.ndarray
     hospitals: tuple[int, ...]
 
 
 class BfvHospital:
-    """One hospital: encrypts its integers, decrypts totals.
+    """One hospital: encrypts its integers and decrypts totals.
 
     number   k, from 0
-    group    with the secret key
+    group    the session's keys, the secret key among them
     channel  its keys with the server
-    least    hospitals that must be in an aggregate before this one decrypts it
-    limit    largest |integer| it may send: by default R // K, so that no total can leave the range R. Whoever has
-             computed how seldom totals do (IntegerNoise) may allow more
+    least    the number of hospitals that an aggregate must have for this one to decrypt it
+    limit    the largest |integer| it may send: by default R // K, so that no total can leave the range R. With a
+             bound on the probability that a total does (IntegerNoise), it may be larger
     """
 
     def __init__(self, number: int, group: Group, channel: Channel, *, least: int = 2, limit: int | None = None):
@@ -67,7 +72,7 @@ class BfvHospital:
             )
         check_within("number", number, 0, group.hospitals - 1, "hospitals count from 0", low_open=False)
         check_within(
-            "least", least, 2, group.hospitals, "no more can arrive, and a sum of one hides nothing", low_open=False
+            "least", least, 2, group.hospitals, "more cannot arrive, and a sum of one hides nothing", low_open=False
         )
         self.number, self.group, self.least = number, group, least
         self.limit = limit or limit_of(group.layout, group.hospitals)
@@ -77,7 +82,8 @@ class BfvHospital:
     def message(self, round_number: int, values: np.ndarray) -> bytes:
         """This round's integers int64 (d,), encrypted and sealed.
 
-        Once a round, in rising order: a second message under the same pads and nonces would give them away.
+        Once per round, in increasing order: a second message under the same pads and nonces would reveal them.
+        Raises InputError for another type or shape, RangeError beyond ``limit``, MessageError for a past round.
         """
         group = self.group
         if values.dtype != np.int64 or values.shape != (group.d,):
@@ -89,17 +95,14 @@ class BfvHospital:
         return seal(self._channel.up, header, map(group.encrypt, _chunks(group.layout.pack(values))))
 
     def open(self, round_number: int, aggregate: bytes) -> Opened:
-        """The total of a round. AggregationAborted where too few are in it; MessageError where it is not genuine."""
+        """The total of a round. Raises AggregationAborted for too few hospitals, MessageError if it is not genuine."""
         group = self.group
         header, _ = read_header(aggregate, **_expected(group, AGGREGATE, round_number), sender=SERVER)
         end = len(aggregate) - TAG * group.hospitals
         content, tags = memoryview(aggregate)[:end], memoryview(aggregate)[end:]
         check_tag(self._channel.down, round_number, content, tags[TAG * self.number : TAG * (self.number + 1)])
-        hospitals, body = _read_names(read_header(content)[1], group.hospitals)
-        if len(hospitals) < self.least:
-            raise AggregationAborted(
-                f"round {round_number} has {len(hospitals)} hospitals, but needs {self.least}: nothing is decrypted"
-            )
+        hospitals, body = _read_hospitals(read_header(content)[1], group.hospitals)
+        check_enough(len(hospitals), self.least, round_number)
         self._opened = _next(round_number, self._opened, f"hospital {self.number} opened an aggregate")
         slots = np.empty(group.layout.slots(group.d), np.int64)
         for own, part in zip(_chunks(slots), split(body, group.layout.ciphertexts(group.d)), strict=True):
@@ -107,8 +110,8 @@ class BfvHospital:
         total = group.layout.unpack(slots, group.d)
         if not self._check.holds(round_number, hospitals, total, header.check):
             raise MessageError(
-                f"the aggregate of round {round_number} is not the sum of what hospitals {list(hospitals)} sent: the "
-                "server added something else, or the ciphertexts are under another key; end the session"
+                f"the aggregate of round {round_number} is not the sum of the messages of hospitals {list(hospitals)}: "
+                "the server added something else, or the ciphertexts are under another key; end the session"
             )
         return Opened(total, hospitals)
 
@@ -116,13 +119,15 @@ class BfvHospital:
 class BfvServer:
     """The server: adds ciphertexts as they arrive, and never holds more than two models' worth of them.
 
-    group       without the secret key
+    group       the session's parameters, without the secret key
     channels    its keys with each hospital, by number
-    least       hospitals that must arrive
-    transcript  an object with ``record(name, bytes)`` that is shown all the server receives and holds
+    least       the number of hospitals that must arrive
+    transcript  records everything the server receives and holds
     """
 
-    def __init__(self, group: Group, channels: dict[int, Channel], *, least: int = 2, transcript=None):
+    def __init__(
+        self, group: Group, channels: dict[int, Channel], *, least: int = 2, transcript: Transcript | None = None
+    ):
         if group.check_key is not None:
             raise InputError("the server was given the hospitals' secret key: take server_bytes")
         self.group, self.least, self._channels, self._transcript = group, least, channels, transcript
@@ -130,15 +135,18 @@ class BfvServer:
         self._record("keys", group.server_bytes())
 
     def begin(self, round_number: int) -> None:
-        """Start a round; what an unfinished one had collected is dropped."""
+        """Start a round; an unfinished one is dropped."""
         self._round = _next(round_number, self._round, "the server began")
         self._arrived, self._total, self._checks, self._open = [], [], 0, True
 
     def add(self, message: bytes) -> int:
-        """Add one hospital's message; returns its number. A message that is not authentic changes nothing."""
+        """Add one hospital's message; returns its number.
+
+        Raises MessageError, and changes nothing, for a message that is late, repeated or not authentic.
+        """
         self._record("message", message)
         if not self._open:
-            raise MessageError(f"a message came late: round {self._round} is closed, and what is in it stays masked")
+            raise MessageError(f"a message came late: round {self._round} is closed, and the message stays sealed")
         header, body = read_header(message, **_expected(self.group, UPDATE, self._round))
         if header.sender not in self._channels:
             raise MessageError(f"a message names hospital {header.sender}, but there are {self.group.hospitals}")
@@ -146,9 +154,9 @@ class BfvServer:
             raise MessageError(f"hospital {header.sender} is already in round {self._round}: a message came twice")
         key, layout = self._channels[header.sender].up, self.group.layout
         parts = split(body, layout.ciphertexts(self.group.d))
-        for part in unseal(key, header, parts):  # all is verified before any of it is added, opened piece by piece
+        for part in unseal(key, header, parts):  # every part is verified before any is added
             self._record("ciphertext", part)
-        vectors = (  # one at a time: two models' worth of memory, however many hospitals there are
+        vectors = (  # one at a time: two models' worth of memory, however many the hospitals
             self.group.ciphertext(part, len(slots))
             for part, slots in zip(unseal(key, header, parts), _chunks(range(layout.slots(self.group.d))), strict=True)
         )
@@ -166,21 +174,16 @@ class BfvServer:
 
         Raises AggregationAborted where too few arrived, MessageError where no round is open.
         """
-        if not self._open:  # a second answer would be tagged under a nonce that was used
+        if not self._open:  # a second answer would be tagged under a used nonce
             raise MessageError(f"round {self._round} is not open: an aggregate is made once; begin the next round")
         self._open = False
-        if len(self._arrived) < self.least:
-            arrived, self._total = len(self._arrived), []
-            raise AggregationAborted(
-                f"in round {self._round} {arrived} hospitals arrived, but {self.least} are needed: nothing is opened "
-                "and the round is spent; go on with the next"
-            )
-        # one growing buffer, and each vector goes as it is written: never a third copy
+        check_enough(len(self._arrived), self.least, self._round)
+        # one growing buffer, and each vector is freed once written: never a third copy
         answer = bytearray(self.group.header(AGGREGATE, SERVER, self._round, self._checks).to_bytes())
-        answer += _names(self._arrived)
+        answer += struct.pack("<H", len(self._arrived)) + pack_numbers(sorted(self._arrived))
         while self._total:
             answer += join([self._total.pop(0).serialize()])
-        # a tag for each hospital of the group, whether it arrived or not: all of them need the new model
+        # a tag for every hospital of the group, arrived or not: all of them need the new model
         answer += b"".join([tag(self._channels[k].down, self._round, answer) for k in range(self.group.hospitals)])
         self._record("aggregate", answer)
         return answer
@@ -191,10 +194,14 @@ class BfvServer:
 
 
 class BfvSum:
-    """All hospitals and the server in one process, every message as bytes: exact totals round by round.
+    """All hospitals and the server in one process, every message as bytes.
 
     total_range  the largest |total| of one value that comes back
-    transcript   is shown all the server sees
+    transcript   records everything the server sees
+
+    >>> sums = BfvSum(hospitals=2, d=3)
+    >>> sums.sum(0, [0, 1], {0: np.array([1, 2, 3]), 1: np.array([10, 20, -30])}).tolist()
+    [11, 22, -27]
     """
 
     def __init__(
@@ -205,18 +212,20 @@ class BfvSum:
         *,
         least: int = 2,
         limit: int | None = None,
-        transcript=None,
+        transcript: Transcript | None = None,
     ):
         self.hospitals, self.server = set_up(hospitals, d, layout, least=least, limit=limit, transcript=transcript)
         self.total_range = find_layout(layout).total_range
 
     def sum(self, round_number: int, invited: list[int], values: dict[int, np.ndarray]) -> np.ndarray:
-        """The total int64 (d,) of the invited hospitals that have ``values``; the others vanished mid-round.
+        """The total int64 (d,) of the invited hospitals that have ``values``; the others drop out in mid-round.
 
         Raises AggregationAborted, with nothing decrypted and the round spent, where fewer than ``least`` arrive.
         """
         if not set(values) <= set(invited):
-            raise InputError(f"hospitals {sorted(set(values) - set(invited))} send values, but were not invited")
+            raise InputError(
+                f"hospitals {sorted(set(values) - set(invited))} send values, but were not invited: invite all"
+            )
         self.server.begin(round_number)
         for number, own in values.items():
             self.server.add(self.hospitals[number].message(round_number, own))
@@ -227,13 +236,19 @@ class BfvSum:
 
 
 def set_up(
-    hospitals: int, d: int, layout: str = "packed", *, least: int = 2, limit: int | None = None, transcript=None
-):
-    """A session's ``([BfvHospital], BfvServer)``, with the steps and bytes that several machines would exchange.
+    hospitals: int,
+    d: int,
+    layout: str = "packed",
+    *,
+    least: int = 2,
+    limit: int | None = None,
+    transcript: Transcript | None = None,
+) -> tuple[list[BfvHospital], BfvServer]:
+    """A session's hospitals and server, by the steps and bytes that several machines would exchange.
 
     1. Every party has an Identity, and all public keys are known.
-    2. Hospital 0 makes the group's keys and seals them for each other hospital; the server gets the context alone.
-    3. Hospital and server derive their channel.
+    2. Hospital 0 makes the group's keys and seals them for each other hospital; the server gets no key.
+    3. Each hospital and the server derive their channel.
     """
     group = make_group(layout, hospitals, d)
     identities, server = [Identity() for _ in range(hospitals)], Identity()
@@ -257,22 +272,19 @@ def _expected(group: Group, kind: int, round_number: int) -> dict:
 
 def _next(round_number: int, last: int, what: str) -> int:
     if round_number <= last:
-        raise MessageError(f"{what} for round {last} already: round {round_number} is refused, rounds only go up")
+        raise MessageError(f"{what} for round {last} already: round {round_number} is refused, rounds only increase")
     return round_number
 
 
-def _names(numbers: list[int]) -> bytes:
-    return struct.pack(f"<{len(numbers) + 1}H", len(numbers), *sorted(numbers))
-
-
-def _read_names(body: memoryview, hospitals: int) -> tuple[tuple[int, ...], memoryview]:
-    (count,) = struct.unpack_from("<H", body)
+def _read_hospitals(body: memoryview, hospitals: int) -> tuple[tuple[int, ...], memoryview]:
+    """The hospitals that an aggregate names, and its ciphertexts."""
+    count = int.from_bytes(body[:2], "little")
     end = 2 * (count + 1)
-    numbers = struct.unpack_from(f"<{count}H", body, 2) if end <= len(body) else ()
-    # a hospital named twice would count twice, in the sum as among the least
-    if not numbers or sorted(set(numbers)) != list(numbers) or numbers[-1] >= hospitals:
+    numbers = unpack_numbers(body[2:end])
+    # unpack_numbers refuses a hospital named twice, which would count twice in the sum and towards ``least``
+    if not numbers or len(numbers) != count or numbers[-1] >= hospitals:
         raise MessageError(
-            f"an aggregate names hospitals {list(numbers)}, each of {hospitals} once at most: it is refused"
+            f"an aggregate names hospitals {list(numbers)}, but must name some of {hospitals}: it is refused"
         )
     return numbers, body[end:]
 

@@ -1,9 +1,9 @@
-"""A session's BFV keys in TenSEAL: who holds which, and ciphertexts made with them.
+"""A session's BFV keys in TenSEAL, the parties that hold them, and ciphertexts made with them.
 
 One hospital makes the Group and seals it for each of the others: they all hold the same secret key (the paper's
 section 3.2), so one hospital and the server together read everything (register, row 6); ``masks`` shares no key.
-Two forms travel: ``server_bytes`` without any key, with which one can only add; ``hospital_bytes`` with the secret
-key, only ever sealed.
+A Group travels in two forms: ``server_bytes`` has no key, which is enough to add; ``hospital_bytes`` has the secret
+key, and is always sealed.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from dopamine_lib.encryption.codec import LAYOUTS, SLOTS, Layout, find_layout
 from dopamine_lib.encryption.messages import Header, MessageError
 from dopamine_lib.errors import InputError, check_within
 
-#: More additions than this are not covered by the noise bound below.
+#: The noise bound of ``make_group`` covers no more additions than this.
 MAX_HOSPITALS = 1000
 #: The class beneath tenseal.bfv_vector, which copies its list once more and takes twice as long.
 BFVVector = tenseal._ts_cpp.BFVVector
@@ -29,13 +29,13 @@ _NO_KEY = bytes(32)
 
 
 class Group:
-    """One session's BFV key and what it is for.
+    """One session's BFV key and its use.
 
     session    16 bytes, new for each set of keys
     layout     the codec's layout
     hospitals  K, all that may take part
-    d          values in an update
-    key_id     16 bytes that name the key; every message carries them
+    d          number of values in an update
+    key_id     16 bytes that name the key, in every message
     check_key  32 bytes for the hospitals' check sums; None at the server
     context    the TenSEAL context: with the secret key at a hospital, without any key at the server
     """
@@ -63,11 +63,11 @@ class Group:
         return f"<Group {self.layout.name}, {self.hospitals} hospitals, d = {self.d}, {role}>"
 
     def server_bytes(self) -> bytes:
-        """For the server: parameters and names, no key of any kind."""
+        """For the server: parameters and names, without any key."""
         return self._bytes(_NO_KEY, self._without_keys)
 
     def hospital_bytes(self) -> bytes:
-        """For hospitals: everything, the secret key included. Only ever sent sealed."""
+        """For hospitals: everything, the secret key included, so only ever sent sealed."""
         if self.check_key is None:
             raise MessageError("the server has no secret key to hand on: ask a hospital")
         return self._bytes(self.check_key, self._with_keys)
@@ -81,7 +81,7 @@ class Group:
         return BFVVector(self.context.data, slots.tolist()).serialize()
 
     def ciphertext(self, data: bytes, size: int) -> BFVVector:
-        """The ciphertext of ``size`` slots in ``data``, to add or decrypt. MessageError where it is anything else."""
+        """The ciphertext of ``size`` slots in ``data``, to add or decrypt. Raises MessageError for anything else."""
         try:
             vector = BFVVector(self.context.data, data)
         except (ValueError, RuntimeError):
@@ -96,40 +96,42 @@ class Group:
 
 
 def make_group(layout: str, hospitals: int, d: int) -> Group:
-    """New keys for K hospitals with updates of d values; the randomness is SEAL's own and the system's.
+    """New keys for K hospitals with updates of d values; the randomness is SEAL's and the operating system's.
 
     Decryption fails if the noise of K fresh ciphertexts, K * (21 + 1/2) at most in a coefficient, passes q / 2t.
-    For "packed" and "wide" that is 2^11, never passed by 95 hospitals. For 1,000, by Hoeffding's inequality on the
-    sum of 42,000 fair bits that make up the noise, it has probability under 2^-160 in a coefficient.
+    For "packed" and "wide" that bound is 2^11, which 95 hospitals never pass. 1,000 pass it in a coefficient with
+    probability under 2^-160, by Hoeffding's inequality on the 42,000 fair bits whose sum is the noise.
+
+    Raises InputError for a layout without encryption, K outside [2, 1000], or d outside [1, 2^31].
     """
     found = find_layout(layout)
     if found.plain_modulus is None:
         raise InputError(
             f"layout {layout!r} is for masks: take {', '.join(n for n in LAYOUTS if LAYOUTS[n].plain_modulus)}"
         )
-    check_within("hospitals", hospitals, 2, MAX_HOSPITALS, "the noise bound covers no more", low_open=False)
-    check_within("d", d, 1, 2**31, "an update is a model's parameters", low_open=False)
+    check_within("hospitals", hospitals, 2, MAX_HOSPITALS, "the noise bound covers no others", low_open=False)
+    check_within("d", d, 1, 2**31, "it is the number of a model's parameters", low_open=False)
     context, check_key = _new_context(found), os.urandom(32)
     return Group(os.urandom(16), found, hospitals, d, _key_id(check_key, context), check_key, context)
 
 
 def read_group(data: bytes) -> Group:
-    """A Group from ``server_bytes`` or ``hospital_bytes``; MessageError where bytes and key's name do not belong."""
+    """A Group from ``server_bytes`` or ``hospital_bytes``. Raises MessageError where they are damaged."""
     if len(data) < _GROUP.size or data[: len(_MAGIC)] != _MAGIC:
-        raise MessageError(f"{len(data)} bytes are no keys of this kit: they were cut off or changed")
+        raise MessageError(f"{len(data)} bytes are not keys of this kit: they were cut off or changed on the way")
     _, session, key_id, number, hospitals, d, check_key = _GROUP.unpack_from(data)
     context = data[_GROUP.size :]
     if check_key == _NO_KEY:
         check_key = None
     elif not hmac.compare_digest(_key_id(check_key, context), key_id):
-        raise MessageError("a secret key is not the one it is named after: it was changed on the way")
+        raise MessageError("a secret key does not fit its name: it was changed on the way")
     layout = next((layout for layout in LAYOUTS.values() if layout.number == number), None)
     try:
         if layout is None:
             raise ValueError(number)
         return Group(session, layout, hospitals, d, key_id, check_key, context)
     except (ValueError, RuntimeError):
-        raise MessageError("keys that cannot be read: changed on the way, or made by another version") from None
+        raise MessageError("keys cannot be read: they were changed on the way, or made by another version") from None
 
 
 def _new_context(layout: Layout) -> bytes:

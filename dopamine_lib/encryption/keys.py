@@ -1,6 +1,6 @@
-"""Key pairs of the parties, and what two of them agree on.
+"""Key pairs of the parties, and the keys on which two of them agree.
 
-Public keys must be known beforehand: whoever relays them could put its own in their place.
+Public keys must be known beforehand: a party that relays them could replace them with its own.
 """
 
 import os
@@ -27,21 +27,26 @@ class Identity:
         self.public = self._private.public_key().public_bytes_raw()
 
     def agree(self, other: bytes, purpose: bytes) -> bytes:
-        """32 bytes that only this party and the holder of ``other`` can compute, for one purpose."""
+        """32 bytes for one purpose that only this party and the holder of the public key ``other`` can compute.
+
+        >>> one, two = Identity(), Identity()
+        >>> one.agree(two.public, b"example") == two.agree(one.public, b"example")
+        True
+        """
         secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
         return HKDF(SHA256(), length=32, salt=None, info=b"dopamine " + purpose).derive(secret)
 
     def seal(self, other: bytes, secret: bytes) -> bytes:
-        """``secret`` so that only the holder of ``other`` can open it, knowing from whom it is."""
+        """``secret``, encrypted so that only the holder of ``other`` can open it, and can tell who sent it."""
         nonce = os.urandom(12)
         return nonce + AESGCM(self.agree(other, b"seal")).encrypt(nonce, secret, self.public + other)
 
     def unseal(self, other: bytes, sealed: bytes) -> bytes:
-        """What the holder of ``other`` sealed for this party; MessageError if it is anything else."""
+        """The secret that the holder of ``other`` sealed for this party. Raises MessageError for anything else."""
         try:
             return AESGCM(self.agree(other, b"seal")).decrypt(sealed[:12], sealed[12:], other + self.public)
         except (InvalidTag, ValueError):
-            raise MessageError("a sealed key does not open: it was changed, or is meant for somebody else") from None
+            raise MessageError("a sealed key does not open: it was changed, or is meant for another party") from None
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,6 @@ class Channel:
 
 
 def channel(own: Identity, other: bytes, session: bytes, number: int) -> Channel:
-    """The channel of hospital ``number`` in this session; hospital and server compute the same one."""
+    """The channel of hospital ``number`` in this session; the hospital and the server compute the same one."""
     where = session + struct.pack("<H", number)
     return Channel(own.agree(other, b"up " + where), own.agree(other, b"down " + where))

@@ -1,10 +1,10 @@
-"""Sealed messages between any two parties of a session, for protocols in which everybody talks to everybody.
+"""Sealed messages between any two parties of a session, for protocols in which all parties talk to each other.
 
-A Link is AES-256-GCM under a key that two parties alone can compute. Its nonce is the message's kind, sender and
+A Link is AES-256-GCM under a key that only its two parties can compute. Its nonce is the message's kind, sender and
 round, and both ends only go forward, so that no nonce is used twice and a repeated message is refused. The key is
-new in every session even if the parties' identities are not: both throw in 32 fresh bytes, their ``hello``.
-Whoever later steals an identity's private key opens the sessions it was used in: take new identities for each
-session where that matters.
+new in every session even if the parties' identities are not: both contribute 32 fresh bytes, their ``hello``.
+There is no forward secrecy: a private key that is stolen later opens the sessions in which it was used. Take new
+identities for each session where that matters.
 """
 
 import os
@@ -23,9 +23,13 @@ HEADER_BYTES, TAG_BYTES = _HEADER.size, 16
 
 
 class Link:
-    """One end of what two parties share: seals for ``peer``, opens what ``peer`` sealed.
+    """One party's end of a link: seals messages for ``peer`` and opens those from it.
 
-    Kinds are small numbers in the order in which a round sends them.
+    Kinds of messages are small numbers in the order in which a round sends them.
+
+    >>> one, two = Link(bytes(32), own=0, peer=1), Link(bytes(32), own=1, peer=0)
+    >>> two.open(1, 0, one.seal(kind=1, round_number=0, body=b"hello"))
+    b'hello'
     """
 
     def __init__(self, key: bytes, own: int, peer: int):
@@ -33,14 +37,15 @@ class Link:
         self._sent = self._received = (-1, 0)  # round and kind of the latest message
 
     def seal(self, kind: int, round_number: int, body: bytes, bound: bytes = b"") -> bytes:
-        """A message of 27 bytes more than its body; the peer can open it only with the same ``bound`` bytes.
+        """A message 27 bytes longer than its body, which the peer can open only with the same ``bound`` bytes.
 
-        Raises MessageError where this kind or a later one was sent in this round or after it: never the same nonce.
+        Raises MessageError if this kind or a later one has been sent in this round, or anything in a later round:
+        no nonce is used twice.
         """
         if (round_number, kind) <= self._sent:
             raise MessageError(
                 f"message {kind} of round {round_number} would follow {self._sent[1]} of round {self._sent[0]}: "
-                "what was sent is never sent again; take a new round"
+                "messages are never sent again; take a new round"
             )
         self._sent = (round_number, kind)
         header = _HEADER.pack(kind, self._own, round_number)
@@ -57,7 +62,7 @@ class Link:
                 f"a message is not number {kind} of round {round_number} from {self._peer}: it is refused"
             )
         if (round_number, kind) <= self._received:
-            raise MessageError(f"message {kind} of round {round_number} from {self._peer} has been read: a replay")
+            raise MessageError(f"message {kind} of round {round_number} from {self._peer} was read before: a replay")
         try:
             body = self._cipher.decrypt(header + b"\0", memoryview(message)[HEADER_BYTES:], header + bound)
         except InvalidTag:
@@ -69,12 +74,12 @@ class Link:
         return body
 
 
-class Greeting:
-    """How one party comes to its links: it says hello, gets everybody's, and computes a key with each.
+class Handshake:
+    """One party's way to its links: it sends its hello, gets those of all parties, and computes a key with each.
 
-    number    its own
+    number    the party's own
     identity  its key pair
-    publics   number to public key of all parties, known beforehand: who relays messages could swap unknown ones
+    publics   the public keys of all parties by number, known beforehand: a relay could replace unknown ones
     """
 
     def __init__(self, number: int, identity: Identity, publics: dict[int, bytes]):
@@ -82,15 +87,15 @@ class Greeting:
         self._fresh = os.urandom(32)
 
     def hello(self) -> bytes:
-        """34 bytes for everybody; no secret."""
+        """34 public bytes for all parties."""
         return _HELLO.pack(self._number, self._fresh)
 
     def links(self, hellos: Iterable[bytes]) -> dict[int, Link]:
-        """A link to each party that said hello. MessageError for a stranger or one who speaks twice."""
+        """A link to each party whose hello is here. Raises MessageError for a stranger or a second hello."""
         said = {}
         for hello in hellos:
             if len(hello) != _HELLO.size or _HELLO.unpack(hello)[0] not in self._publics.keys() - said.keys():
-                raise MessageError("a hello is damaged, a second one, or of a party without a known public key")
+                raise MessageError("a hello is damaged, repeated, or from a party without a known public key")
             number, said[number] = _HELLO.unpack(hello)
         if said.pop(self._number, None) != self._fresh:
             raise MessageError(f"party {self._number}'s own hello is missing or was changed: begin a new session")
@@ -103,7 +108,7 @@ class Greeting:
 
 
 def sender_of(message: bytes) -> int:
-    """Who a message says it is from; only opening it proves that."""
+    """The sender that a message names; only opening the message proves it."""
     if len(message) < HEADER_BYTES + TAG_BYTES:
         raise MessageError(f"a message of {len(message)} bytes is shorter than an empty one: it was cut off")
     return _HEADER.unpack_from(message)[1]

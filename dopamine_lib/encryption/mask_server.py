@@ -6,7 +6,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from dopamine_lib.encryption.keys import Identity
-from dopamine_lib.encryption.links import Greeting, sender_of
+from dopamine_lib.encryption.links import Handshake, sender_of
 from dopamine_lib.encryption.masking import (
     BOX_BYTES,
     CARD,
@@ -19,45 +19,54 @@ from dopamine_lib.encryption.masking import (
     VOUCH_BYTES,
     VOUCHED,
     add_masks,
-    check_enough,
-    cut,
-    pack_numbers,
     pair_seed,
     seed_hash,
     threshold,
 )
-from dopamine_lib.encryption.messages import SERVER, MessageError
-from dopamine_lib.encryption.shamir import SHARE_BYTES, combine
+from dopamine_lib.encryption.messages import SERVER, MessageError, check_enough, cut, pack_numbers
+from dopamine_lib.encryption.shamir import SHARE_BYTES, reconstruct
+from dopamine_lib.encryption.transcript import Transcript
 
 
 class MaskServer:
-    """The server: relays what it cannot open, adds what it cannot read, and unmasks the sum of the survivors.
+    """The server: relays shares that it cannot open, adds masked values, and unmasks the sum of the survivors.
 
-    Arguments as for MaskHospital. transcript, if given, has a method ``record(name, bytes)`` and is shown all that
-    the server receives, opened, and all that it rebuilds. A round is
+    Arguments as for MaskHospital; ``transcript`` records everything that the server receives, opened, and everything
+    that it rebuilds. A round is
 
         begin; receive each step-1 message; deliveries; receive each masked one; survivors; receive each
         confirmation; confirmations; receive each step-4 message; total
 
-    where ``receive`` takes any hospital's message of the step that is on, and what is sent out is one message for
-    each hospital, by number. Memory is one vector whatever K is, for values are added as they arrive.
+    where ``receive`` takes any hospital's message of the current step, and what is sent out is one message for each
+    hospital, by number. It needs the memory of one vector whatever K is, since values are added as they arrive.
     """
 
-    def __init__(self, identity: Identity, publics: dict[int, bytes], d: int, *, least: int = 2, transcript=None):
+    def __init__(
+        self,
+        identity: Identity,
+        publics: dict[int, bytes],
+        d: int,
+        *,
+        least: int = 2,
+        transcript: Transcript | None = None,
+    ):
         self.d, self.least, self._transcript = d, least, transcript
-        self._greeting, self._links = Greeting(SERVER, identity, publics), {}
+        self._handshake, self._links = Handshake(SERVER, identity, publics), {}
         self._round, self._kind = -1, None
 
     def hello(self) -> bytes:
-        """The server's first message of a session, for everybody."""
-        return self._greeting.hello()
+        """The server's first message of a session, for all parties."""
+        return self._handshake.hello()
 
     def join(self, hellos: Iterable[bytes]) -> None:
-        """Everybody's hellos, the server's own among them."""
-        self._links = self._greeting.links(hellos)
+        """Take in the hellos of all parties, the server's own among them."""
+        self._links = self._handshake.links(hellos)
 
     def begin(self, round_number: int, invited: Iterable[int]) -> None:
-        """Start a round; what an unfinished one had collected is dropped, and it cannot be taken up again."""
+        """Start a round; an unfinished one is dropped and cannot be taken up again.
+
+        Raises MessageError for a round that was begun before, AggregationAborted for too few hospitals.
+        """
         if round_number <= self._round:
             raise MessageError(f"round {round_number} is not past {self._round}, the last one begun: take a new round")
         self._round, self._kind, self._from = round_number, None, {}
@@ -67,13 +76,13 @@ class MaskServer:
         self._sum, self._expected, self._kind = np.zeros(self.d, np.uint32), self._invited, SHARES
 
     def receive(self, message: bytes) -> int:
-        """Take in one hospital's message of the step that is on, and return its number.
+        """Take in one hospital's message of the current step, and return the hospital's number.
 
-        Raises MessageError for any other: changed, repeated, or late. Nothing of it is used then.
+        Raises MessageError for any other message, changed, repeated or late, and uses nothing of it.
         """
         number = sender_of(message)
         if self._kind is None or number not in self._expected or number in self._from:
-            raise MessageError(f"a message of {number} is late, a second one or unasked for in round {self._round}")
+            raise MessageError(f"a message of {number} is late, repeated or not asked for in round {self._round}")
         body = self._links[number].open(self._kind, self._round, message)
         self._record(f"message {self._kind} of hospital {number}", body)
         if self._kind == MASKED:
@@ -99,12 +108,12 @@ class MaskServer:
         return self._send(DELIVERY, bodies, MASKED)
 
     def survivors(self) -> dict[int, bytes]:
-        """After step 2: the list of those whose values came. Who comes later stays masked and is not added."""
+        """After step 2: the list of the hospitals whose values came. Later values stay masked and are not added."""
         self._survivors = sorted(self._close(MASKED))
         return self._send(SURVIVORS, dict.fromkeys(self._survivors, pack_numbers(self._survivors)), VOUCH)
 
     def confirmations(self) -> dict[int, bytes]:
-        """After step 3: to each hospital, the others' vouchers for the list."""
+        """After step 3: to each hospital, the messages with which the others vouch for the list."""
         sent = self._close(VOUCH)
         vouchers = {j: [] for j in sent}
         for i, body in sent.items():
@@ -115,11 +124,14 @@ class MaskServer:
         return self._send(VOUCHED, {j: b"".join(boxes) for j, boxes in vouchers.items()}, REVEAL)
 
     def total(self) -> np.ndarray:
-        """After step 4: the survivors' sum, int64 (d,), exact where it lies within +-(2^31 - 1)."""
+        """After step 4: the survivors' sum, int64 (d,), exact where it lies within +-(2^31 - 1).
+
+        Raises MessageError where shares do not give the secret that their hospital published a hash or key of.
+        """
         revealed = {j: cut(body, SHARE_BYTES, len(self._sharers)) for j, body in self._close(REVEAL).items()}
         seeds = []
         for at, i in enumerate(self._sharers):
-            secret = combine({j: shares[at] for j, shares in revealed.items()}, self._needed)
+            secret = reconstruct({j: shares[at] for j, shares in revealed.items()}, self._needed)
             public, hashed = self._cards[i]
             survived = i in self._survivors
             self._record(f"{'seed' if survived else 'key'} of hospital {i}", secret)
@@ -129,17 +141,17 @@ class MaskServer:
             else:
                 key = X25519PrivateKey.from_private_bytes(secret)
                 genuine = key.public_key().public_bytes_raw() == public
-                for j in self._survivors:  # a survivor added this mask if its number is the smaller one
+                for j in self._survivors:  # a survivor added this mask if its number is the smaller
                     seeds.append((pair_seed(key, self._cards[j][0], self._round, (i, j)), j > i))
             if not genuine:
-                raise MessageError(f"shares of hospital {i} give a wrong secret: the round is spent, and not opened")
+                raise MessageError(f"shares of hospital {i} give a wrong secret: the round is spent unopened")
         add_masks(self._sum, seeds)
         total = self._sum.view(np.int32).astype(np.int64)
         self._record("total", total.tobytes())
         return total
 
     def _close(self, kind: int) -> dict[int, bytes]:
-        """End a step: what came in, by number. AggregationAborted where too few did; then nothing is opened."""
+        """End a step: the bodies received, by number. Raises AggregationAborted, with nothing opened, for too few."""
         if self._kind != kind:
             raise MessageError(f"round {self._round} is not at step {kind}: steps come once, and in order")
         self._kind = None
@@ -147,7 +159,7 @@ class MaskServer:
         return self._from
 
     def _send(self, kind: int, bodies: dict[int, bytes], then: int) -> dict[int, bytes]:
-        """Seal a body for each hospital, and wait for the next kind of message from them."""
+        """Seal a body for each hospital, and expect messages of kind ``then`` from them."""
         self._from, self._expected, self._kind = {}, sorted(bodies), then
         return {j: self._links[j].seal(kind, self._round, body) for j, body in bodies.items()}
 

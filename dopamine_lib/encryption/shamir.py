@@ -1,10 +1,10 @@
-"""Secret sharing (Shamir 1979): a secret in n shares, any t of which give it back while t - 1 say nothing.
+"""Secret sharing (Shamir 1979): a secret in n shares, any t of which reconstruct it while t - 1 reveal nothing.
 
-The secret is the value at 0 of a random polynomial of degree t - 1, a share its value at the holder's point.
-t points fix the polynomial; for t - 1 points every secret has exactly one polynomial through them, so all stay
-equally likely: no computing power helps. The field is the integers mod the smallest prime over 2^256. A field of
-bytes would make shares one byte shorter, but this one is the text-book formula, and Python multiplies such
-numbers in a fraction of a microsecond.
+The secret is the value at 0 of a random polynomial of degree t - 1, a share is its value at the holder's point.
+t points determine the polynomial. Through t - 1 points and any secret there is exactly one, so all secrets stay
+equally likely, whatever the computing power. The field is the integers mod the smallest prime over 2^256: a field of
+bytes would save a byte per share, but this is the textbook formula, and Python multiplies such numbers in a fraction
+of a microsecond.
 """
 
 import functools
@@ -17,38 +17,43 @@ PRIME = 2**256 + 297
 SECRET_BYTES, SHARE_BYTES = 32, 33
 
 
-def split(secret: bytes, holders: Iterable[int], threshold: int) -> dict[int, bytes]:
-    """A share of 33 bytes for each holder; ``threshold`` of them give the secret of 32 bytes back.
+def share(secret: bytes, holders: Iterable[int], threshold: int) -> dict[int, bytes]:
+    """A share of 33 bytes for each holder; ``threshold`` of them reconstruct the secret of 32 bytes.
 
-    holders  numbers from 0, all different; holder i gets the value at i + 1, since 0 is the secret's own place
+    holders  numbers from 0, all different; holder i gets the value at i + 1, since the secret is at 0
+
+    >>> shares = share(b"a secret of thirty-two bytes ...", holders=[0, 1, 2], threshold=2)
+    >>> reconstruct({0: shares[0], 2: shares[2]}, threshold=2)
+    b'a secret of thirty-two bytes ...'
+
     Raises InputError for a secret of another length, a repeated holder, or a threshold outside 1 … holders.
     """
     holders = list(holders)
     if len(secret) != SECRET_BYTES:
         raise InputError(f"a secret has {len(secret)} bytes, but must have {SECRET_BYTES}: hash or pad it first")
     if len(set(holders)) != len(holders) or min(holders, default=0) < 0:
-        raise InputError(f"holders are {holders}, but must be different numbers from 0: one share each")
+        raise InputError(f"holders are {holders}, but must be different numbers from 0 on: one share each")
     if not 1 <= threshold <= len(holders):
         raise InputError(f"threshold is {threshold}, but must lie in [1, {len(holders)}]: as many as there are holders")
     polynomial = [int.from_bytes(secret)] + [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
     return {holder: _value(polynomial, holder + 1).to_bytes(SHARE_BYTES) for holder in holders}
 
 
-def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
+def reconstruct(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """The secret of 32 bytes from at least ``threshold`` shares, by Lagrange's formula at 0.
 
-    Shares that do not belong together give another value, which nothing here can tell: compare with a hash.
-    Raises InputError for too few shares, for one that is none, or where the result cannot be a secret.
+    Shares that do not belong together give another value, which cannot be noticed here: compare it with a hash.
+    Raises InputError for too few shares, for a damaged one, or where the result cannot be a secret.
     """
     if len(shares) < threshold:
-        raise InputError(f"{len(shares)} shares are there, but {threshold} are needed: ask more holders")
+        raise InputError(f"there are {len(shares)} shares, but {threshold} are needed: ask more holders")
     holders = tuple(sorted(shares))[:threshold]
     values = [int.from_bytes(shares[holder]) for holder in holders]
     if any(len(shares[holder]) != SHARE_BYTES for holder in holders) or max(values) >= PRIME:
-        raise InputError(f"a share is no number below the prime in {SHARE_BYTES} bytes: it was damaged")
+        raise InputError(f"a share is not a number below the prime in {SHARE_BYTES} bytes: it is damaged")
     secret = sum(weight * value for weight, value in zip(_weights(holders), values, strict=True)) % PRIME
     if secret >= 256**SECRET_BYTES:
-        raise InputError("shares give a number past 32 bytes: they do not belong to one secret")
+        raise InputError("shares give a number over 32 bytes: they do not belong to one secret")
     return secret.to_bytes(SECRET_BYTES)
 
 

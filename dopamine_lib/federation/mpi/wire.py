@@ -16,10 +16,10 @@ import numpy as np
 from mpi4py import MPI
 
 from dopamine_lib.encryption.keys import Identity
-from dopamine_lib.encryption.links import Greeting
+from dopamine_lib.encryption.links import Handshake
 from dopamine_lib.encryption.messages import SERVER
 
-#: Kinds of messages: keys and greetings, a state to go on from, to and from the server in a round, a round's
+#: Kinds of messages: keys and handshakes, a state to go on from, to and from the server in a round, a round's
 #: total, the final model, and that it is on disk.
 KEYS, STATE, UP, DOWN, TOTAL, MODEL, DONE = range(1, 8)
 
@@ -47,11 +47,11 @@ class Wire:
         self.identity, self.publics = identity, publics
         self.sent = self.received = 0
         self._comm, self._out, self._in = comm, Counter(), Counter()
-        greeting = Greeting(self.number, identity, publics)
-        own = np.frombuffer(greeting.hello(), np.uint8)
+        handshake = Handshake(self.number, identity, publics)
+        own = np.frombuffer(handshake.hello(), np.uint8)
         everybody = np.empty((comm.size, _HELLO_BYTES), np.uint8)
         self._wait(comm.Iallgather(own, everybody).Test, "somebody has not said hello")
-        self._links = greeting.links(hello.tobytes() for hello in everybody)
+        self._links = handshake.links(hello.tobytes() for hello in everybody)
 
     def send(self, peer: int, kind: int, body: bytes) -> None:
         """Seal ``body`` for a hospital or ``SERVER`` and hand it to MPI; returns when it is on its way."""
