@@ -1,8 +1,10 @@
 """Where the kit keeps its files, and how it writes them: whole or not at all."""
 
 import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Weights that ship with the kit: SqueezeNet, pre-trained on public synthetic patients.
@@ -30,8 +32,12 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error."""
+def atomic_path(path: str | os.PathLike, *, private: bool = False, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
+
+    private  only the owner may read the file, whatever rights others have elsewhere
+    replace  False raises FileExistsError where ``path`` exists already
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".dopamine-{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -41,7 +47,25 @@ def atomic_path(path):
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is the owner's alone
-        os.replace(temporary, path)
+        if not private:  # as mkstemp's file is
+            os.chmod(temporary, 0o666 & ~_umask())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_key(path: str | os.PathLike, data: bytes) -> None:
+    """Write a secret into a new file that only its owner can read. Raises FileExistsError rather than replace one."""
+    with atomic_path(path, private=True, replace=False) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_key(path: str | os.PathLike) -> bytes:
+    """The secret in a file. Raises PermissionError where others than its owner can read it, too."""
+    with open(path, "rb") as file:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+            raise PermissionError(errno.EACCES, "it can be read by others than its owner; keep a key at mode 600")
+        return file.read()

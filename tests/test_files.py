@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dopamine_lib.files import atomic_path, cache_dir
+from dopamine_lib.files import atomic_path, cache_dir, read_key, write_key
 
 
 def rights(path):
@@ -35,3 +35,21 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         temporary.write_text("half of the ne")
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights are POSIX's")
+def test_a_key_is_for_its_owner_only_and_never_replaced(tmp_path):
+    path = tmp_path / "keys" / "one.key"
+    before = os.umask(0)
+    try:
+        write_key(path, b"secret")
+    finally:
+        os.umask(before)
+    assert rights(path) == 0o600 and read_key(path) == b"secret"
+    with pytest.raises(FileExistsError):
+        write_key(path, b"another")
+    assert read_key(path) == b"secret" and list(path.parent.iterdir()) == [path]
+    for mode in (0o640, 0o604, 0o620, 0o602):
+        path.chmod(mode)
+        with pytest.raises(PermissionError, match="read by others than its owner"):
+            read_key(path)

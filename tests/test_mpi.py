@@ -280,7 +280,7 @@ def test_identities(tmp_path, refuses, capsys):
     assert capsys.readouterr().out.splitlines() == told and len(told) == 3
     with refuses("no .pub file", str(tmp_path / "empty")):
         fingerprints(tmp_path / "empty")
-    with refuses("hospital-2.pub cannot be read", "get it from its owner"):
+    with refuses("hospital-2.pub cannot be used", "get it from its owner"):
         read_publics(tmp_path, 3)
     with refuses("does not belong to hospital-0.pub"):
         read_identity(tmp_path, 0, publics | {0: publics[1]})

@@ -11,7 +11,6 @@ kernels are patients of one pair of helpers: ``Introduction.write`` leaves a fil
 
 import json
 import os
-import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 
 from dopamine_lib.data.images import prepare
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
 from dopamine_lib.inference.workers import tls
 from dopamine_lib.inference.workers.client import Answer, PatientClient
@@ -51,12 +51,9 @@ class Introduction:
 
     def write(self, path) -> None:
         """Leave it in a file that only its owner can read, in one step."""
-        path = Path(path)
         record = asdict(self) | {"identity": [self.identity.certificate, self.identity.key.decode()]}
-        handle, name = tempfile.mkstemp(dir=path.parent)  # mode 0600
-        with open(handle, "w") as file:
-            json.dump(record, file)
-        os.replace(name, path)
+        with atomic_path(path, private=True) as temporary:
+            temporary.write_text(json.dumps(record))
 
     @classmethod
     def read(cls, path) -> "Introduction":

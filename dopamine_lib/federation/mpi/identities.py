@@ -9,12 +9,12 @@ Whoever relays messages could put its own keys in the place of keys it relays, a
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import read_key, write_key
 
 
 def party_name(number: int) -> str:
@@ -55,9 +55,7 @@ def make_identity(folder, name: str) -> str:
     public = Identity(private).public
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "w") as secret:
-            secret.write(private.hex() + "\n")
+        write_key(folder / f"{name}.key", f"{private.hex()}\n".encode())
         write_public(folder, name, public)
     except FileExistsError:
         raise InputError(f"{folder / name}.key is there already; remove it first if {name} is to be new") from None
@@ -84,20 +82,17 @@ def read_identity(folder, number: int, publics: dict[int, bytes]) -> Identity:
     """A party's own key pair. InputError where others may read the file, or the public key is another one's."""
     path = Path(folder) / f"{party_name(number)}.key"
     remedy = f"make it here with: python -m dopamine_lib.federation.mpi identity {party_name(number)} {folder}"
-    private = _read_key(path, remedy)
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise InputError(f"{path} can be read by others than its owner; make a new one, and keep it at mode 600")
-    identity = Identity(private)
+    identity = Identity(_read_key(path, remedy, read_key))
     if publics[number] != identity.public:
         raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was swapped or is old")
     return identity
 
 
-def _read_key(path: Path, remedy: str) -> bytes:
+def _read_key(path: Path, remedy: str, read=Path.read_bytes) -> bytes:
     try:
-        key = bytes.fromhex(path.read_text())
+        key = bytes.fromhex(read(path).decode())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+        raise InputError(f"{path} cannot be used ({error.strerror}); {remedy}") from None
     except ValueError:
         key = b""
     if len(key) != 32:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import socket
 import ssl
-import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import read_key, write_key
 from dopamine_lib.inference.protocols.channel import TIMEOUT, ChannelError, SocketChannel
 
 CONNECT_TIMEOUT = 10.0  # seconds for reaching a worker and for the whole TLS handshake
@@ -74,16 +74,10 @@ class Identity:
                 if beside == path or beside.exists():
                     raise InputError(f"{beside} is where the certificate of --identity {path} goes: name another file")
                 identity = cls.make(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    file.write(identity.key + identity.certificate.encode())
+                write_key(path, identity.key + identity.certificate.encode())
                 beside.write_text(identity.certificate)
                 return identity
-            if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise InputError(
-                    f"{path} can be read by others than its owner: name a new one, and keep it at mode 600"
-                )
-            pem = path.read_bytes()
+            pem = read_key(path)
         except OSError as error:
             raise InputError(f"--identity {path} cannot be used ({error.strerror}); name another file") from error
         try:
