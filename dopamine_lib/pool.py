@@ -117,7 +117,7 @@ class Parent:
             raise EOFError("the parent has ended")
         return message
 
-    def say(self, **message) -> None:
+    def say(self, **message: object) -> None:
         """Send the parent one object; "wrong input" becomes an InputError there. Raises EOFError like ``hear``."""
         try:
             self._pipe.send_bytes(json.dumps(message).encode())
@@ -192,7 +192,7 @@ class WorkerPool:
     def __enter__(self) -> "WorkerPool":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
