@@ -10,7 +10,7 @@ import pytest
 
 from dopamine_lib.auditing import explorer
 from dopamine_lib.auditing.explorer import RATES, allowed
-from dopamine_lib.privacy.explorer import png
+from dopamine_lib.pictures import png
 
 MEASURED = {"an attack": (np.linspace(0, 1, 5000), np.linspace(0, 1, 5000) ** 0.5)}
 

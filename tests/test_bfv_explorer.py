@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dopamine_lib.encryption import explorer
-from dopamine_lib.privacy.explorer import png
+from dopamine_lib.pictures import png
 
 
 def test_where_decryption_fails():

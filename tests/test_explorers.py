@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from dopamine_lib import pictures
 from dopamine_lib.course.schematic import dopamine_schematic
 from dopamine_lib.privacy import explorer
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
@@ -59,11 +60,11 @@ def test_bad_input_is_refused(refuses, call, said):
 )
 def test_a_reaction_takes_less_than_a_tenth_of_a_second(draw, settings):
     """Numbers, picture and PNG at settings not seen before, in processor time: other jobs do not count."""
-    explorer.png(draw())  # Matplotlib and its fonts are loaded when the page opens
+    pictures.png(draw())  # Matplotlib and its fonts are loaded when the page opens
     took = []
     for values in settings:
         start = time.process_time()
-        assert explorer.png(draw(*values)).startswith(b"\x89PNG")
+        assert pictures.png(draw(*values)).startswith(b"\x89PNG")
         took.append(time.process_time() - start)
     assert statistics.median(took) < 0.1
 
@@ -79,7 +80,7 @@ def test_the_numbers_alone_take_milliseconds():
 def test_the_explorer_redraws_when_a_slider_moves():
     widgets = pytest.importorskip("ipywidgets")
     slider = widgets.FloatSlider(1.0, min=0.1, max=40)
-    box = explorer.explorer(explorer.draw_calibration, epsilon=slider)
+    box = pictures.explorer(explorer.draw_calibration, epsilon=slider)
     before = bytes(box.children[-1].value)
     slider.value = 20.0
     after = bytes(box.children[-1].value)

@@ -10,7 +10,7 @@ import pytest
 
 from dopamine_lib.federation import explorer
 from dopamine_lib.federation.explorer import PATIENTS, step_of
-from dopamine_lib.privacy.explorer import png
+from dopamine_lib.pictures import png
 
 
 def test_gradients_are_cut_to_the_circle_and_keep_their_direction():

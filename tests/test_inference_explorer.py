@@ -13,7 +13,7 @@ from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.relu import ReLUOperation
 from dopamine_lib.inference.protocols.sharing import random_ring, signed
-from dopamine_lib.privacy.explorer import png
+from dopamine_lib.pictures import png
 
 MESSAGE, FRESH, SAME = explorer.VIEWS
 

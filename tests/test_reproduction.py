@@ -91,7 +91,6 @@ def test_figure_draws_every_setting_and_the_paper(finished):
     above, below = figure1(finished[0]).axes
     assert len(above.lines) == 10 and len(below.lines) == 3
     assert below.lines[0].get_ydata()[-1] == pytest.approx(9.134, abs=0.01)
-    assert len(figure1(finished[0], paper=False).axes[0].lines) == 5
 
 
 def test_a_saved_model_grades_as_it_did(finished, small):

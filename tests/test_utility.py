@@ -13,7 +13,6 @@ from dopamine_lib.fairness.utility import (
     at_epsilon,
     learning_rate,
     mean_interval,
-    paper_points,
     runs_at,
     utility_curve,
     validate_rule,
@@ -21,6 +20,7 @@ from dopamine_lib.fairness.utility import (
 from dopamine_lib.federation import experiment as experiment_module
 from dopamine_lib.federation.experiment import Experiment, Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
+from dopamine_lib.reproduction.figure1 import paper_points
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,19 @@
 """The plain functions behind chapter 7's explorer: what a bound leaves to an attacker, beside what attacks achieved."""
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.special import ndtr, ndtri
 
 from dopamine_lib.auditing.membership import most_true_positives
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.explorer import BLUE, GREY, ORANGE
+from dopamine_lib.pictures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, ticks
 from dopamine_lib.privacy.gaussian import analytic_sigma
 
 #: What the sliders offer.
 EPSILONS, DELTAS, PRIORS = (0.01, 100.0), (1e-10, 0.1), (0.001, 0.999)
 RATES = np.geomspace(1e-4, 1, 121)
-COLOURS = ("#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+#: For what was measured; the bounds have the other two colours of the palette.
+COLOURS = (BLACK, GREEN, PURPLE, ORANGE, SKY)
 
 
 def allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate: float = 0.01) -> dict:
@@ -35,9 +37,6 @@ def allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate:
 
 def draw_allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate: float = 0.01, measured=None):
     """The bound on log axes, and ``measured`` curves beside it: name -> (false, true) rates, ascending; a Figure."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
     values = allowed(epsilon, delta, prior, rate)
     measured = measured or {}
     if len(measured) > len(COLOURS):
@@ -46,17 +45,16 @@ def draw_allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, 
     axes = figure.add_axes((0.14, 0.13, 0.83, 0.77))
     bound = most_true_positives(RATES, epsilon, delta)
     axes.fill_between(RATES, bound, 2, color=GREY, alpha=0.25, linewidth=0)
-    axes.plot(RATES, bound, color=ORANGE, label="no attack can pass")
+    axes.plot(RATES, bound, color=RED, label="no attack can pass")
     axes.plot(RATES, _gaussian(RATES, epsilon, delta), color=BLUE, label="best attack on one Gaussian release")
     axes.plot(RATES, RATES, color=GREY, linestyle=":", label="guessing")
     for colour, (name, (false, true)) in zip(COLOURS, measured.items(), strict=False):
         axes.plot(*_thinned(false, true), color=colour, linewidth=1, label=name)
-    axes.plot(rate, values["most"], "o", color=ORANGE)
+    axes.plot(rate, values["most"], "o", color=RED)
     axes.set(xscale="log", yscale="log", xlim=(RATES[0], 1), ylim=(RATES[0], 1.2))
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks((1e-4, 1e-3, 0.01, 0.1, 1), ("0.0001", "0.001", "0.01", "0.1", "1"))
-        axis.set_minor_locator(NullLocator())  # ticks take the time
+        ticks(axis, 1e-4, 1e-3, 0.01, 0.1, 1)
     axes.set_title(
         f"at {rate:.2g}: at most {values['most']:.2g}; belief {prior:.0%} -> at most {values['belief']:.1%}",
         fontsize=11,

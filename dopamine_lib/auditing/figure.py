@@ -3,8 +3,8 @@
 from matplotlib.figure import Figure
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.pictures import BLACK, BLUE, LIGHT_GREY, RED
 
-GREY, ORANGE, BLUE = "#bbbbbb", "#D55E00", "#0072B2"
 MARKS = {"rdp_classic": ("|", "classic RDP"), "rdp": ("2", "improved RDP"), "prv": ("D", "PRV")}
 
 
@@ -20,17 +20,17 @@ def draw_bounds(rows: list[dict], *, title: str = "empirical and accounted epsil
     for place, row in enumerate(rows):
         lower, least = row["lower"], min(row["claimed"].values())
         broken = lower is not None and lower > least
-        axes.plot([lower or 0, least], [place, place], color=ORANGE if broken else GREY, linewidth=5, zorder=1)
+        axes.plot([lower or 0, least], [place, place], color=RED if broken else LIGHT_GREY, linewidth=5, zorder=1)
         for accountant, value in row["claimed"].items():
             axes.plot([value], [place], MARKS[accountant][0], color=BLUE, markersize=9, markeredgewidth=1.5)
         if lower is not None:
-            axes.plot([lower], [place], "o", color=ORANGE if broken else "black", markersize=7)
+            axes.plot([lower], [place], "o", color=RED if broken else BLACK, markersize=7)
     for accountant in [key for key in MARKS if any(key in row["claimed"] for row in rows)]:
         mark, name = MARKS[accountant]
         axes.plot([], [], mark, color=BLUE, label=f"at most, accounted ({name})")
-    axes.plot([], [], "o", color="black", label="at least, audited")
+    axes.plot([], [], "o", color=BLACK, label="at least, audited")
     if any(row["lower"] is not None and row["lower"] > min(row["claimed"].values()) for row in rows):
-        axes.plot([], [], "o", color=ORANGE, label="at least, audited: more than was accounted")
+        axes.plot([], [], "o", color=RED, label="at least, audited: more than was accounted")
     axes.set(xlabel="epsilon", title=title, xlim=(0, None))
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -24,7 +24,7 @@ def _schematic():
 
 def _eyes():
     from dopamine_lib.data import load
-    from dopamine_lib.reproduction.figure1 import contact_sheet
+    from dopamine_lib.data.pictures import contact_sheet
 
     return contact_sheet(load("synthetic"), columns=4)
 

@@ -3,8 +3,10 @@
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from dopamine_lib.pictures import BLUE
+
 HOSPITAL, SERVER, PERSON, DEALER = "#cfe8d5", "#d6e4f5", "#fbe3d0", "#eadcf0"
-SECRET, CLEAR = "#0072B2", "#555555"
+SECRET, CLEAR = BLUE, "#555555"
 
 
 def dopamine_schematic(hospitals: int = 3) -> Figure:
@@ -59,9 +61,7 @@ def _inference(axes) -> None:
 
 def _box(axes, x: float, y: float, width: float, height: float, colour: str, text: str) -> None:
     corner = (x - width / 2, y - height / 2)
-    axes.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.1", facecolor=colour, edgecolor="#555555")
-    )
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.1", facecolor=colour, edgecolor=CLEAR))
     first, rest = text.split("\n", 1)
     lines = rest.count("\n") + 1
     axes.text(x, y + height / 2 - 0.3, first, ha="center", va="center", fontsize=10.5, weight="bold")

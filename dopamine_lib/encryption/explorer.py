@@ -11,7 +11,7 @@ from dopamine_lib.encryption.bfv import Bfv, Parameters
 from dopamine_lib.encryption.encoding import Batching
 from dopamine_lib.encryption.ring import centred, ntt_primes
 from dopamine_lib.errors import check_within
-from dopamine_lib.privacy.explorer import BLUE, GREY, ORANGE
+from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel
 
 N, MOST_CIPHERTEXTS = 128, 100
 #: Bits of q and of t that the sliders offer: below, no prime is 1 modulo 2n; above, a residue would not fit.
@@ -56,15 +56,12 @@ def sum_of(ciphertexts: int, q_bits: int = 26, t_bits: int = 12) -> dict:
 
 def draw_sum(ciphertexts: int = 10, q_bits: int = 26, t_bits: int = 12):
     """The noise of every coefficient of a sum, and how much of it decrypts wrongly; returns a Figure."""
-    from matplotlib.figure import Figure
-
     seen = sum_of(ciphertexts, q_bits, t_bits)
-    figure = Figure(figsize=(5.5, 3.2), dpi=72)
-    axes = figure.add_axes((0.1, 0.16, 0.87, 0.67))
+    figure, axes = explorer_panel(0.67)
     width = max(1.0, 1.05 * 2 * float(np.abs(seen["noise"]).max()))
     counts, edges = np.histogram(seen["noise"], bins=60, range=(-width / 2, width / 2))
     inside = np.abs(edges[:-1] + edges[1:]) / 2 < 0.5
-    for part, colour in ((inside, BLUE), (~inside, ORANGE)):
+    for part, colour in ((inside, BLUE), (~inside, RED)):
         axes.stairs(np.where(part, counts, 0), edges, fill=True, color=colour)
     for bound in (-0.5, 0.5):
         axes.axvline(bound, color=GREY, linestyle=":")

@@ -1,14 +1,13 @@
-"""Chapter 7's pictures of subgroups, measures, utility and alternatives, from rows that were handed in."""
+"""Pictures of subgroups, measures, utility and alternatives, from rows handed in."""
 
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dopamine_lib.reproduction.figure1 import COLOURS
+from dopamine_lib.pictures import GREY, PALETTE, SETTING_COLOURS
 
-#: Colours of up to eight groups that stay apart for colour-blind readers (Okabe and Ito).
-SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 NAMES = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa", "auroc": "AUROC", "ece": "calibration error"}
 
 
@@ -17,8 +16,8 @@ def _bar(score: dict) -> list[list[float]]:
     return [[max(0.0, score["mean"] - score["low"])], [max(0.0, score["high"] - score["mean"])]]
 
 
-def _epsilon_axis(axes, epsilons) -> dict[float, float]:
-    """Put epsilons on a logarithmic axis, infinity at its right end; returns where each stands."""
+def _epsilon_axis(axes: Axes, epsilons: list[float]) -> dict[float, float]:
+    """Put epsilons on a logarithmic axis, with infinity at the right end; returns each one's place."""
     finite = [e for e in epsilons if math.isfinite(e)]
     where = {e: e if math.isfinite(e) else 3 * max(finite) for e in epsilons}
     axes.set_xscale("log")
@@ -28,11 +27,23 @@ def _epsilon_axis(axes, epsilons) -> dict[float, float]:
     return where
 
 
-def draw_subgroups(tables: dict[float, list[dict]], by: str, *, metrics=("accuracy", "ece")) -> Figure:
-    """Scores of each group of a division against epsilon, a panel a metric; ``tables`` are ``subgroup_table``s."""
-    figure = Figure(figsize=(4.4 * len(metrics), 3.2), layout="constrained")
+def _curve(axes: Axes, where: dict[float, float], rows: list[dict], metric: str, shift: float = 1.0, **style) -> None:
+    """One line of a score's mean, with its interval as an error bar, against epsilon."""
+    mean = np.array([row[metric]["mean"] for row in rows])
+    ends = np.array([[row[metric]["low"], row[metric]["high"]] for row in rows]).T
+    x = [where[row["epsilon"]] * shift for row in rows]
+    axes.errorbar(x, mean, np.abs(ends - mean), fmt="o-", ms=4, capsize=2, **style)
+
+
+def draw_subgroups(tables: dict[float, list[dict]], by: str) -> Figure:
+    """Accuracy and calibration error of each group of a division against epsilon.
+
+    tables  epsilon -> the rows of ``subgroup_table``
+    by      the division, such as "age": rows of other divisions are left out
+    """
+    figure = Figure(figsize=(8.8, 3.2), layout="constrained")
     groups = [row["group"] for row in next(iter(tables.values())) if row["by"] == by]
-    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "ece"), strict=True):
         where = _epsilon_axis(axes, list(tables))
         for number, group in enumerate(groups):
             rows = {e: next(r for r in t if r["by"] == by and r["group"] == group) for e, t in tables.items()}
@@ -41,7 +52,7 @@ def draw_subgroups(tables: dict[float, list[dict]], by: str, *, metrics=("accura
             for e, row in rows.items():
                 if row[metric] is not None:
                     mean, bar = row[metric]["mean"], _bar(row[metric])
-                    axes.errorbar(where[e] * shift, mean, bar, fmt="o", ms=4, color=SHADES[number % 8], label=label)
+                    axes.errorbar(where[e] * shift, mean, bar, fmt="o", ms=4, color=PALETTE[number % 8], label=label)
                     label = None
         axes.set_ylabel(NAMES[metric])
         axes.grid(alpha=0.3)
@@ -50,7 +61,7 @@ def draw_subgroups(tables: dict[float, list[dict]], by: str, *, metrics=("accura
 
 
 def draw_measures(rows: list[dict], columns: list[tuple[str, str]]) -> Figure:
-    """Measures side by side: for each (key, title) of ``columns`` a panel of means with intervals, a line a measure.
+    """Measures side by side: for each (key, title) of ``columns`` a panel of means with intervals.
 
     rows  dicts with "measure" and, by key, a dict of mean, low and high. The first row is the one to compare with.
     """
@@ -58,8 +69,8 @@ def draw_measures(rows: list[dict], columns: list[tuple[str, str]]) -> Figure:
     heights = np.arange(len(rows))[::-1]
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (key, title) in zip(panels, columns, strict=True):
-        axes.axvline(rows[0][key]["mean"], color="#999999", linestyle=":")
-        for height, row, colour in zip(heights, rows, SHADES, strict=False):
+        axes.axvline(rows[0][key]["mean"], color=GREY, linestyle=":")
+        for height, row, colour in zip(heights, rows, PALETTE, strict=False):
             axes.errorbar(row[key]["mean"], height, xerr=_bar(row[key]), fmt="o", color=colour)
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
@@ -68,10 +79,10 @@ def draw_measures(rows: list[dict], columns: list[tuple[str, str]]) -> Figure:
     return figure
 
 
-def draw_utility(rows: list[dict], paper: dict | None = None) -> Figure:
-    """Accuracy, kappa, AUROC and calibration error against epsilon, a line a setting, from ``utility_curve``.
+def draw_utility(rows: list[dict], paper: dict[str, dict[str, float]] | None = None) -> Figure:
+    """Accuracy, kappa, AUROC and calibration error against epsilon, one line per setting, from ``utility_curve``.
 
-    paper  ``paper_points``: its accuracy as a star, its epsilon as a dotted line
+    paper  ``paper_points``: the accuracy as a star, epsilon as a dotted line
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     epsilons = sorted({row["epsilon"] for row in rows})
@@ -79,16 +90,13 @@ def draw_utility(rows: list[dict], paper: dict | None = None) -> Figure:
     for axes, metric in zip(figure.subplots(2, 2).ravel(), NAMES, strict=True):
         where = _epsilon_axis(axes, epsilons)
         for number, name in enumerate(names):
-            own = [row for row in rows if row["setting"] == name]
-            x = [where[row["epsilon"]] * 1.05 ** (number - 1) for row in own]
-            mean = np.array([row[metric]["mean"] for row in own])
-            ends = np.array([[row[metric]["low"], row[metric]["high"]] for row in own]).T
-            axes.errorbar(x, mean, np.abs(ends - mean), fmt="o-", ms=4, capsize=2, color=COLOURS[name], label=name)
+            colour, own = SETTING_COLOURS[name], [row for row in rows if row["setting"] == name]
+            _curve(axes, where, own, metric, 1.05 ** (number - 1), color=colour, label=name)
             if paper is not None:
-                axes.axvline(paper[name]["epsilon"], color=COLOURS[name], linestyle=":", linewidth=1)
+                axes.axvline(paper[name]["epsilon"], color=colour, linestyle=":", linewidth=1)
             if paper is not None and metric == "accuracy":
                 point = paper[name]["epsilon"], paper[name]["accuracy"]
-                axes.plot(*point, "*", ms=11, color=COLOURS[name], markeredgecolor="white")
+                axes.plot(*point, "*", ms=11, color=colour, markeredgecolor="white")
         axes.set_ylabel(NAMES[metric])
         axes.grid(alpha=0.3)
         if metric == "auroc":
@@ -96,18 +104,14 @@ def draw_utility(rows: list[dict], paper: dict | None = None) -> Figure:
     return figure
 
 
-def draw_alternatives(rows: list[dict], *, metric: str = "accuracy") -> Figure:
-    """A score against epsilon, a line a method: rows with "method", "epsilon" and the score's mean, low and high."""
+def draw_alternatives(rows: list[dict]) -> Figure:
+    """Accuracy against epsilon, one line per method: rows with "method", "epsilon" and "accuracy" with its interval."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     where = _epsilon_axis(axes, sorted({row["epsilon"] for row in rows}))
-    for number, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = [row for row in rows if row["method"] == name]
-        mean = np.array([row[metric]["mean"] for row in own])
-        ends = np.array([[row[metric]["low"], row[metric]["high"]] for row in own]).T
-        x = [where[row["epsilon"]] for row in own]
-        axes.errorbar(x, mean, np.abs(ends - mean), fmt="o-", ms=4, capsize=2, color=SHADES[number], label=name)
-    axes.set_ylabel(NAMES[metric])
+    for name, colour in zip(dict.fromkeys(row["method"] for row in rows), PALETTE, strict=False):
+        _curve(axes, where, [row for row in rows if row["method"] == name], "accuracy", color=colour, label=name)
+    axes.set_ylabel(NAMES["accuracy"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -15,10 +15,10 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.fairness.scores import METRICS, scores
 from dopamine_lib.federation.bounds import centre_multiplier
 from dopamine_lib.federation.experiment import Experiment, Options
-from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, Setting, choice_for, setting
+from dopamine_lib.federation.settings import CHOICES, Choice, Setting, choice_for, setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.machine import threads
-from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
+from dopamine_lib.privacy.accounting import SampledGaussian, noise_multiplier_for
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
 #: The setting whose choices a private one takes where there is no noise.
@@ -142,19 +142,3 @@ def validate_rule(options: Options, name: str, *, epsilons=EPSILONS[:4], exponen
         graded = [runs_at(experiment, name, target, shorter=shorter, exponent=exponent)[2] for target in epsilons]
         found[exponent] = [float(scores(labels, runs)["accuracy"].mean()) for runs in graded]
     return found
-
-
-def paper_points(accountant: str = "prv", delta: float = 1e-4) -> dict[str, dict[str, float]]:
-    """The paper's own settings: epsilon of their declared sigma by ``accountant``, and the accuracy of its Figure 1."""
-    from dopamine_lib.reproduction.figure1 import paper_figure1
-
-    published = paper_figure1()
-    points = {}
-    for name in WITHOUT_NOISE:
-        declared = SETTINGS[name]
-        spent = SampledGaussian(declared.noise_multiplier, declared.sample_rate, declared.steps)
-        points[name] = {
-            "epsilon": epsilon(spent, delta, accountant),
-            "accuracy": float(published[name][-10:].mean()) / 100,
-        }
-    return points

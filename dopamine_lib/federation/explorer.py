@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from dopamine_lib.errors import check_within
-from dopamine_lib.privacy.explorer import BLUE, GREY, ORANGE
+from dopamine_lib.pictures import BLUE, GREEN, GREY, RED
 
-PATIENTS, DRAWS, GREEN = 120, 300, "#009E73"
+PATIENTS, DRAWS = 120, 300
 #: What the sliders offer.
 CLIPS, NOISES, RATES, HOSPITALS = (0.05, 8.0), (0.0, 20.0), (0.02, 1.0), (1, 12)
 
@@ -72,12 +72,12 @@ def draw_step(max_grad_norm: float = 1.5, noise_multiplier: float = 1.15, sample
     left, right = figure.add_axes((0.06, 0.1, 0.41, 0.74)), figure.add_axes((0.56, 0.1, 0.41, 0.74))
     left.add_collection(LineCollection([((0, 0), tuple(g)) for g in seen["gradients"]], colors=GREY, linewidths=0.7))
     left.add_collection(LineCollection([((0, 0), tuple(g)) for g in seen["clipped"]], colors=BLUE, linewidths=1.2))
-    left.add_patch(Circle((0, 0), max_grad_norm, fill=False, edgecolor=ORANGE))
+    left.add_patch(Circle((0, 0), max_grad_norm, fill=False, edgecolor=RED))
     left.set(xlim=(-3.5, 3.5), ylim=(-1.7, 5.3), xticks=(-2, 0, 2), yticks=(0, 2, 4))
     share = f"clipped: {seen['clipped_share']:.0%} of all"
     left.set_title(f"{len(seen['gradients'])} patients sampled\n{share}", fontsize=10)
     right.plot(*seen["noisy"].T, ".", color=GREY, markersize=2.5, label="with noise, 300 draws")
-    for name, marker, colour in (("true", "*", GREEN), ("expected", "s", ORANGE), ("average", "o", BLUE)):
+    for name, marker, colour in (("true", "*", GREEN), ("expected", "s", RED), ("average", "o", BLUE)):
         label = {"true": "mean of all patients", "expected": "mean, clipped", "average": "this sample, clipped"}[name]
         right.plot(*seen[name], marker, color=colour, markersize=8, label=label)
     right.set(xlim=(-0.1, 1.3), ylim=(-0.1, 1.3), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.explorer import BLUE, GREY, ORANGE
+from dopamine_lib.pictures import BLUE, GREY, RED
 
 SIZE, IMAGES = 64, 6
 #: What to look at: a message, or its difference to the same message about the next image.
@@ -100,7 +100,7 @@ def draw_message(image: int = 0, message: int = 1, view: str = VIEWS[0]):
     for axes in (left, middle):
         axes.set_axis_off()
     uneven = seen["p"] is not None and seen["p"] < 1e-6
-    right.stairs(seen["counts"] / seen["counts"].sum(), fill=True, color=ORANGE if uneven else BLUE)
+    right.stairs(seen["counts"] / seen["counts"].sum(), fill=True, color=RED if uneven else BLUE)
     right.axhline(1 / 256, color=GREY, linestyle=":")
     judged = "too few for a test" if seen["p"] is None else f"uniform? p = {seen['p']:.1g}"
     right.set(xlabel="value of a byte", xlim=(0, 256), yticks=(), title=f"its bytes: {judged}")

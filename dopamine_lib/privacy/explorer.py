@@ -5,15 +5,15 @@ widgets the same functions draw the same pictures. Figures for reading are in th
 """
 
 import functools
-import io
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel, ticks
 from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, check_delta, rdp_epsilon
 from dopamine_lib.privacy.composition import rdp_curve
 from dopamine_lib.privacy.gaussian import analytic_sigma, classic_sigma, gaussian_delta
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 #: Values of epsilon on the horizontal axis of the calibration picture.
 EPSILONS = np.geomspace(0.05, 50, 31)
 
@@ -38,19 +38,18 @@ def _calibration_curves(delta: float) -> tuple[dict[str, float], ...]:
     return tuple(calibration(float(epsilon), delta) for epsilon in EPSILONS)
 
 
-def draw_calibration(epsilon: float = 1.0, delta: float = 1e-4):
-    """Both sigmas against epsilon, and in the legend how much of delta each spends at ``epsilon``; returns a Figure."""
+def draw_calibration(epsilon: float = 1.0, delta: float = 1e-4) -> Figure:
+    """Both sigmas against epsilon, and in the legend how much of delta each spends at ``epsilon``."""
     chosen, rows = calibration(epsilon, delta), _calibration_curves(delta)
-    figure, axes = _panel()
-    for key, colour, name in (("classic", ORANGE, "Definition 2"), ("analytic", BLUE, "analytic")):
+    figure, axes = explorer_panel()
+    for key, colour, name in (("classic", RED, "Definition 2"), ("analytic", BLUE, "analytic")):
         label = f"{name}: {chosen[key]:.3f}, spends {chosen[f'delta_{key}'] / delta:.3g} delta"
         axes.plot(EPSILONS, [row[key] for row in rows], color=colour, label=label)
         axes.plot(epsilon, chosen[key], "o", color=colour)
     axes.axvline(1, color=GREY, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="epsilon", title="noise needed: sigma / sensitivity")
-    for axis, powers in ((axes.xaxis, (0.1, 1, 10)), (axes.yaxis, (0.1, 1, 10, 100))):  # labels take the time: few
-        axis.set_ticks(powers, [f"{power:g}" for power in powers])
-        axis.set_minor_locator(_no_ticks())
+    ticks(axes.xaxis, 0.1, 1, 10)
+    ticks(axes.yaxis, 0.1, 1, 10, 100)
     axes.set(xlim=(0.05, 50), ylim=(0.05, 200))
     axes.legend(loc="upper right")
     return figure
@@ -72,50 +71,15 @@ def budget(noise_multiplier: float, sample_rate: float, steps: int, delta: float
     return spent
 
 
-def draw_budget(noise_multiplier: float = 1.15, sample_rate: float = 0.034, steps: int = 3001, delta: float = 1e-4):
-    """Epsilon against the steps of training, by the classic and the improved conversion; returns a Figure."""
+def draw_budget(
+    noise_multiplier: float = 1.15, sample_rate: float = 0.034, steps: int = 3001, delta: float = 1e-4
+) -> Figure:
+    """Epsilon against the steps of training, by the classic and the improved conversion."""
     spent = budget(noise_multiplier, sample_rate, steps, delta)
-    figure, axes = _panel()
-    for key, colour, name in (("rdp_classic", ORANGE, "classic RDP"), ("rdp", BLUE, "improved RDP")):
+    figure, axes = explorer_panel()
+    for key, colour, name in (("rdp_classic", RED, "classic RDP"), ("rdp", BLUE, "improved RDP")):
         axes.plot(spent["steps"], spent[key], color=colour, label=f"{name}: {spent[key][-1]:.2f}")
     axes.set(xlabel="steps", title="epsilon spent", xlim=(0, None), ylim=(0, None))
     axes.locator_params(nbins=4)
     axes.legend(loc="lower right")
     return figure
-
-
-def png(figure) -> bytes:
-    """The picture as a PNG file, drawn once (Jupyter's own display measures, then draws again)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=72)
-    return buffer.getvalue()
-
-
-def explorer(draw, **sliders):
-    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go; an ipywidgets box."""
-    import ipywidgets
-
-    image = ipywidgets.Image(format="png")
-
-    def react(_=None):
-        image.value = png(draw(**{name: slider.value for name, slider in sliders.items()}))
-
-    for slider in sliders.values():
-        slider.observe(react, names="value")
-    react()
-    return ipywidgets.VBox([*sliders.values(), image])
-
-
-def _no_ticks():
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
-
-
-def _panel():
-    """A small figure with fixed margins: a layout engine would draw everything twice."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 3.2), dpi=72)
-    axes = figure.add_axes((0.1, 0.16, 0.87, 0.73))
-    return figure, axes

@@ -1,0 +1,79 @@
+"""What all pictures share: one palette, figures of equal make, and sliders above a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+#: Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), and greys. RED is what they call vermilion.
+BLACK, BLUE, RED, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+LIGHT_GREY, GREY, DARK_GREY = "#bbbbbb", "#999999", "#777777"
+#: For up to eight groups or lines, in this order.
+PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
+#: A setting has one colour in every picture.
+SETTING_COLOURS = {"C": BLACK, "CDP": BLUE, "F": GREY, "FPDP": RED, "FSCDP": GREEN}
+
+
+def panels(
+    count: int = 1, width: float = 4.6, height: float = 3.2, *, grid: bool = False
+) -> tuple[Figure, np.ndarray[Axes]]:
+    """An empty figure of ``count`` panels in a row, each of this width and height in inches, and its axes (count,).
+
+    >>> figure, (left, right) = panels(2)
+    >>> left.set_title("before"), right.set_title("after")
+    (Text(0.5, 1.0, 'before'), Text(0.5, 1.0, 'after'))
+    """
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    if grid:
+        for one in axes:
+            one.grid(alpha=0.3)
+    return figure, axes
+
+
+def explorer_panel(height: float = 0.73) -> tuple[Figure, Axes]:
+    """A small figure with fixed margins, because a layout engine would draw everything twice.
+
+    height  of the axes, as a share of the figure's
+    """
+    figure = Figure(figsize=(5.5, 3.2), dpi=72)
+    return figure, figure.add_axes((0.1, 0.16, 0.87, height))
+
+
+def ticks(axis: Axis, *values: float) -> None:
+    """Plain labels at these values alone of a logarithmic axis; labels are what takes the time of a small picture."""
+    axis.set_ticks(values, [f"{value:g}" for value in values])
+    axis.set_minor_locator(NullLocator())
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file, drawn once (Jupyter's own display measures, then draws again)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=72)
+    return buffer.getvalue()
+
+
+def explorer(draw: Callable[..., Figure], **sliders: ipywidgets.ValueWidget) -> ipywidgets.VBox:
+    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go."""
+    import ipywidgets
+
+    image = ipywidgets.Image(format="png")
+
+    def redraw(_=None):
+        image.value = png(draw(**{name: slider.value for name, slider in sliders.items()}))
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*sliders.values(), image])
