@@ -45,7 +45,7 @@ def test_declared_settings_are_the_golden_ones(name):
 
 
 def test_published_command_would_spend_46():
-    """Register, flaw 14: 30,001 iterations instead of 3,001."""
+    """Register, row 14: 30,001 iterations instead of 3,001."""
     assert epsilon(SampledGaussian(1.15, 100 / 2930, 30001), DELTA) == pytest.approx(46, abs=0.5)
 
 

@@ -52,7 +52,7 @@ def gaussian_bound(seed, kind=lambda mechanism: mechanism, samples=400_000):
 
 
 class ForgetsTheEmptyBatch(Hospital):
-    """The published code (register, flaw 3): nobody sampled, nothing added."""
+    """The published code (register, row 3): nobody sampled, nothing added."""
 
     def noised(self, clipped_sum, step):
         return clipped_sum if len(self.sample(step)) == 0 else super().noised(clipped_sum, step)

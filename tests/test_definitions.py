@@ -248,8 +248,9 @@ def test_no_patient_moves_a_clamped_sum_by_more_than_the_sensitivity(ages, low, 
 
 
 def test_sensitivities_are_reached():
+    # register, row 16
     assert dp.sensitivity("count") == dp.sensitivity("count", adjacency="replace") == 1
-    assert dp.sensitivity("sum", -1, 1) == 1 and dp.sensitivity("sum", -1, 1, adjacency="replace") == 2  # flaw 16
+    assert dp.sensitivity("sum", -1, 1) == 1 and dp.sensitivity("sum", -1, 1, adjacency="replace") == 2
     assert dp.sensitivity("sum", 0, 4) == dp.sensitivity("sum", 0, 4, adjacency="replace") == 4
     assert dp.sensitivity("mean", -3, 2, n=100) == pytest.approx(0.03)
     assert dp.clamp([math.inf, -5, 3], 0, 4).tolist() == [4, 0, 3]

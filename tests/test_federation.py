@@ -159,7 +159,7 @@ def test_no_hospital_is_too_small_for_the_bound(task, sizes):
     """A patient moves the averaged gradient by at most C / (q N), wherever it is; the noise is sigma C / (q N)."""
     once = replace(SETTINGS["FSCDP"], sample_rate=1.0, rounds=1, noise_multiplier=None)
     training = run(make_training(task, declared=once, sizes=sizes, choice=Choice(1.0, 0.1, momentum=0.0)))
-    # every patient has the same weight 1 / N in the step, whatever its hospital's size (register, flaw 2)
+    # every patient has the same weight 1 / N in the step, whatever its hospital's size (register, row 2)
     step = task.clipped_sums(task.start, torch.arange(PATIENTS), 0.1)[0] / PATIENTS
     assert torch.allclose(training.server.w, task.start - step, atol=1e-6) and step.norm() > 1e-3
     noisy = make_training(task, sizes=sizes, choice=Choice(1.0, 0.1))
@@ -170,7 +170,7 @@ def test_no_hospital_is_too_small_for_the_bound(task, sizes):
 
 
 def test_dividing_by_the_own_batch_would_break_the_bound_of_a_small_hospital():
-    """Register, flaw 2: with weights 1 / (K b_k) the small hospital's patient meets far less relative noise."""
+    """Register, row 2: with weights 1 / (K b_k) the small hospital's patient meets far less relative noise."""
     batches = np.array([2.0, 8, 10, 40, 60]) * 0.5
     sigma = 1.15
     noise = sigma / math.sqrt(5) * np.sqrt(np.sum((1 / (5 * batches)) ** 2))

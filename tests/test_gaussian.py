@@ -111,7 +111,7 @@ def test_definition_2_is_enough_where_it_is_proven(epsilon, delta):
 
 @pytest.mark.parametrize("epsilon, delta", [(8, 1e-2), (8, 1e-3), (8, 1e-4), (10.83, 1e-4), (12, 1e-12), (20, 1e-6)])
 def test_definition_2_adds_too_little_noise_beyond(epsilon, delta):
-    """Register, flaw 8: past its crossing point the formula spends more delta than it declares."""
+    """Register, row 8: past its crossing point the formula spends more delta than it declares."""
     assert gaussian_delta(classic_sigma(epsilon, delta), epsilon) > delta
     assert classic_sigma(epsilon, delta) < analytic_sigma(epsilon, delta)
 
@@ -148,7 +148,7 @@ def test_bad_sigma_and_epsilon_are_refused(refuses):
 
 
 def test_shares_add_up_and_what_absence_leaves():
-    """Register, flaws 1 and 9: the variance is over K, and every absence takes a share."""
+    """Register, rows 1 and 9: the variance is over K, and every absence takes a share."""
     assert 10 * share_for(1.15, 10) ** 2 == pytest.approx(1.15**2)
     assert 2.0 * share_for(1.15, 10) == pytest.approx(noise_share(1.15, 2.0, 10))
     assert remaining_sigma(1.15, 10, 0) == 1.15

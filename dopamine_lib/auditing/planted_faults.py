@@ -34,7 +34,7 @@ def noise_by_hospitals(training: Training) -> None:
 
 
 def no_noise_on_an_empty_batch(training: Training) -> None:
-    """Nobody sampled, nothing to hide, nothing added (register, flaw 3): the absence of noise tells."""
+    """Nobody sampled, nothing to hide, nothing added (register, row 3): the absence of noise tells."""
     for hospital in training.hospitals:
         sound = hospital.noised
         hospital.noised = lambda clipped_sum, step, sample=hospital.sample, sound=sound: (
@@ -55,7 +55,7 @@ def clipping_after_averaging(training: Training) -> None:
 
 
 def momentum_in_the_clear(training: Training) -> None:
-    """The sum is added securely, but hospitals send their own momentum past it (register, flaws 5 and 19).
+    """The sum is added securely, but hospitals send their own momentum past it (register, rows 5 and 19).
 
     The server then sees one hospital's share of the noise where the bound counts on all of them.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from dopamine_lib.errors import InputError, check_within
 
-#: The paper's delta (register, flaw 15: a third of 1/n, where practice asks for much less).
+#: The paper's delta (register, row 15: a third of 1/n, where practice asks for much less).
 DELTA = 1e-4
 #: Every setting trains for 100 epochs (Figure 1's horizontal axis).
 EPOCHS = 100

@@ -14,7 +14,7 @@ from scipy.special import log_ndtr, ndtr
 
 from dopamine_lib.errors import InputError, check_within
 
-#: Who counts as a neighbour: the kit's default, and the one that costs twice as much in a sum (register, flaw 16).
+#: Who counts as a neighbour: the kit's default, and the one that costs twice as much in a sum (register, row 16).
 ADJACENCIES = ("add-remove", "replace")
 LARGEST_EPSILON = 500.0
 
