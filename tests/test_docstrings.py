@@ -16,7 +16,6 @@ UNFINISHED = (
     "__main__",
     "auditing",
     "benchmarks",
-    "course",
     "data",
     "encryption",
     "errors",

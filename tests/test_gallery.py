@@ -1,4 +1,4 @@
-"""The pictures in figures/: those that the command draws, of the size it draws them in, and small."""
+"""The pictures in figures/ are those that the command draws, in the size it draws them, and are small."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ HEAVY = {"masked_message.png", "synthetic_eyes.png"}
 
 
 def results() -> dict:
-    """What ``reproduce`` writes, made up: as much of it as Figure 1 reads."""
+    """What ``reproduce`` writes, made up, as far as Figure 1 reads it."""
     history = [{"epoch": e, "accuracy_mean": 0.5, "accuracy_std": 0.1, "epsilon_rdp_classic": e} for e in range(3)]
     private = {"test_accuracy": {"mean": 0.5, "runs": [0.5]}, "epsilon": {"rdp_classic": 2.0}, "history": history}
     settings = {"C": private | {"epsilon": None}, "FSCDP": private}
@@ -29,7 +29,7 @@ def results() -> dict:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """What the command draws but the heavy ones, Figure 1 from made-up results."""
+    """What the command draws, without the heavy ones; Figure 1 comes from made-up results."""
     folder = tmp_path_factory.mktemp("gallery")
     (folder / "results.json").write_text(json.dumps(results()))
     light = {name: draw for name, draw in gallery.PICTURES.items() if name not in HEAVY}
@@ -40,7 +40,7 @@ def drawn(tmp_path_factory):
 
 
 def differences(one, other) -> list[str]:
-    """What sets two galleries apart: files, and their sizes in pixels."""
+    """The names of files that only one gallery has, or that differ in size."""
     sizes = [{path.name: size(path) for path in folder.iterdir() if path.name not in PAGES} for folder in (one, other)]
     return sorted(name for name in sizes[0].keys() | sizes[1].keys() if sizes[0].get(name) != sizes[1].get(name))
 
@@ -59,7 +59,7 @@ def test_the_gallery_is_what_the_command_draws(drawn):
 def test_the_heavy_ones_are_what_the_command_draws(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DOPAMINE_KERNELS", "numpy")  # the compiled kernels would take longer to compile
     drawn = gallery.save(gallery.PICTURES[name](), tmp_path / name)
-    assert size(drawn) == size(FIGURES / name) and drawn.stat().st_size < gallery.MOST_BYTES
+    assert size(drawn) == size(FIGURES / name) and drawn.stat().st_size < gallery.MAX_BYTES
 
 
 @pytest.mark.parametrize("folder", ["figures", "drawn"])
@@ -67,7 +67,7 @@ def test_every_picture_is_small_and_shows_something(folder, drawn):
     paths = sorted((FIGURES if folder == "figures" else drawn).glob("*"))
     assert len(paths) > len(gallery.PICTURES) - len(HEAVY)
     for path in paths:
-        assert path.suffix == ".png" and path.stat().st_size < gallery.MOST_BYTES, path.name
+        assert path.suffix == ".png" and path.stat().st_size < gallery.MAX_BYTES, path.name
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("L")).std() > 5, f"{path.name} is blank"
 
@@ -87,11 +87,9 @@ def test_a_picture_keeps_its_colours(tmp_path):
 
 
 def test_without_results_there_is_a_run(tmp_path, monkeypatch):
-    """Which takes a minute, so here only what is asked for."""
-    from dopamine_lib.reproduction import run
-
+    """A run takes a minute, so only its options are looked at."""
     asked = []
-    monkeypatch.setattr(run, "reproduce", lambda options, out: asked.append(options) or results())
+    monkeypatch.setattr(gallery, "reproduce", lambda options, out: asked.append(options) or results())
     monkeypatch.setattr(gallery, "PICTURES", {})
     assert main(["gallery", str(tmp_path)]) == 0
     assert asked[0].runs == 5 and asked[0].data == "synthetic" and asked[0].seed is None

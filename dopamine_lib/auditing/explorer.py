@@ -1,4 +1,4 @@
-"""The plain functions behind chapter 7's explorer: what a bound leaves to an attacker, beside what attacks achieved."""
+"""The functions behind the auditing chapter's explorer: what a bound allows, beside what attacks achieved."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,11 +17,15 @@ COLOURS = (BLACK, GREEN, PURPLE, ORANGE, SKY)
 
 
 def allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate: float = 0.01) -> dict:
-    """What an (epsilon, delta) bound allows an attacker who takes ``rate`` of the non-members for members.
+    """What an (epsilon, delta) bound allows an attacker whose false-positive rate is ``rate``.
 
-    prior  how sure the attacker was of a patient's membership before
+    prior  the attacker's probability that a patient is a member, before the attack
     Returns most, the largest true-positive rate; gaussian, that of the best attack on one Gaussian release with just
-    this bound; and belief, how sure a hit can make the attacker. Raises InputError outside the sliders' bounds.
+    this bound; and belief, the largest probability of membership after a hit. Raises InputError outside the sliders'
+    bounds.
+
+    >>> round(allowed(epsilon=1.0, delta=0.001, prior=0.5, rate=0.01)["most"], 4)  # e^epsilon rate + delta
+    0.0282
     """
     check_within("epsilon", epsilon, *EPSILONS, "a useful bound is below 10", low_open=False)
     check_within("delta", delta, *DELTAS, "take much less than 1 / patients", low_open=False)
@@ -35,8 +39,18 @@ def allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate:
     }
 
 
-def draw_allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, rate: float = 0.01, measured=None):
-    """The bound on log axes, and ``measured`` curves beside it: name -> (false, true) rates, ascending; a Figure."""
+def draw_allowed(
+    epsilon: float = 1.0,
+    delta: float = 1e-4,
+    prior: float = 0.5,
+    rate: float = 0.01,
+    measured: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Figure:
+    """The bound of ``allowed`` on logarithmic axes.
+
+    measured  curves to draw beside it: name -> (false-positive rates, true-positive rates), both ascending
+    Raises InputError as ``allowed`` does, and for more curves than colours.
+    """
     values = allowed(epsilon, delta, prior, rate)
     measured = measured or {}
     if len(measured) > len(COLOURS):
@@ -63,12 +77,12 @@ def draw_allowed(epsilon: float = 1.0, delta: float = 1e-4, prior: float = 0.5, 
     return figure
 
 
-def _gaussian(rate, epsilon, delta):
+def _gaussian(rate: float | np.ndarray, epsilon: float, delta: float) -> float | np.ndarray:
     """Phi(Phi^-1(f) + 1 / sigma): the likelihood-ratio test of N(0, sigma^2) against N(1, sigma^2)."""
     return ndtr(ndtri(rate) + 1 / analytic_sigma(epsilon, delta))
 
 
-def _thinned(false, true) -> tuple[np.ndarray, np.ndarray]:
-    """A curve of many thousand steps at the rates of the picture; nothing where it does not reach."""
+def _thinned(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of many thousand steps, at the rates of the picture; NaN below its first rate."""
     at = np.searchsorted(false, RATES, "right") - 1
     return RATES, np.where(at < 0, np.nan, np.maximum(np.asarray(true)[np.maximum(at, 0)], 1e-9))

@@ -1,4 +1,4 @@
-"""One picture: what an accountant promised at most beside what an audit proved at least."""
+"""One picture: the accountants' upper bounds on epsilon beside the lower bound of an audit."""
 
 from matplotlib.figure import Figure
 
@@ -9,9 +9,10 @@ MARKS = {"rdp_classic": ("|", "classic RDP"), "rdp": ("2", "improved RDP"), "prv
 
 
 def draw_bounds(rows: list[dict], *, title: str = "empirical and accounted epsilon") -> Figure:
-    """A line for each row between the two bounds, where the true epsilon lies.
+    """One line per row, from the lower to the smallest upper bound: the true epsilon lies on it.
 
-    rows  "name", "lower" (an audit's bound, or None) and "claimed", epsilon by accountant. Raises InputError for none.
+    rows  dicts with "name", "lower" (an audit's bound, or None) and "claimed" (epsilon by accountant)
+    Raises InputError without rows.
     """
     if not rows:
         raise InputError("there is nothing to draw: give at least one row")

@@ -1,21 +1,22 @@
-"""The students' copies of the homework, made by nbgrader: solutions, outputs and hidden tests taken out.
+"""The students' copies of the homework, made by nbgrader: without solutions, outputs and hidden tests.
 
-nbgrader wants a course tree; it is made in a temporary folder and gone afterwards, and no gradebook is written.
-Grading is nbgrader's own business and needs a course folder of the instructor's: see the README.
+nbgrader wants a course tree: it is made in a temporary folder, and no gradebook is written. Grading is nbgrader's own
+business and needs a course folder of the instructor's: see the README.
 """
 
 import re
 import shutil
 import tempfile
+from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
 
-#: The repository's homework. The kit is installed in place (``-e .``), so it stands beside the library.
+#: The repository's homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
 SOURCES = Path(__file__).parents[2] / "notebooks" / "homework"
 
 
-def students_copies(out, sources=None) -> list[Path]:
+def students_copies(out: str | PathLike, sources: str | PathLike | None = None) -> list[Path]:
     """Write a student's copy of every notebook of ``sources`` (default: ``SOURCES``) into the folder ``out``.
 
     Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use, nbgrader is not installed,
@@ -42,7 +43,7 @@ def find_homework(sources: Path) -> list[Path]:
 
 
 def _release(course: Path, notebook: Path) -> Path:
-    """Put ``notebook`` into the course as the assignment of its name and generate the students' version of it."""
+    """Put ``notebook`` into the course as an assignment of its own name and generate the students' version of it."""
     try:
         from nbgrader.apps import NbGraderAPI
     except ImportError:
@@ -53,7 +54,7 @@ def _release(course: Path, notebook: Path) -> Path:
     source = course / "source" / name / notebook.name
     source.parent.mkdir(parents=True)
     shutil.copyfile(notebook, source)
-    # named notebook and no database: copies need no gradebook, and to make one takes seconds
+    # naming the notebook lets it do without a database: copies need no gradebook, which takes seconds to make
     config = Config(
         CourseDirectory={"root": str(course), "notebook_id": name},
         GenerateAssignment={"no_database": True},
@@ -66,6 +67,6 @@ def _release(course: Path, notebook: Path) -> Path:
 
 
 def _reason(result: dict) -> str:
-    """The error that nbgrader's log names first: what comes after it only repeats that there was one."""
+    """The first error in nbgrader's log: the later ones only repeat that there was one."""
     errors = re.findall(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception): .+)$", result.get("log") or "", re.MULTILINE)
     return errors[0].strip() if errors else "it does not say why"

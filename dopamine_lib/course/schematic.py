@@ -5,8 +5,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from dopamine_lib.pictures import BLUE
 
-HOSPITAL, SERVER, PERSON, DEALER = "#cfe8d5", "#d6e4f5", "#fbe3d0", "#eadcf0"
-SECRET, CLEAR = BLUE, "#555555"
+HOSPITAL, SERVER, PATIENT, CRYPTO_PROVIDER = "#cfe8d5", "#d6e4f5", "#fbe3d0", "#eadcf0"
+SECRET, CLEAR = BLUE, "#555555"  # arrows that carry a hidden secret, and others
 
 
 def dopamine_schematic(hospitals: int = 3) -> Figure:
@@ -40,7 +40,7 @@ def _training(axes, hospitals: int) -> None:
 
 
 def _inference(axes) -> None:
-    _box(axes, 2.0, 8.3, 3.6, 1.9, PERSON, "Patient\nhas a scan,\nwants a grade")
+    _box(axes, 2.0, 8.3, 3.6, 1.9, PATIENT, "Patient\nhas a scan,\nwants a grade")
     _box(axes, 8.0, 8.3, 3.6, 1.9, SERVER, "Service provider\nhas the model")
     _box(
         axes,
@@ -48,7 +48,7 @@ def _inference(axes) -> None:
         2.1,
         6.4,
         2.4,
-        DEALER,
+        CRYPTO_PROVIDER,
         "Crypto-provider (a hospital)\ndeals correlated randomness,\nsees neither scan nor model",
     )
     _arrow(axes, (3.9, 8.3), (6.1, 8.3), SECRET, both=True)

@@ -1,20 +1,23 @@
 """The README, the chapters and the students' homework as a static site, by Sphinx and MyST-NB.
 
-Nothing is executed: what the notebooks show is what is stored in them. Nothing is fetched either, now or by a reader's
-browser: MathJax comes out of a package and is copied along, and sliders, which would need a kernel, are left out.
+Nothing is executed: the pages show the outputs that are stored in the notebooks. Nothing is fetched either, neither now
+nor by a reader's browser: MathJax comes out of a package and is copied along, and sliders, which would need a kernel,
+are left out.
 """
 
 import io
 import shutil
 import tempfile
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 
+from dopamine_lib.course.homework import students_copies
 from dopamine_lib.errors import InputError
 
-#: The kit is installed in place (``-e .``), so its texts stand beside the library.
+#: The kit is installed in place (``-e .``), so its texts lie beside the library.
 REPOSITORY = Path(__file__).parents[2]
-#: What pages link to and what is no page: copied as it stands.
+#: Files that pages link to, copied unchanged.
 _LINKED = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py", "figures")
 _TREE = "\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 _CONFIGURATION = {
@@ -26,7 +29,7 @@ _CONFIGURATION = {
     "nb_render_markdown_format": "myst",
     "myst_enable_extensions": ["dollarmath", "amsmath", "html_image"],
     "myst_heading_anchors": 3,
-    # headings are called as Jupyter and GitHub's viewer of notebooks call them, so that links hold in all three
+    # headings are named as in Jupyter and in GitHub's viewer of notebooks, so that links hold in all three
     "myst_heading_slug_func": "dopamine_lib.course.site.heading_anchor",
     "smartquotes": False,
     "html_theme": "furo",
@@ -37,18 +40,18 @@ _CONFIGURATION = {
     "mathjax2_config": {
         "config": ["TeX-AMS-MML_HTMLorMML-full.js"],
         "tex2jax": {"processClass": "math", "displayMath": [[r"\[", r"\]"]]},
-        # the package brings these letters alone
+        # the only fonts in the package
         "HTML-CSS": {"availableFonts": [], "imageFont": None, "preferredFont": None, "webFont": "STIX-Web"},
         "messageStyle": "none",
     },
 }
 
 
-def build_site(out) -> list[str]:
+def build_site(out: str | PathLike) -> list[str]:
     """Write the site into the folder ``out``, which must be empty or not there yet; ``out/index.html`` is its entry.
 
-    Returns what Sphinx warned of, a line each. Raises InputError if ``out`` is in use or cannot be made, a package is
-    not installed, or the notebooks do not stand beside the library.
+    Returns Sphinx's warnings, one line each. Raises InputError if ``out`` is in use or cannot be made, a package is not
+    installed, or the notebooks do not lie beside the library.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -67,14 +70,16 @@ def build_site(out) -> list[str]:
 
 
 def heading_anchor(title: str) -> str:
-    """The name of a heading in a notebook, as links after a # have it."""
+    """The name of a heading in a notebook, as it stands after the # of a link.
+
+    >>> heading_anchor("Where it fails")
+    'Where-it-fails'
+    """
     return title.strip().replace(" ", "-")
 
 
 def _gather(source: Path) -> None:
-    """Put everything that becomes a page, or that a page links to, into ``source``; the README is the first page."""
-    from dopamine_lib.course.homework import students_copies
-
+    """Copy everything that becomes a page, or that a page links to, into ``source``; the README is the first page."""
     chapters = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
     if not chapters:
         raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
@@ -93,7 +98,7 @@ def _gather(source: Path) -> None:
 
 
 def _mathjax() -> Path:
-    """The folder of MathJax, in the package that Jupyter's servers use."""
+    """The folder of MathJax in the package that Jupyter's servers use."""
     import jupyter_server_mathjax
 
     return Path(jupyter_server_mathjax.__file__).parent / "static"

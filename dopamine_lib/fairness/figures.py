@@ -12,7 +12,7 @@ NAMES = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa", "auroc": 
 
 
 def _bar(score: dict) -> list[list[float]]:
-    """Lengths of an error bar below and above the mean."""
+    """Lengths (2, 1) of an error bar, below and above the mean."""
     return [[max(0.0, score["mean"] - score["low"])], [max(0.0, score["high"] - score["mean"])]]
 
 
