@@ -17,3 +17,14 @@ def check_within(name: str, value, low, high, remedy: str, *, low_open: bool = T
             return
     bounds = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
     raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
+
+
+def check_epsilon(epsilon: float, *, zero: bool = False, most: float = 1000) -> None:
+    """Raise InputError unless 0 < epsilon <= ``most``, or 0 <= epsilon <= ``most`` where ``zero`` is allowed."""
+    check_within("epsilon", epsilon, 0, most, "a useful bound is below 10", low_open=not zero)
+
+
+def check_delta(delta: float, *, zero: bool = False) -> None:
+    """Raise InputError unless 0 < delta < 1, or 0 <= delta < 1 where ``zero`` is allowed."""
+    remedy = "take much less than 1 / patients, e.g. 1e-6" + (", or 0 for pure DP" if zero else "")
+    check_within("delta", delta, 0, 1, remedy, low_open=not zero, high_open=True)

@@ -11,9 +11,10 @@ Both can prove a fault and neither can prove that there is none: the canary or t
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import betainc, expit
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 from dopamine_lib.privacy.accounting import epsilon
 from dopamine_lib.privacy.checker import Event, chosen_event, clopper_pearson, strongest_event
 
@@ -34,8 +35,8 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
     check_within("canaries", canaries, 1, 10**7, "count those whose coin was thrown", low_open=False)
     check_within("guesses", guesses, 0, canaries, "at most one for each canary", low_open=False)
     check_within("correct guesses", correct, 0, guesses, "at most all of them", low_open=False)
-    check_within("epsilon", epsilon, 0, 1e3, "a useful bound is below 10", low_open=False)
-    check_within("delta", delta, 0, 1, "0 asks for pure DP", low_open=False, high_open=True)
+    check_epsilon(epsilon, zero=True)
+    check_delta(delta, zero=True)
     least = np.arange(correct, 0, -1)  # v, v - 1 ... 1, and for 0 f is 1
     f = np.append(betainc(least, guesses - least + 1, expit(epsilon)), 1.0)
     slope = ((f[1:] - f[0]) / np.arange(1, correct + 1)).max(initial=0.0)
@@ -45,12 +46,15 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
 def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, confidence: float = 0.95) -> float:
     """The largest epsilon whose ``one_run_p_value`` is below 1 - confidence, to 1e-6 and rounded down; 0 if none is."""
     check_within("confidence", confidence, 0, 1, "0.95 is usual", high_open=True)
-    low, high = 0.0, _MOST_EPSILON
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        rejected = one_run_p_value(canaries, guesses, correct, middle, delta) < 1 - confidence
-        low, high = (middle, high) if rejected else (low, middle)
-    return low
+
+    def excess(epsilon):  # grows with epsilon; where it is negative, epsilon is rejected
+        return one_run_p_value(canaries, guesses, correct, epsilon, delta) - (1 - confidence)
+
+    if excess(0.0) >= 0:
+        return 0.0
+    if excess(_MOST_EPSILON) < 0:
+        return _MOST_EPSILON
+    return max(0.0, brentq(excess, 0.0, _MOST_EPSILON, xtol=4e-7) - 5e-7)
 
 
 @dataclass(frozen=True)

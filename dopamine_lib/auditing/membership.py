@@ -15,8 +15,8 @@ an attack that is right about a few patients and knows it does harm, however lit
 import numpy as np
 from scipy.special import logsumexp
 
-from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.definitions import check_epsilon
+from dopamine_lib.errors import InputError, check_delta, check_within
+from dopamine_lib.privacy.definitions import check_epsilons
 
 #: With fewer shadow models a spread of its own for every patient is too noisy (Carlini et al. 2022): one for all.
 ENOUGH_SHADOWS = 64
@@ -145,7 +145,7 @@ def most_true_positives(false_positives, epsilon: float, delta: float) -> np.nda
     Eq. 1 for the event "taken for a member", and for its complement (Kairouz, Oh, Viswanath 2015): at most
     e^epsilon f + delta, and at most 1 - e^-epsilon (1 - delta - f).
     """
-    check_epsilon(epsilon, zero=True)
-    check_within("delta", delta, 0, 1, "0 is pure DP", low_open=False)
+    check_epsilons(epsilon, zero=True)
+    check_delta(delta, zero=True)
     f = np.asarray(false_positives, dtype=float)
     return np.minimum(np.minimum(np.exp(epsilon) * f + delta, 1 - np.exp(-epsilon) * (1 - delta - f)), 1.0)

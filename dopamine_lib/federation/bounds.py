@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, Event, SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, DpEvent, SampledGaussian, epsilon
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
 
@@ -43,7 +43,7 @@ class Bound:
                 f"{self.setting.noise_multiplier:g}: make it for this setting"
             )
 
-    def events(self, steps: int, colluding: int = 0) -> tuple[Event, ...]:
+    def events(self, steps: int, colluding: int = 0) -> tuple[DpEvent, ...]:
         """What happened, to somebody who can subtract the noise of ``colluding`` hospitals."""
         if self.integer is not None:
             return (self.integer.event(steps, colluding),)

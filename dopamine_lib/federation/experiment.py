@@ -12,13 +12,13 @@ import torch
 from dopamine_lib import data
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.data.hospitals import SPLITS, split_hospitals
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, check_delta, check_epsilon
 from dopamine_lib.federation.aggregation import AGGREGATIONS, NOISES, make_aggregation, make_integer_noise
 from dopamine_lib.federation.bounds import Bound, centre_multiplier
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models.networks import MODELS, Weights, build, extract_features, load_weights, to_input
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, check_delta, noise_multiplier_for
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, SampledGaussian, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.integer_noise import IntegerNoise
@@ -73,8 +73,8 @@ class Options:
             raise InputError(f"runs is {self.runs}, but must lie in [1, 1000]: 5 is the paper's")
         if not 2 <= self.hospitals <= 1000:
             raise InputError(f"hospitals is {self.hospitals}, but must lie in [2, 1000]: 10 is the paper's")
-        if self.epsilon is not None and not (math.isfinite(self.epsilon) and 0 < self.epsilon <= 1000):
-            raise InputError(f"epsilon is {self.epsilon}, but must lie in (0, 1000]: a useful bound is below 10")
+        if self.epsilon is not None:
+            check_epsilon(self.epsilon)
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
         if self.least is not None and not 2 <= self.least <= self.hospitals:

@@ -8,7 +8,7 @@ averaging) belongs to the model and is never chosen on test images.
 import math
 from dataclasses import dataclass, replace
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_epsilon
 
 #: The paper's delta (register, row 15: a third of 1/n, where practice asks for much less).
 DELTA = 1e-4
@@ -154,7 +154,7 @@ def choice_for(model: str, name: str, epsilon: float | None = None) -> Choice:
     choice, declared = CHOICES[model][name], setting(name)
     if epsilon is None or not (declared.private and declared.shared_noise and choice.centre):
         return choice
-    check_within("epsilon", epsilon, 0, 1e3, "a useful bound is below 10")
+    check_epsilon(epsilon)
     return replace(choice, centre=min(choice.centre, max(1.0, CENTRE / epsilon)))
 
 

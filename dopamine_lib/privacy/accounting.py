@@ -1,7 +1,7 @@
 """What a training run has spent: epsilon by three accountants, its inverse, and the ledger.
 
-What happened is an ``Event``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``. Accountants interpret
-events, composed. Opacus does the mathematics of the Gaussian: Renyi-DP with Poisson sampling (Mironov, Talwar, Zhang
+What happened is a ``DpEvent``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``. Accountants interpret
+composed events. Opacus does the mathematics of the Gaussian: Renyi-DP with Poisson sampling (Mironov, Talwar, Zhang
 2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding or
 removing one patient's image.
 """
@@ -9,6 +9,7 @@ removing one patient's image.
 import functools
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from scipy.optimize import brentq
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
@@ -33,11 +34,6 @@ class BudgetSpent(Exception):
     """The next step would pass the privacy budget (Algorithm 1, lines 18 to 20)."""
 
 
-def check_delta(delta: float) -> None:
-    """Raise InputError unless 0 < delta < 1."""
-    check_within("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", high_open=True)
-
-
 def check_steps(steps: int) -> None:
     """Raise InputError unless ``steps`` is a whole number from 0 to 10 million."""
     check_within("number of steps", steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
@@ -45,7 +41,7 @@ def check_steps(steps: int) -> None:
         raise InputError(f"number of steps is {steps}, but must be whole: count the noisy steps")
 
 
-class Event(Protocol):
+class DpEvent(Protocol):
     """A mechanism composed ``steps`` times, as the accountants see it.
 
     orders  the Renyi orders at which ``rdp`` is known
@@ -68,7 +64,7 @@ class Event(Protocol):
 
 @dataclass(frozen=True)
 class SampledGaussian:
-    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times: an ``Event``.
+    """The Poisson-subsampled Gaussian mechanism, composed ``steps`` times: a ``DpEvent``.
 
     noise_multiplier  sigma: the noise's standard deviation in units of the clipping norm C
     sample_rate       q: every patient takes part in a step independently with this probability
@@ -140,7 +136,7 @@ def rdp_epsilon(rdp: np.ndarray, orders: tuple[float, ...], delta: float, improv
 
 
 def epsilon(
-    events: Event | Iterable[Event],
+    events: DpEvent | Iterable[DpEvent],
     delta: float,
     accountant: str = "rdp_classic",
     orders: tuple[float, ...] = (),
@@ -172,7 +168,7 @@ def epsilon(
     return functools.reduce(lambda spent, event: event.with_sampler(spent, delta, left), events, spent)
 
 
-def epsilons(events: Event | Iterable[Event], delta: float) -> dict[str, float | None]:
+def epsilons(events: DpEvent | Iterable[DpEvent], delta: float) -> dict[str, float | None]:
     """Epsilon by each of the three accountants; None by "prv" where an event has no PRV."""
     return {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
 
@@ -185,7 +181,7 @@ def noise_multiplier_for(
     before  SampledGaussians that are spent as well
     Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
     """
-    check_within("epsilon", target, 0, 1e3, "a useful bound is below 10")
+    check_epsilon(target)
 
     def spent(sigma, accountant=accountant, orders=ORDERS):
         return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
@@ -270,7 +266,7 @@ class Ledger:
         """The largest number of steps within the budget, by bisection: epsilon grows with every step."""
         if math.isinf(self.budget):
             return math.inf
-        check_within("epsilon", self.budget, 0, 1e3, "a useful bound is below 10")
+        check_epsilon(self.budget)
 
         def fits(steps):
             return self._bound(steps, self.accountant) <= self.budget
@@ -282,7 +278,5 @@ class Ledger:
         low, high = 0, 1024
         while fits(high) and high < MOST_STEPS:
             low, high = high, min(2 * high, MOST_STEPS)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        between = range(low + 1, high)
+        return low + bisect_right(between, self.budget, key=lambda steps: self._bound(steps, self.accountant))

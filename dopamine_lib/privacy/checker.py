@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_delta, check_within
 
 FEWEST_SAMPLES = 200
 #: Thresholds tried: evenly in the bulk, geometrically towards both tails, where a small delta is decided.
@@ -106,8 +106,7 @@ def chosen_event(samples_on_d, samples_on_d_prime, delta: float, confidence: flo
 
 
 def _chosen(samples_on_d, samples_on_d_prime, delta, confidence, score):
-    remedy = "0 asks for pure DP; else the delta that is declared"
-    check_within("delta", delta, 0, 1, remedy, low_open=False, high_open=True)
+    check_delta(delta, zero=True)
     check_within("confidence", confidence, 0, 1, "0.99 is usual", high_open=True)
     halves = []
     for name, samples in (("D", samples_on_d), ("D-prime", samples_on_d_prime)):

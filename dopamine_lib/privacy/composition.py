@@ -8,17 +8,16 @@ import functools
 import math
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import gammaln
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian
-
-_A_BOUND = "a useful bound is below 10"
 
 
 def _check(epsilon: float, delta: float, times: int) -> None:
-    check_within("epsilon", epsilon, 0, 1e3, _A_BOUND)
-    check_within("delta", delta, 0, 1, "take much less than 1 / patients, e.g. 1e-6", low_open=False, high_open=True)
+    check_epsilon(epsilon)
+    check_delta(delta, zero=True)
     check_within("number of releases", times, 1, 10**7, "count them", low_open=False)
     if times != int(times):
         raise InputError(f"number of releases is {times}, but must be whole: count them")
@@ -64,11 +63,11 @@ def optimal(epsilon: float, delta: float, times: int, slack: float) -> tuple[flo
         above = loss > total
         return float(np.sum(np.exp(log_p[above]) * -np.expm1(total - loss[above])))
 
-    low, high = 0.0, 0.0 if spent(0.0) <= slack else times * epsilon
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > slack else (low, middle)
-    return high, -math.expm1(times * math.log1p(-delta) + math.log1p(-slack))
+    least = 0.0
+    if spent(0.0) > slack:
+        root = brentq(lambda total: spent(total) - slack, 0.0, times * epsilon, xtol=1e-300, rtol=1e-11, maxiter=1000)
+        least = min(root * (1 + 1e-10), times * epsilon)  # rounded up
+    return least, -math.expm1(times * math.log1p(-delta) + math.log1p(-slack))
 
 
 def amplified(epsilon: float, delta: float, sample_rate: float) -> tuple[float, float]:

@@ -10,19 +10,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import log_ndtr, ndtr
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 
 #: Who counts as a neighbour: the kit's default, and the one that costs twice as much in a sum (register, row 16).
 ADJACENCIES = ("add-remove", "replace")
 LARGEST_EPSILON = 500.0
 
 
-def check_epsilon(epsilon, *, zero: bool = False) -> None:
+def check_epsilons(epsilon: ArrayLike, *, zero: bool = False) -> None:
     """Raise InputError unless every epsilon lies in (0, 500], or in [0, 500] where ``zero`` is allowed."""
     for value in (np.min(epsilon), np.max(epsilon)):  # both are NaN if any is
-        check_within("epsilon", value, 0, LARGEST_EPSILON, "a useful bound is below 10", low_open=not zero)
+        check_epsilon(value, zero=zero, most=LARGEST_EPSILON)
 
 
 def hockey_stick(p, q, epsilon: float) -> float:
@@ -30,7 +31,7 @@ def hockey_stick(p, q, epsilon: float) -> float:
 
     The event Y of all outputs with p > e^epsilon q reaches it. One direction only: exchange p and q for the other.
     """
-    check_epsilon(epsilon, zero=True)
+    check_epsilons(epsilon, zero=True)
     p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
     for name, table in (("p", p), ("q", q)):
         if not (table.shape == p.shape and np.all(table >= 0) and math.isclose(table.sum(), 1, abs_tol=1e-9)):
@@ -76,7 +77,7 @@ class Laplace(_Additive):
     @classmethod
     def for_epsilon(cls, epsilon: float, sensitivity: float = 1.0) -> "Laplace":
         """The mechanism that spends exactly ``epsilon``, with delta = 0: scale = sensitivity / epsilon."""
-        check_epsilon(epsilon)
+        check_epsilons(epsilon)
         return cls(sensitivity / epsilon, sensitivity)
 
     @property
@@ -93,7 +94,7 @@ class Laplace(_Additive):
 
     def delta(self, epsilon):
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array: 1 - exp((epsilon - shift) / 2)."""
-        check_epsilon(epsilon, zero=True)
+        check_epsilons(epsilon, zero=True)
         return np.maximum(-np.expm1((np.asarray(epsilon) - self.shift) / 2), 0.0)[()]
 
     def loss(self, y) -> np.ndarray:
@@ -131,7 +132,7 @@ class Gaussian(_Additive):
 
     def delta(self, epsilon):
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array (Balle and Wang 2018, theorem 8)."""
-        check_epsilon(epsilon, zero=True)
+        check_epsilons(epsilon, zero=True)
         far, near = np.asarray(epsilon) / self.shift, self.shift / 2
         return np.maximum(ndtr(near - far) - np.exp(epsilon + log_ndtr(-near - far)), 0.0)[()]
 
@@ -166,7 +167,7 @@ class RandomisedResponse:
     @classmethod
     def for_epsilon(cls, epsilon: float) -> "RandomisedResponse":
         """The mechanism that spends exactly ``epsilon``: truth = e^epsilon / (1 + e^epsilon)."""
-        check_epsilon(epsilon)
+        check_epsilons(epsilon)
         return cls(1 / (1 + math.exp(-epsilon)))
 
     @property
@@ -190,7 +191,7 @@ class RandomisedResponse:
 
     def delta(self, epsilon):
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array: truth - e^epsilon (1 - truth)."""
-        check_epsilon(epsilon, zero=True)
+        check_epsilons(epsilon, zero=True)
         return np.maximum(self.truth - np.exp(epsilon) * (1 - self.truth), 0.0)[()]
 
     def loss(self, y) -> np.ndarray:
@@ -267,8 +268,8 @@ def basic_composition(*bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _check_bound(epsilon, delta):
-    check_epsilon(epsilon)
-    check_within("delta", delta, 0, 1, "0 is pure DP; else much less than 1 / patients", low_open=False, high_open=True)
+    check_epsilons(epsilon)
+    check_delta(delta, zero=True)
 
 
 def central_count(bits, epsilon: float, rng: np.random.Generator) -> float:

@@ -9,8 +9,9 @@ import functools
 import numpy as np
 from matplotlib.figure import Figure
 
+from dopamine_lib.errors import check_delta
 from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel, ticks
-from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, check_delta, rdp_epsilon
+from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, rdp_epsilon
 from dopamine_lib.privacy.composition import rdp_curve
 from dopamine_lib.privacy.gaussian import analytic_sigma, classic_sigma, gaussian_delta
 

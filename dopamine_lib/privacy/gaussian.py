@@ -9,17 +9,12 @@ import math
 from scipy.optimize import brentq
 from scipy.special import erfcx, ndtri
 
-from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.accounting import check_delta
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 
 #: Bounds of what can be asked: far beyond any use, and well inside floating point.
-LEAST, MOST, MOST_EPSILON = 1e-6, 1e9, 1e3
+LEAST, MOST = 1e-6, 1e9
 
 _LOG_SQRT_2PI = math.log(2 * math.pi) / 2
-
-
-def _check_epsilon(epsilon: float, *, zero: bool = False) -> None:
-    check_within("epsilon", epsilon, 0, MOST_EPSILON, "a useful bound is below 10", low_open=not zero)
 
 
 def _check_scale(name: str, value: float, remedy: str) -> None:
@@ -37,7 +32,7 @@ def classic_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> flo
     paper uses it there: then it may add too little noise. To protect anything, use ``analytic_sigma``.
     Raises InputError for epsilon <= 0, delta outside (0, 1) or a sensitivity that is no bound.
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     check_delta(delta)
     _check_sensitivity(sensitivity)
     return math.sqrt(2 * math.log(1.25 / delta)) * sensitivity / epsilon
@@ -50,7 +45,7 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float = 1.0) -> fl
     equality, so nothing is wasted. Raises InputError for sigma or sensitivity out of bounds, or epsilon < 0.
     """
     _check_scale("sigma", sigma, "without noise there is no bound")
-    _check_epsilon(epsilon, zero=True)
+    check_epsilon(epsilon, zero=True)
     _check_sensitivity(sensitivity)
     return math.exp(_log_delta(epsilon, sensitivity / sigma))
 
@@ -60,7 +55,7 @@ def analytic_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
 
     Valid for every epsilon in (0, 1000]. Raises InputError as ``classic_sigma``.
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     check_delta(delta)
     _check_sensitivity(sensitivity)
     target = math.log(delta)

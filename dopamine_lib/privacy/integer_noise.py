@@ -205,7 +205,7 @@ class IntegerNoise:
 
 @dataclass(frozen=True)
 class SampledSkellam:
-    """The integers that ``steps`` rounds open, as an ``Event`` of the accountants; it has no PRV.
+    """The integers that ``steps`` rounds open, as a ``DpEvent`` of the accountants; it has no PRV.
 
     colluding  hospitals that subtract their own shares: 1 for a curious hospital's view, 0 for an outsider's
     Raises InputError unless 0 <= colluding < least, and for a negative or fractional number of steps.

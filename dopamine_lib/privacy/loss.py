@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import bisect
 
-from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, check_epsilon
+from dopamine_lib.errors import InputError, check_delta, check_within
+from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, check_epsilons
 
 MOST_POINTS = 2**22
 
@@ -51,7 +52,7 @@ class LossDistribution:
 
     def delta(self, epsilon):
         """E[max(0, 1 - e^(epsilon - loss))], which is the hockey-stick divergence; one epsilon >= 0 or an array."""
-        check_epsilon(epsilon, zero=True)
+        check_epsilons(epsilon, zero=True)
         losses = (self.first + np.arange(len(self.masses))) * self.step
         above = losses > 0
         losses, masses = losses[above], self.masses[above]
@@ -99,19 +100,12 @@ def epsilon_at(curve, delta: float) -> float:
     curve  a mechanism of ``definitions``, or a LossDistribution, whose deltas below 1e-15 are rounding
     Raises InputError for delta outside [0, 1).
     """
-    remedy = "0 is pure DP; else much less than 1 / patients"
-    check_within("delta", delta, 0, 1, remedy, low_open=False, high_open=True)
+    check_delta(delta, zero=True)
     if delta == 0 and isinstance(curve, Gaussian):  # its delta is positive everywhere, but leaves floating point
         return math.inf
     if curve.delta(0.0) <= delta:
         return 0.0
-    low, high = 0.0, 1.0
-    while curve.delta(high) > delta:
-        low, high = high, 2 * high
-        if low >= LARGEST_EPSILON:
-            return math.inf
-        high = min(high, LARGEST_EPSILON)
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if curve.delta(middle) > delta else (low, middle)
-    return high
+    if curve.delta(LARGEST_EPSILON) > delta:
+        return math.inf
+    # a sign in place of the difference, which stays 0 from the least epsilon on where delta is 0
+    return 5e-10 + bisect(lambda epsilon: 1 if curve.delta(epsilon) > delta else -1, 0, LARGEST_EPSILON, xtol=4e-10)
