@@ -155,7 +155,7 @@ class Visitor:
         return [int(pid) for pid in re.findall(r"process (\d+)", panel)]
 
 
-def test_two_visitors_at_once_are_both_answered_by_the_same_two_helpers(app, model):
+def test_two_visitors_at_once_are_both_answered_by_the_same_backend(app, model):
     def expected(sample):
         return f"Grade: {GRADES[int(model.plain(samples(SIZE)[sample][0]).argmax())]}"
 
@@ -164,15 +164,15 @@ def test_two_visitors_at_once_are_both_answered_by_the_same_two_helpers(app, mod
         results = await asyncio.gather(*(visitor.grade(i) for i, visitor in enumerate(visitors)))
         for i, result in enumerate(results):
             assert expected(i) in result
-        (one, *helpers), (other, *same) = (visitor.workers() for visitor in visitors)
-        assert helpers == same and len({one, other, *helpers}) == 4
+        (one, *backend), (other, *same) = (visitor.workers() for visitor in visitors)
+        assert backend == same and len({one, other, *backend}) == 4
         family = children(app.process.pid)
-        assert set(family) >= {one, other, *helpers}
+        assert set(family) >= {one, other, *backend}
         assert together([app.process.pid, *family]) < 2e9
 
-        os.kill(helpers[0], signal.SIGKILL)  # the provider: it is started again, and the page goes on
+        os.kill(backend[0], signal.SIGKILL)  # the provider: it is started again, and the page goes on
         assert expected(3) in await visitors[0].grade(3)
-        assert visitors[0].workers()[1] != helpers[0]
+        assert visitors[0].workers()[1] != backend[0]
         return visitors, one, other
 
     visitors, one, other = asyncio.run(visit())

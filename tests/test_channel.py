@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.inference.protocols.channel import CHUNK, FIRST, ChannelError, Recorded, SocketChannel, local_pair
-from dopamine_lib.inference.workers.tls import Identity, Listener, connect, fingerprint, read_certificate
+from dopamine_lib.inference.workers.tls import Credentials, Listener, connect, fingerprint, read_certificate
 
 
 def both(one, other):
@@ -46,7 +46,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def identities():
-    return {name: Identity.make(name) for name in ("patient", "provider", "stranger")}
+    return {name: Credentials.make(name) for name in ("patient", "provider", "stranger")}
 
 
 @pytest.fixture
@@ -318,22 +318,22 @@ def test_nobody_there_is_said(identities):
 
 def test_identity_file_is_kept_private_and_read_back(tmp_path, refuses):
     path = tmp_path / "keys" / "provider.pem"
-    made = Identity.at(path, "provider")
+    made = Credentials.at(path, "provider")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    again = Identity.at(path, "provider")
+    again = Credentials.at(path, "provider")
     assert again.fingerprint == made.fingerprint == fingerprint(read_certificate(path.with_suffix(".crt")))
     assert "PRIVATE" not in repr(made) and "PRIVATE" not in path.with_suffix(".crt").read_text()
     path.write_text("no key")
     with refuses(str(path), "does not hold a private key"):
-        Identity.at(path, "provider")
+        Credentials.at(path, "provider")
     other = tmp_path / "other.pem"
-    other.write_bytes(made.key + Identity.make("x").certificate.encode())
+    other.write_bytes(made.key + Credentials.make("x").certificate.encode())
     other.chmod(0o644)
     with refuses(str(other), "read by others"):
-        Identity.at(other, "provider")
+        Credentials.at(other, "provider")
     other.chmod(0o600)
     with refuses(str(other), "does not belong"):
-        Identity.at(other, "provider")
+        Credentials.at(other, "provider")
 
 
 def test_an_identity_never_overwrites_a_certificate_or_its_own_key(tmp_path, refuses):
@@ -341,10 +341,10 @@ def test_an_identity_never_overwrites_a_certificate_or_its_own_key(tmp_path, ref
     theirs.write_text("another worker's")
     for path in (tmp_path / "provider.pem", tmp_path / "mine.crt"):
         with refuses(str(path), "name another file"):
-            Identity.at(path, "provider")
+            Credentials.at(path, "provider")
     assert theirs.read_text() == "another worker's" and list(tmp_path.iterdir()) == [theirs]
     with refuses(str(tmp_path), "name another"):
-        Identity.at(tmp_path, "provider")
+        Credentials.at(tmp_path, "provider")
 
 
 def test_a_listener_takes_an_ipv6_address(identities):

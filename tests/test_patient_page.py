@@ -25,7 +25,14 @@ from dopamine_lib.models.checkpoints import save_model
 from dopamine_lib.models.networks import HALF, build, to_input
 from dopamine_lib.page import consultation, served_model, widget
 from dopamine_lib.page import html as show
-from dopamine_lib.page.consultation import INTRODUCTION, Consultation, Helpers, Introduction, Invited, find_helpers
+from dopamine_lib.page.consultation import (
+    INTRODUCTION,
+    Backend,
+    Consultation,
+    Introduction,
+    SharedBackend,
+    find_backend,
+)
 from dopamine_lib.page.widget import PatientPage, samples
 
 SIZE = 28
@@ -62,18 +69,19 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def helpers(model):
-    """Provider and hospital as threads of this process: the real ones, without the seconds that processes take."""
-    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+def backend(model):
+    """Provider and crypto-provider as threads of this process: real ones, without the seconds that processes take."""
+    from dopamine_lib.inference.workers.crypto_provider import CryptoProviderServer
     from dopamine_lib.inference.workers.provider import ProviderServer
 
     at = ("127.0.0.1", 0)
-    patient, provider, hospital = (tls.Identity.make(role) for role in ("patient", "provider", "hospital"))
+    roles = ("patient", "provider", "crypto-provider")
+    patient, provider, crypto_provider = (tls.Credentials.make(role) for role in roles)
     patients = {"patient": patient.certificate}
-    with HospitalServer(at, hospital, provider.certificate, patients) as hospital_server:
-        its = hospital_server.address, hospital.certificate
+    with CryptoProviderServer(at, crypto_provider, provider.certificate, patients) as other:
+        its = other.address, crypto_provider.certificate
         with ProviderServer(at, provider, patients, its, *load(model.path)) as server:
-            pids = {"provider": 11, "hospital": 12}
+            pids = {"provider": 11, "crypto-provider": 12}
             known = Introduction(
                 patient, (server.address, provider.certificate), its, pids, served_model.facts(model.path)
             )
@@ -81,8 +89,8 @@ def helpers(model):
 
 
 @pytest.fixture
-def page(helpers):
-    page = PatientPage(helpers)
+def page(backend):
+    page = PatientPage(backend)
     yield page
     page.close()
 
@@ -165,7 +173,7 @@ def test_a_bad_upload_is_refused_and_the_page_lives_on(model, page, data):
     check(model, page)
 
 
-def test_what_is_no_fundus_photograph_is_warned_about_and_may_be_graded(page):
+def test_a_picture_of_something_else_gets_a_warning_and_may_be_graded(page):
     as_browser_does(page, png(Image.new("RGB", (64, 64), "white")), "paper.png")
     assert "role='alert'" in page.preview.value and not page.grade.disabled
     page.choose(0)
@@ -194,8 +202,8 @@ def test_a_second_click_asks_nothing(page, monkeypatch):
     assert not page.grade.disabled and not page.upload.disabled and not page.sample.disabled
 
 
-def test_several_patients_at_once_are_all_answered(model, helpers):
-    pages = [PatientPage(helpers) for _ in range(3)]
+def test_several_patients_at_once_are_all_answered(model, backend):
+    pages = [PatientPage(backend) for _ in range(3)]
     for i, page in enumerate(pages):
         page.choose(i)
     for page in pages:
@@ -211,17 +219,17 @@ def test_a_worker_that_died_is_started_again_and_a_closed_page_ends_them(model):
     page = PatientPage(weights=model.path)
     page.choose(4)
     page.wait()  # a session is open now
-    for role in ("provider", "hospital"):
+    for role in ("provider", "crypto-provider"):
         before = page._consultation.introduction().pids
         os.kill(before[role], signal.SIGKILL)
-        for _ in range(2):  # an open session needs no hospital any more; the next one does
+        for _ in range(2):  # an open session needs no crypto-provider any more; the next one does
             page.grade.click()
             page.wait()
             check(model, page)
         assert page.grading.pids[role] != before[role]
     pids = page.grading.pids
     page.close(), page.close()
-    for role in ("provider", "hospital"):
+    for role in ("provider", "crypto-provider"):
         assert not os.path.exists(f"/proc/{pids[role]}")
     assert page.grade.disabled and page.upload.disabled
     page.grade.click()
@@ -238,14 +246,14 @@ def test_an_idle_session_that_was_given_up_is_replaced(model, page):
     check(model, page)
 
 
-def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, monkeypatch):
+def test_a_backend_that_cannot_be_reached_is_reported_and_may_be_tried_again(model, backend, monkeypatch):
     monkeypatch.setattr(consultation, "PATIENCE", 0)
     broken = True
 
     def introduction():
         if broken:
             raise ChannelError("the <provider> cannot be reached")
-        return helpers.introduction()
+        return backend.introduction()
 
     page = PatientPage(SimpleNamespace(introduction=introduction, close=lambda: None))
     page.choose(0)
@@ -259,7 +267,7 @@ def test_what_cannot_be_reached_is_said_and_may_be_tried_again(model, helpers, m
     page.close()
 
 
-def test_what_a_page_says_at_its_start_is_said_again(helpers, monkeypatch):
+def test_what_a_page_says_at_its_start_is_said_again(backend, monkeypatch):
     monkeypatch.setattr(widget, "SAY_AGAIN", 1000 * (0.01,))
     said, enough = [], threading.Event()
 
@@ -268,14 +276,14 @@ def test_what_a_page_says_at_its_start_is_said_again(helpers, monkeypatch):
         if len(said) >= 4 and said[-4:] == 2 * [page.status, page.about]:
             enough.set()
 
-    page = PatientPage(helpers)
+    page = PatientPage(backend)
     monkeypatch.setattr(ipywidgets.HTML, "send_state", sent)
     assert enough.wait(60)
     assert "Ready" in page.status.value and page.about.value
     page.close()
 
 
-def test_a_model_that_is_none_is_said(tmp_path):
+def test_a_file_that_holds_no_model_is_reported(tmp_path):
     wrong = tmp_path / "model.safetensors"
     wrong.write_bytes(b"nothing")
     page = PatientPage(weights=wrong)
@@ -298,33 +306,33 @@ def test_samples_are_one_of_each_grade_and_the_same_every_time():
 # the introduction
 
 
-def test_an_introduction_is_for_its_owner_only_and_comes_back_whole(helpers, tmp_path, monkeypatch):
+def test_an_introduction_is_for_its_owner_only_and_comes_back_whole(backend, tmp_path, monkeypatch):
     path = tmp_path / "introduction.json"
-    introduction = helpers.introduction()
+    introduction = backend.introduction()
     for _ in range(2):
         introduction.write(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and list(tmp_path.iterdir()) == [path]
     again = Introduction.read(path)
     assert again == introduction and "PRIVATE" not in repr(again) and "PRIVATE" in path.read_text()
     monkeypatch.setenv(INTRODUCTION, str(path))
-    assert isinstance(find_helpers(), Invited) and isinstance(find_helpers(tmp_path / "other"), Helpers)
-    guest = Consultation(find_helpers())
+    assert isinstance(find_backend(), SharedBackend) and isinstance(find_backend(tmp_path / "other"), Backend)
+    guest = Consultation(find_backend())
     for _ in range(2):
         assert guest.grade(samples(64)[0][0]).pids["provider"] == introduction.pids["provider"]
         guest.close()  # a guest ends its session and nothing else
 
 
-def test_a_guest_waits_for_the_introduction_and_not_for_ever(helpers, tmp_path, monkeypatch):
+def test_a_guest_waits_for_the_introduction_and_not_for_ever(backend, tmp_path, monkeypatch):
     path = tmp_path / "introduction.json"
-    timer = threading.Timer(0.3, helpers.introduction().write, (path,))
+    timer = threading.Timer(0.3, backend.introduction().write, (path,))
     timer.start()
-    assert Invited(path).introduction().pids == helpers.introduction().pids
+    assert SharedBackend(path).introduction().pids == backend.introduction().pids
     timer.join()
     with pytest.raises(ChannelError, match="start it again"):
-        Invited(tmp_path / "gone" / "introduction.json").introduction()
+        SharedBackend(tmp_path / "gone" / "introduction.json").introduction()
     monkeypatch.setattr(consultation, "START_TIMEOUT", 0.2)
     with pytest.raises(ChannelError, match="start it again"):
-        Invited(tmp_path / "late.json").introduction()
+        SharedBackend(tmp_path / "late.json").introduction()
 
 
 # what is shown
@@ -357,9 +365,9 @@ def shown(page) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def full(helpers):
+def full(backend):
     """A page that shows everything it can."""
-    page = PatientPage(helpers, heading=1)
+    page = PatientPage(backend, heading=1)
     page.choose(0)
     page.grade.click()
     page.wait()
@@ -389,7 +397,7 @@ def test_every_control_says_what_it_is_in_the_order_of_their_use(full):
     assert full.upload.icon == ""  # an icon would come from a font of elsewhere
     text = "".join(shown(full))
     assert re.search(r"<label>Progress[^<]*<progress max='\d+' value='\d+'></progress></label>", text)
-    for said in ("one machine", "Not a diagnosis", "stays with this page", "hospital"):
+    for said in ("one machine", "Not a diagnosis", "stays with this page", "crypto-provider"):
         assert said in text
 
 
@@ -425,7 +433,7 @@ def hostile():
     answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts)
     model = {"statement": bad, "trained_on": bad, "setting": bad, "epsilon": {"prv": 1.0}, "delta": 1e-4}
     seen = np.zeros((3, 8, 8), np.uint32)
-    return consultation.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "hospital": 3}, model), bad
+    return consultation.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "crypto-provider": 3}, model), bad
 
 
 def test_text_from_elsewhere_is_escaped():

@@ -106,7 +106,7 @@ def look(secrets, fault: str = "pass"):
     ) as process:
         said = json.loads(process.stdout.readline())
         assert said["pids"]["patient"] == process.pid
-        assert {said["pids"]["provider"], said["pids"]["hospital"]} <= set(children(process.pid))
+        assert {said["pids"]["provider"], said["pids"]["crypto-provider"]} <= set(children(process.pid))
         memory = together(said["pids"].values())  # before the search, which touches more
         found = {role: find(pid, secrets.needles) for role, pid in said["pids"].items()}
         process.stdin.close()
@@ -120,7 +120,7 @@ def test_each_secret_is_where_it_belongs_and_nowhere_else(secrets):
     assert found["provider"] & secrets.model.keys() >= {"first weights in the ring", "last weights in the ring"}
     assert not found["patient"] & secrets.model.keys(), "the model came into the page's process"
     assert not found["provider"] & secrets.scan.keys(), "the scan came into the provider's process"
-    assert not found["hospital"], "the hospital holds a secret"
+    assert not found["crypto-provider"], "the crypto-provider holds a secret"
     assert len(set(said["pids"].values())) == 3 and not said["torch"]
     assert len(said["logits"]) == 5
     assert 50e6 < memory < 2e9

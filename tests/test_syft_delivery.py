@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import dopamine_lib.inference
+import dopamine_lib.inference.workers
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.dealer import Dealer
 from dopamine_lib.inference.network.parties import Patient, Provider
@@ -153,7 +153,7 @@ def test_nothing_stays_on_the_disk():
 def test_the_chapter_goes_on_without_syft(monkeypatch, capsys):
     """Its cells about syft, run where syft cannot be imported: one sentence, and no error."""
     monkeypatch.delitem(sys.modules, "dopamine_lib.inference.workers.syft_delivery")
-    monkeypatch.delattr(dopamine_lib.inference, "syft_delivery")
+    monkeypatch.delattr(dopamine_lib.inference.workers, "syft_delivery")
     monkeypatch.setitem(sys.modules, "syft.sync.connections.drive.gdrive_transport", None)
     code = [cell.source for cell in nbformat.read(CHAPTER, 4).cells if cell.cell_type == "code"]
     about_syft = [source for source in code if "syft_delivery" in source]

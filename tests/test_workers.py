@@ -22,13 +22,13 @@ from PIL import Image
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.workers import crypto_provider as hospital_module
-from dopamine_lib.inference.workers import messages, tls
+from dopamine_lib.inference.workers import control, tls
+from dopamine_lib.inference.workers import crypto_provider as crypto_provider_module
 from dopamine_lib.inference.workers import provider as provider_module
 from dopamine_lib.inference.workers.client import PatientClient
 from dopamine_lib.inference.workers.commands import parse_address
-from dopamine_lib.inference.workers.crypto_provider import HospitalServer
-from dopamine_lib.inference.workers.messages import Tag
+from dopamine_lib.inference.workers.control import Tag
+from dopamine_lib.inference.workers.crypto_provider import CryptoProviderServer
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.inference.workers.provider import ProviderServer
 from dopamine_lib.models.networks import HALF, build, to_input
@@ -65,22 +65,22 @@ def model():
 
 @pytest.fixture(scope="module")
 def identities():
-    return {name: tls.Identity.make(name) for name in ("hospital", "provider", *PATIENTS)}
+    return {name: tls.Credentials.make(name) for name in ("crypto-provider", "provider", *PATIENTS)}
 
 
 @pytest.fixture
 def start(model, identities):
-    """Start hospital and provider in threads; returns a function that makes a client for patient number i."""
+    """Start crypto-provider and provider in threads; returns a function that makes a client for patient number i."""
     with contextlib.ExitStack() as stack:
 
         def begin(**limits):
             certificates = {name: identity.certificate for name, identity in identities.items()}
             patients = {name: certificates[name] for name in PATIENTS}
-            hospital = stack.enter_context(
-                HospitalServer(LOOPBACK, identities["hospital"], certificates["provider"], patients)
+            crypto_provider = stack.enter_context(
+                CryptoProviderServer(LOOPBACK, identities["crypto-provider"], certificates["provider"], patients)
             )
             served = (model.plan, model.weights, GRADES)
-            at = (hospital.address, certificates["hospital"])
+            at = (crypto_provider.address, certificates["crypto-provider"])
             provider = stack.enter_context(
                 ProviderServer(LOOPBACK, identities["provider"], patients, at, *served, **limits)
             )
@@ -88,7 +88,7 @@ def start(model, identities):
             def client(i: int = 0) -> PatientClient:
                 return PatientClient(identities[PATIENTS[i]], (provider.address, certificates["provider"]), at)
 
-            return SimpleNamespace(client=client, hospital=hospital, provider=provider)
+            return SimpleNamespace(client=client, crypto_provider=crypto_provider, provider=provider)
 
         yield begin
 
@@ -148,12 +148,12 @@ def test_hundred_queries_from_four_patients_at_once(model, start):
 def test_two_sessions_of_one_patient_have_nothing_in_common(start, monkeypatch):
     seeds = []
 
-    class Spy(hospital_module.Dealer):
+    class Spy(crypto_provider_module.Dealer):
         def __init__(self, plan):
             super().__init__(plan)
             seeds.extend([self.patient_seed, self.provider_seed])
 
-    monkeypatch.setattr(hospital_module, "Dealer", Spy)
+    monkeypatch.setattr(crypto_provider_module, "Dealer", Spy)
     workers = start()
     for _ in range(3):
         workers.client().close()
@@ -167,7 +167,7 @@ def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, i
     identity.chmod(0o600)
     peers = [
         (list(server.address), identities[name].certificate)
-        for name, server in (("provider", workers.provider), ("hospital", workers.hospital))
+        for name, server in (("provider", workers.provider), ("crypto-provider", workers.crypto_provider))
     ]
     program = """if True:
         import json, os, signal, sys
@@ -175,7 +175,7 @@ def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, i
         from dopamine_lib.inference.workers import client, tls
 
         path, peers = json.loads(sys.argv[1])
-        patient = client.PatientClient(tls.Identity.at(path, "x"), *[(tuple(a), c) for a, c in peers])
+        patient = client.PatientClient(tls.Credentials.at(path, "x"), *[(tuple(a), c) for a, c in peers])
         patient.infer(np.zeros((16, 16, 3), np.uint8))
         patient.prepare()
         swap, swaps = patient._channel.exchange, []
@@ -204,8 +204,8 @@ def test_a_patient_killed_in_a_query_leaves_the_others_untouched(model, start, i
 
 def rude_clients(workers, identity):
     """Ways to misbehave: each is a function that does its worst and returns."""
-    provider, hospital = workers.provider, workers.hospital
-    certificate = {"provider": None, "hospital": None}
+    provider, crypto_provider = workers.provider, workers.crypto_provider
+    certificate = {"provider": None, "crypto-provider": None}
 
     def garbage_before_tls(server):
         with socket.create_connection(server.address) as sock:
@@ -219,13 +219,15 @@ def rude_clients(workers, identity):
     def after_the_greeting(act):
         channel = tls.connect(provider.address, identity, certificate["provider"], "provider", timeout=5)
         try:
-            assert messages.receive_number(channel, Tag.STATUS) == messages.Status.WELCOME
+            assert control.receive_number(channel, Tag.STATUS) == control.Status.WELCOME
             act(channel)
         finally:
             channel.close()
 
-    def at_the_hospital(act):
-        channel = tls.connect(hospital.address, identity, certificate["hospital"], "hospital", timeout=5)
+    def at_the_crypto_provider(act):
+        channel = tls.connect(
+            crypto_provider.address, identity, certificate["crypto-provider"], "crypto-provider", timeout=5
+        )
         try:
             act(channel)
             with pytest.raises(ChannelError):
@@ -235,16 +237,16 @@ def rude_clients(workers, identity):
 
     return certificate, {
         "garbage at the provider": lambda: garbage_before_tls(provider),
-        "garbage at the hospital": lambda: garbage_before_tls(hospital),
+        "garbage at the crypto-provider": lambda: garbage_before_tls(crypto_provider),
         "a knock and nothing": lambda: silence(provider),
         "a greeting and nothing": lambda: after_the_greeting(lambda channel: None),
         "random bytes for the set-up": lambda: after_the_greeting(lambda c: c._sock.sendall(os.urandom(10_000))),
         "a wrong tag": lambda: after_the_greeting(lambda c: c.send(77, bytes(32))),
         "a huge message": lambda: after_the_greeting(lambda c: c.send(0xBFFC, bytes(3_000_000))),
-        "a foreign session": lambda: at_the_hospital(
+        "a foreign session": lambda: at_the_crypto_provider(
             lambda c: (c.send(Tag.JOIN, bytes(16)), c.send(Tag.JOIN, bytes(32)))
         ),
-        "playing the provider": lambda: at_the_hospital(lambda c: c.send(Tag.OPEN, bytes(32))),
+        "playing the provider": lambda: at_the_crypto_provider(lambda c: c.send(Tag.OPEN, bytes(32))),
     }
 
 
@@ -258,15 +260,15 @@ def test_rude_clients_leave_the_others_untouched(model, start, identities):
                 act()
             query(model, client, [k])
             assert name
-    until(lambda: not workers.provider._channels and not workers.hospital._channels)
-    assert not workers.hospital._waiting
+    until(lambda: not workers.provider._channels and not workers.crypto_provider._channels)
+    assert not workers.crypto_provider._waiting
 
 
 def test_a_command_out_of_turn_ends_the_session_only(model, start):
     workers = start()
     with workers.client(0) as polite:
         rude = workers.client(1)
-        messages.send_number(rude._channel, Tag.COMMAND, messages.Command.INFER)  # nothing is prepared
+        control.send_number(rude._channel, Tag.COMMAND, control.Command.INFER)  # nothing is prepared
         with pytest.raises(ChannelError):
             rude._channel.receive(Tag.READY, bytearray(4))
         query(model, polite, [0])
@@ -314,16 +316,16 @@ def test_beyond_the_seats_patients_wait_and_beyond_that_are_told(model, start, m
         workers.client(1)
 
 
-def test_a_hospital_that_is_gone(model, start):
+def test_a_crypto_provider_that_is_gone(model, start):
     workers = start()
     client = workers.client(0)
     query(model, client, [0])
     client.prepare()
-    workers.hospital.close()
+    workers.crypto_provider.close()
     query(model, client, [1])  # prepared before
     with pytest.raises(ChannelError, match="provider closed"):
         client.prepare()
-    with pytest.raises(ChannelError, match="could not reach the hospital"):
+    with pytest.raises(ChannelError, match="could not reach the crypto-provider"):
         workers.client(1)
     assert workers.provider._spare._value == 2
 
@@ -334,26 +336,30 @@ def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
 
     def ask(i, session, digest):
         channel = tls.connect(
-            workers.hospital.address,
+            workers.crypto_provider.address,
             identities[PATIENTS[i]],
-            identities["hospital"].certificate,
-            "hospital",
+            identities["crypto-provider"].certificate,
+            "crypto-provider",
             timeout=5,
         )
         try:
             channel.send(Tag.JOIN, session)
             channel.send(Tag.JOIN, digest)
-            return messages.receive_bytes(channel, Tag.SEED, 16)
+            return control.receive_bytes(channel, Tag.SEED, 16)
         finally:
             channel.close()
 
     provider = tls.connect(
-        workers.hospital.address, identities["provider"], identities["hospital"].certificate, "hospital", timeout=5
+        workers.crypto_provider.address,
+        identities["provider"],
+        identities["crypto-provider"].certificate,
+        "crypto-provider",
+        timeout=5,
     )
     provider.send(Tag.OPEN, bytes.fromhex(identities[PATIENTS[0]].fingerprint))
-    messages.send_text(provider, Tag.PLAN, model.plan.to_json())
-    session = messages.receive_bytes(provider, Tag.SESSION, 16)
-    given["provider"] = messages.receive_bytes(provider, Tag.SEED, 16)
+    control.send_text(provider, Tag.PLAN, model.plan.to_json())
+    session = control.receive_bytes(provider, Tag.SESSION, 16)
+    given["provider"] = control.receive_bytes(provider, Tag.SEED, 16)
     for i, digest in ((1, model.plan.digest()), (0, bytes(32))):
         with pytest.raises(ChannelError):
             ask(i, session, digest)
@@ -362,7 +368,7 @@ def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
         ask(0, session, model.plan.digest())
     assert given["patient"] != given["provider"]
     provider.close()
-    until(lambda: not workers.hospital._waiting)
+    until(lambda: not workers.crypto_provider._waiting)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": "{}", "grades": []}', '{"plan": 1, "grades": 2}', "\x00"])
@@ -377,23 +383,23 @@ def test_texts_have_a_bound():
     from dopamine_lib.inference.protocols.channel import local_pair
 
     one, other = local_pair(timeout=5)
-    messages.send_number(one, Tag.CARD, 2**31)
+    control.send_number(one, Tag.CARD, 2**31)
     with pytest.raises(ChannelError, match="at most 100"):
-        messages.receive_text(other, Tag.CARD, limit=100)
+        control.receive_text(other, Tag.CARD, limit=100)
     one.close()
 
 
 def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
     secrets = [identity.key.decode().splitlines()[1] for identity in identities.values()]
 
-    class Spy(hospital_module.Dealer):
+    class Spy(crypto_provider_module.Dealer):
         def __init__(self, plan):
             super().__init__(plan)
             secrets.extend(
                 form for seed in (self.patient_seed, self.provider_seed) for form in (seed.hex(), repr(seed))
             )
 
-    monkeypatch.setattr(hospital_module, "Dealer", Spy)
+    monkeypatch.setattr(crypto_provider_module, "Dealer", Spy)
     workers = start()
     with caplog.at_level(logging.DEBUG):
         with workers.client(0) as client:
@@ -404,11 +410,11 @@ def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
     secrets += [answer.grade, *(f"{logit:.3f}" for logit in answer.logits)]
     assert "ended its session after 1 queries" in caplog.text and "message 77" in caplog.text
     assert not [secret for secret in secrets if secret in caplog.text]
-    assert secrets[0] not in repr(identities["hospital"])
+    assert secrets[0] not in repr(identities["crypto-provider"])
 
 
 @pytest.mark.parametrize("module", ["workers.crypto_provider", "workers.client", "network.dealer"])
-def test_hospital_and_patient_load_no_torch(module):
+def test_crypto_provider_and_patient_load_no_torch(module):
     program = f"import dopamine_lib.inference.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
@@ -449,7 +455,7 @@ def test_three_processes(files, refuses, monkeypatch, tmp_path):
         assert workers.infer(files.image)["grade"] == answer["grade"]  # the bad file cost nothing but itself
         loaded = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in workers.pids.items()}
         assert "libtorch" in loaded["provider"]
-        assert "libtorch" not in loaded["hospital"] + loaded["patient"]
+        assert "libtorch" not in loaded["crypto-provider"] + loaded["patient"]
         for role, pid in workers.pids.items():
             told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
             assert b"PRIVATE" not in told and b"eye.png" not in told and b"model.safetensors" not in told, role
@@ -465,7 +471,7 @@ def test_three_processes(files, refuses, monkeypatch, tmp_path):
 def test_workers_end_with_their_parent(files):
     program = (
         "import sys; from dopamine_lib.inference.workers.processes import Child;"
-        "child = Child('dopamine_lib.inference.workers.processes', 'hospital'); child.hear();"
+        "child = Child('dopamine_lib.inference.workers.processes', 'crypto-provider'); child.hear();"
         "print(child.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -483,7 +489,7 @@ def test_workers_end_with_their_parent(files):
 
 
 @pytest.mark.slow
-def test_a_model_that_is_none_is_said(files, refuses):
+def test_a_file_that_holds_no_model_is_refused(files, refuses):
     with refuses("eye.png", "are understood"):
         Workers(files.image)
 
@@ -520,13 +526,14 @@ def test_bad_input_is_said_before_anything_starts(files, refuses, tmp_path):
     with refuses("no.safetensors does not exist"):
         run("infer", files.image, "--weights", tmp_path / "no.safetensors")
     identity = ("--identity", tmp_path / "id.pem")
-    printed = run("party", "hospital", *identity, "--fingerprint").strip()
-    assert printed == tls.Identity.at(tmp_path / "id.pem", "x").fingerprint and len(printed) == 64
+    printed = run("party", "crypto-provider", *identity, "--fingerprint").strip()
+    assert printed == run("party", "hospital", *identity, "--fingerprint").strip()  # the paper's word for it
+    assert printed == tls.Credentials.at(tmp_path / "id.pem", "x").fingerprint and len(printed) == 64
     with refuses("--provider-certificate"):
-        run("party", "hospital", *identity)
+        run("party", "crypto-provider", *identity)
     certificate = tmp_path / "id.crt"
     with refuses("--patient-certificate"):
-        run("party", "hospital", *identity, "--provider-certificate", certificate)
+        run("party", "crypto-provider", *identity, "--provider-certificate", certificate)
     with refuses("--weights"):
         run("party", "provider", *identity)
     with refuses("--sessions is 0"):
@@ -537,7 +544,10 @@ def test_bad_input_is_said_before_anything_starts(files, refuses, tmp_path):
         run("party", "patient", files.image, *identity, "--provider", "here")
     with pytest.raises(SystemExit, match="cannot be reached"):
         run("party", "patient", files.image, *identity, "--provider", "127.0.0.1:1", "--provider-certificate",
-            certificate, "--hospital-certificate", certificate)  # fmt: skip
+            certificate, "--crypto-provider-certificate", certificate)  # fmt: skip
+    with pytest.raises(SystemExit, match="cannot be reached"):  # and its word in the options
+        run("party", "patient", files.image, *identity, "--provider", "127.0.0.1:1", "--provider-certificate",
+            certificate, "--hospital", "127.0.0.1:1", "--hospital-certificate", certificate)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "7100", ":7100", "host:", "host:-1", "host:65536", "host:x"])

@@ -1,8 +1,8 @@
 """The command ``app``: the patient's page in a browser, served by Voila on this machine.
 
-Three kinds of process: this one serves the page and starts the provider and the hospital; every visitor gets a kernel,
-which is that visitor's patient. A worker that dies is started again. The page loads nothing from elsewhere, and its
-Content-Security-Policy keeps browsers from trying.
+There are three kinds of process: this one serves the page and starts the provider and the crypto-provider, and every
+visitor gets a kernel, which is that visitor's patient. A worker that dies is started again. The page loads nothing
+from elsewhere, and its Content-Security-Policy keeps browsers from trying.
 """
 
 import json
@@ -15,6 +15,7 @@ import tempfile
 import threading
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dopamine_lib.errors import InputError
 
@@ -24,7 +25,7 @@ PAGE = """from IPython.display import display
 from dopamine_lib.page.widget import PatientPage
 page = PatientPage(heading=1)
 display(page.widget)"""
-#: What browsers may load: this server's own files, and pictures that stand in the page itself.
+#: What browsers may load: this server's own files, and pictures embedded in the page.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
@@ -33,7 +34,7 @@ CHECK = 0.5  # seconds between two looks at whether the workers live
 IDLE = 600  # seconds until the kernel of a visitor who left without a word is ended
 
 
-def add_app(commands) -> None:
+def add_app(commands: Any) -> None:
     """Add ``app`` to the subparsers of the command line."""
     app = commands.add_parser("app", help="the patient's page: upload a scan, get a grade, nobody sees the scan")
     app.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
@@ -47,41 +48,41 @@ def add_app(commands) -> None:
 def _app(arguments) -> None:
     from tornado.ioloop import IOLoop
 
-    from dopamine_lib.page.consultation import INTRODUCTION, Helpers
+    from dopamine_lib.page.consultation import INTRODUCTION, Backend
 
     host, port = arguments.host, _free_port(arguments.host, arguments.port)
-    # compiling takes every process some ten seconds and would save a tenth of one
+    # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
-    helpers = Helpers(arguments.weights, backbone=arguments.backbone, size=arguments.size)
+    backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size)
     with tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder:  # mode 0700
         introduction = Path(folder, "introduction.json")
         os.environ[INTRODUCTION] = str(introduction)
         loop = IOLoop.current()  # the one that the server will run in
-        keeper = _Keeper(helpers, introduction, lambda: loop.add_callback(loop.stop))
+        keeper = _Keeper(backend, introduction, lambda: loop.add_callback(loop.stop))
         try:
             keeper.start()
             _server(Path(folder), host, port).start()  # while the workers start
         finally:
             keeper.stop()
-            helpers.close()
+            backend.close()
     if keeper.failure:
         raise keeper.failure
 
 
 class _Keeper(threading.Thread):
-    """Starts the helpers, starts them again when they die, and tells the kernels how to reach them."""
+    """Starts the backend, starts it again when it dies, and tells the kernels how to reach it."""
 
-    def __init__(self, helpers, path: Path, on_failure):
+    def __init__(self, backend, path: Path, on_failure):
         super().__init__(daemon=True)
-        self._helpers, self._path, self._on_failure = helpers, path, on_failure
+        self._backend, self._path, self._on_failure = backend, path, on_failure
         self._ended, self.failure = threading.Event(), None
 
     def run(self) -> None:
         known = None
         while not self._ended.is_set():
             try:
-                introduction = self._helpers.introduction()
-            except Exception as error:  # raised again where it can be said: this is a thread
+                introduction = self._backend.introduction()
+            except Exception as error:  # raised again in the main thread
                 if not self._ended.is_set():
                     self.failure = error
                     self._on_failure()
@@ -97,7 +98,7 @@ class _Keeper(threading.Thread):
 
 def _server(folder: Path, host: str, port: int):
     """Voila, ready to start; ``folder`` is a private one for what it reads."""
-    # Jupyter's validator would build a grammar of international web addresses, for three seconds; none is checked here
+    # Jupyter's validator would spend three seconds on a grammar of web addresses, none of which is checked here
     sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat
     from voila.app import Voila
@@ -105,16 +106,16 @@ def _server(folder: Path, host: str, port: int):
 
     from dopamine_lib.data.uploads import MAX_UPLOAD
 
-    class Farewell(VoilaShutdownKernelHandler):
+    class ShutdownHandler(VoilaShutdownKernelHandler):
         def check_xsrf_cookie(self) -> None:
-            """A browser that leaves sends no copy of its cookie; it knows its kernel's number, and nobody else does."""
+            """A browser that leaves sends no copy of its cookie; only it knows its kernel's number."""
 
-    class Server(Voila):
+    class PageServer(Voila):
         def init_handlers(self):
             handlers = [list(handler) for handler in super().init_handlers()]
             for handler in handlers:
                 if handler[1] is VoilaShutdownKernelHandler:
-                    handler[1] = Farewell
+                    handler[1] = ShutdownHandler
             return [tuple(handler) for handler in handlers]
 
         def launch_browser(self) -> None:  # Voila calls this when it listens
@@ -137,7 +138,7 @@ def _server(folder: Path, host: str, port: int):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-    server = Server()
+    server = PageServer()
     server.initialize([str(page)])
     # set here, after whatever a configuration file of Voila's says
     server.log_level = "ERROR"
@@ -152,16 +153,15 @@ def _server(folder: Path, host: str, port: int):
         server.token = secrets.token_urlsafe(24)
         print(
             f"dopamine: {host} is open to the network, and scans reach this server unencrypted; keep to a network you "
-            "trust, or put a server with TLS before it",
+            "trust, or put a server with TLS in front of it",
             file=sys.stderr,
         )
     server.config.MappingKernelManager.cull_idle_timeout = IDLE
-    server.config.KernelManager.transport_encryption = (
-        "required"  # to the kernels; rather no page than a scan in the clear
-    )
+    # to the kernels: rather no page than a scan in the clear
+    server.config.KernelManager.transport_encryption = "required"
     choices = server.voila_configuration
     choices.template, choices.allow_template_override, choices.allow_theme_override = "page", "NO", "NO"
-    # other extensions of this environment's JupyterLab have no business here, and some want the network
+    # other extensions of this JupyterLab have no business here, and some want the network
     choices.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
     choices.theme, choices.strip_sources, choices.file_allowlist = "light", True, ["$^"]  # no file is served
     server.setup_template_dirs()

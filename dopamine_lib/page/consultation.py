@@ -1,29 +1,31 @@
-"""What stands behind the patient's page: the other two workers, and one consultation after another with them.
+"""What stands behind the patient's page: its backend, the other two workers, and consultations with them.
 
-    consultation = Consultation(Helpers())            # provider and hospital, two processes of this machine
+    consultation = Consultation(Backend())            # provider and crypto-provider, two processes on this machine
     consultation.get_ready()                          # ahead, while the patient still looks at the picture
     consultation.grade(image).answer.grade
 
 The patient is the process that runs this; it reads no model. Where many pages are served at once (``app``), their
-kernels are patients of one pair of helpers: ``Introduction.write`` leaves a file that only their owner can read, and
-``Invited`` reads it. Nobody there but the patients' side has the patients' key.
+kernels are patients of one backend: ``Introduction.write`` leaves a file that only its owner can read, and
+``SharedBackend`` reads it. Only the patients' side has the patients' key.
 """
 
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dopamine_lib.data.images import prepare
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
 from dopamine_lib.inference.workers import tls
-from dopamine_lib.inference.workers.client import Answer, PatientClient
+from dopamine_lib.inference.workers.client import Answer, PatientClient, Progress
 from dopamine_lib.inference.workers.processes import START_TIMEOUT, Workers
 from dopamine_lib.page import served_model
 
@@ -37,47 +39,53 @@ PAUSE = 0.5
 class Introduction:
     """What a patient needs to know of the other two.
 
-    identity            the patients' key
-    provider, hospital  each (address, PEM certificate)
-    pids                process numbers by role
-    model               ``served_model.facts`` of the model that is served
+    credentials                the patients' key
+    provider, crypto_provider  each (address, PEM certificate)
+    pids                       process numbers by role
+    model                      ``served_model.facts`` of the model that is served
     """
 
-    identity: tls.Identity = field(repr=False)
-    provider: tuple
-    hospital: tuple
+    credentials: tls.Credentials = field(repr=False)
+    provider: tls.Endpoint
+    crypto_provider: tls.Endpoint
     pids: dict[str, int]
     model: dict
 
-    def write(self, path) -> None:
+    def write(self, path: str | Path) -> None:
         """Leave it in a file that only its owner can read, in one step."""
-        record = asdict(self) | {"identity": [self.identity.certificate, self.identity.key.decode()]}
+        record = asdict(self) | {"credentials": [self.credentials.certificate, self.credentials.key.decode()]}
         with atomic_path(path, private=True) as temporary:
             temporary.write_text(json.dumps(record))
 
     @classmethod
-    def read(cls, path) -> "Introduction":
+    def read(cls, path: str | Path) -> "Introduction":
         """What ``write`` left."""
         record = json.loads(Path(path).read_text())
-        certificate, key = record.pop("identity")
-        for role in ("provider", "hospital"):
+        certificate, key = record.pop("credentials")
+        for role in ("provider", "crypto_provider"):
             address, its_certificate = record[role]
             record[role] = tuple(address), its_certificate
-        return cls(identity=tls.Identity(certificate, key.encode()), **record)
+        return cls(credentials=tls.Credentials(certificate, key.encode()), **record)
 
 
-class Helpers:
-    """The provider's and the hospital's processes: started when first asked for, and again when one has died.
+class Backend:
+    """The provider's and the crypto-provider's processes: started when first asked for, and again when one has died.
 
     weights   a model that ``reproduce`` wrote; by default the one that is shipped
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
     """
 
-    def __init__(self, weights=None, *, backbone=None, size: int | None = None):
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        *,
+        backbone: str | Path | None = None,
+        size: int | None = None,
+    ):
         self._weights = Path(weights or served_model.served_model_path())
         self._options = {"backbone": backbone, "size": size}
-        self._identity = tls.Identity.make("patient")
+        self._credentials = tls.Credentials.make("patient")
         self._lock = threading.Lock()
         self._workers, self._introduction, self._closed = None, None, False
 
@@ -90,11 +98,11 @@ class Helpers:
                 self._end()
                 model = served_model.facts(self._weights)
                 model["size"] = self._options["size"] or model["size"]
-                patient = self._identity.certificate
+                patient = self._credentials.certificate
                 # in a notebook their log would appear below whatever cell runs
                 self._workers = Workers(self._weights, **self._options, patient=patient, quiet=True)
                 pids = self._workers.pids
-                self._introduction = Introduction(self._identity, *self._workers.peers, pids, model)
+                self._introduction = Introduction(self._credentials, *self._workers.peers, pids, model)
             return self._introduction
 
     def close(self) -> None:
@@ -109,10 +117,10 @@ class Helpers:
         self._workers = None
 
 
-class Invited:
-    """Helpers that somebody else runs, and whose introduction lies in a file."""
+class SharedBackend:
+    """A backend that another process runs, and whose introduction lies in a file."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self._path = Path(path)
 
     def introduction(self) -> Introduction:
@@ -128,13 +136,13 @@ class Invited:
             raise ChannelError("the program that serves this page has ended; start it again") from None
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to end: another process runs it."""
 
 
-def find_helpers(weights=None):
-    """Those that serve this page where somebody runs them, own ones otherwise (always for ``weights`` of one's own)."""
+def find_backend(weights: str | Path | None = None) -> Backend | SharedBackend:
+    """The shared backend where there is one, else a backend of its own, as always for given ``weights``."""
     path = os.environ.get(INTRODUCTION)
-    return Invited(path) if path and weights is None else Helpers(weights)
+    return SharedBackend(path) if path and weights is None else Backend(weights)
 
 
 @dataclass(frozen=True)
@@ -142,9 +150,10 @@ class Grading:
     """One consultation's result.
 
     answer   the answer and what it cost
-    seconds  from the request to the answer: everything, a new session included where one was needed
-    seen     uint32 (3, size, size): all the provider ever received of the picture
-    pids     process numbers by role; model: facts of the model
+    seconds  from the request to the answer, including a new session where one was needed
+    seen     uint32 (3, size, size): all that the provider ever received of the picture
+    pids     process numbers by role
+    model    ``served_model.facts``
     """
 
     answer: Answer
@@ -155,28 +164,33 @@ class Grading:
 
 
 class Consultation:
-    """The patient's side: one picture after another, each in a session of its own with new randomness.
+    """The patient's side: one picture after another, each in a session of its own with fresh randomness.
 
     A session is opened ahead, by ``get_ready``, and closed after its answer, so that no page keeps a seat for long.
-    A session that broke, or helpers that died, are replaced and the question is asked again, for half a minute.
+    A session that broke, or a backend that died, is replaced and the question asked again, for half a minute.
     """
 
-    def __init__(self, helpers):
-        self._helpers = helpers
+    def __init__(self, backend: Backend | SharedBackend):
+        self._backend = backend
         self._lock = threading.Lock()
         self._session, self._closed = None, False
 
     def introduction(self) -> Introduction:
-        """See ``Helpers.introduction``."""
-        return self._helpers.introduction()
+        """See ``Backend.introduction``."""
+        return self._backend.introduction()
 
     def get_ready(self) -> None:
         """Open a session and prepare a query, if that has not been done. Raises InputError and ChannelError."""
         with self._lock:
             self._open()
 
-    def grade(self, image, progress=None, retrying=None) -> Grading:
-        """The grade of an RGB picture of Pillow's.
+    def grade(
+        self,
+        image: Image.Image,
+        progress: Progress | None = None,
+        retrying: Callable[[ChannelError], object] | None = None,
+    ) -> Grading:
+        """The grade of an RGB picture from Pillow.
 
         progress  called with (steps done, steps, name); retrying: called with the error before another attempt
         Raises InputError for what is wrong with the model, ChannelError where the others cannot be reached.
@@ -201,15 +215,15 @@ class Consultation:
         return Grading(answer, time.perf_counter() - begin, seen, pids, introduction.model)
 
     def close(self) -> None:
-        """End the session and the helpers; may be called twice."""
+        """End the session and the backend; may be called twice."""
         self._closed = True
-        self._helpers.close()  # first: a consultation that is still going on ends with them
+        self._backend.close()  # first: a consultation that is still going on ends with it
         with self._lock:
             self._close()
 
     def _open(self):
         if self._session is None:
-            introduction, wires = self._helpers.introduction(), []
+            introduction, wires = self._backend.introduction(), []
 
             def wrap(channel):
                 # the picture's only way out is the first operation's first message, E = X - A
@@ -217,8 +231,9 @@ class Consultation:
                 return wires[0]
 
             try:
-                client = PatientClient(introduction.identity, introduction.provider, introduction.hospital, wrap)
-            except InputError as error:  # a plan that cannot be carried out: not the patient's fault
+                peers = introduction.provider, introduction.crypto_provider
+                client = PatientClient(introduction.credentials, *peers, wrap)
+            except InputError as error:  # a plan that cannot be carried out is not the patient's fault
                 raise ChannelError(str(error)) from None
             self._session = client, wires, introduction
             client.prepare()

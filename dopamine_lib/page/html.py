@@ -1,4 +1,4 @@
-"""What the patient's page says and shows, as HTML without a resource from outside, and as a picture for readers.
+"""What the patient's page says and shows: as HTML without resources from outside, and as a picture for readers.
 
 Every function here is plain: values in, text out. Whatever comes from a file or another process is escaped. Colours
 have a contrast of at least 4.5 to 1 on the page's own background, whatever the theme around it.
@@ -7,24 +7,30 @@ have a contrast of at least 4.5 to 1 on the page's own background, whatever the 
 import base64
 import html
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from dopamine_lib.data.dataset import GRADES
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dopamine_lib.page.consultation import Grading
+
 BLUE, INK, GREY, RED = "#00557f", "#1a1a1a", "#595959", "#9c2a00"
 PREVIEW = 320  # pixels of the longer side of the picture that is shown
 
-#: What a grade means (International Clinical Diabetic Retinopathy scale), for whoever is not a physician.
+#: What a grade means (International Clinical Diabetic Retinopathy scale), for readers who are not physicians.
 MEANINGS = dict(
     zip(
         GRADES,
         (
             "No signs of diabetic retinopathy.",
             "Microaneurysms only: tiny bulges of the smallest vessels.",
-            "More than microaneurysms, such as small bleedings or deposits, but less than the severe grade.",
-            "Many bleedings, or vessels that have changed markedly; no new vessels yet.",
+            "More than microaneurysms, such as small bleeds or deposits, but less than the severe grade.",
+            "Many bleeds, or vessels that have changed markedly; no new vessels yet.",
             "New, fragile vessels grow, or blood has entered the eye: the most advanced grade.",
         ),
         strict=True,
@@ -68,20 +74,20 @@ def introduction(heading: int = 2) -> str:
 <li><b>The model</b> stays with the service provider. This page never has it.</li>
 <li><b>The answer</b> is put together here, and only here.</li>
 </ul>
-<p class="small">A third worker, a hospital, makes the random numbers; this is safe as long as it does not side with the
-provider and all three do as agreed. Here all three run on <b>one machine</b>, as three processes: whoever controls
-the machine could look into each of them. In earnest each has a machine of its own.</p>
+<p class="small">A third worker, the crypto-provider, makes the random numbers; this is safe as long as it does not side
+with the provider and all three do as agreed. Here all three run on <b>one machine</b>, as three processes: whoever
+controls the machine could look into each of them. In a real deployment each has a machine of its own.</p>
 <p><b>Not a diagnosis.</b> This is for teaching. Whatever it says, ask a physician about your eyes.</p>"""
 
 
 def about(model: dict) -> str:
-    """What is known of the model, from ``served_model.facts``."""
+    """What is known about the model, from ``served_model.facts``."""
     said = []
     if model.get("trained_on"):
         said.append(f"It was trained on {model['trained_on']}.")
     if model.get("accuracy") is not None:
         tested = f" of {model['test_patients']}" if model.get("test_patients") else ""
-        said.append(f"It graded {model['accuracy']:.0%}{tested} synthetic test patients right.")
+        said.append(f"It graded {model['accuracy']:.0%}{tested} synthetic test patients correctly.")
     epsilon = (model.get("epsilon") or {}).get("prv")
     if epsilon is not None:
         said.append(
@@ -96,14 +102,14 @@ def about(model: dict) -> str:
 
 
 def preview(image: Image.Image, name: str, warning: str | None = None) -> str:
-    """The chosen picture, and a warning where it may be no scan."""
+    """The chosen picture, and a warning where it may not be a retina scan."""
     picture = _tag(image, f"Preview of {name}, {image.width} by {image.height} pixels")
     said = f"<p class='wrong' role='alert'>{html.escape(warning)}</p>" if warning else ""
     return f"<figure>{picture}<figcaption class='small'>{html.escape(name)}</figcaption></figure>{said}"
 
 
 def progress(done: int, steps: int, text: str) -> str:
-    """A bar of what the protocol has done."""
+    """A bar that shows how far the protocol has come."""
     return (
         f"<label>Progress of the computation <progress max='{steps}' value='{done}'></progress></label>"
         f"<p class='small'>{html.escape(text)}</p>"
@@ -111,11 +117,11 @@ def progress(done: int, steps: int, text: str) -> str:
 
 
 def note(text: str, *, wrong: bool = False) -> str:
-    """One sentence, which a screen reader says by itself."""
+    """One sentence, which a screen reader reads out unasked."""
     return f"<p class='{'wrong' if wrong else 'said'}' role='{'alert' if wrong else 'status'}'>{html.escape(text)}</p>"
 
 
-def result(grading, heading: int = 2, drawn: str | None = None) -> str:
+def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> str:
     """The grade, its meaning, and all probabilities; ``drawn``: the grade a synthetic sample was drawn with."""
     answer = grading.answer
     rows = "".join(
@@ -128,11 +134,11 @@ def result(grading, heading: int = 2, drawn: str | None = None) -> str:
     return f"""<div role="status"><h{heading}>Grade: {html.escape(answer.grade)}</h{heading}>
 <p>{html.escape(MEANINGS.get(answer.grade, ""))}</p></div>
 <table><caption>What the model thinks of each grade</caption>{rows}</table>{sample}
-<p><b>Not a diagnosis.</b> The model is for teaching, and can be wrong while it is sure. Ask a physician.</p>"""
+<p><b>Not a diagnosis.</b> The model is for teaching, and can be confident and wrong. Ask a physician.</p>"""
 
 
-def workers(grading) -> list[tuple[str, int, str, str]]:
-    """Of each worker: role, process number, what it held, and what it saw."""
+def workers(grading: "Grading") -> list[tuple[str, int, str, str]]:
+    """Each worker's role, process number, what it held, and what it saw."""
     amount = grading.answer.bytes
     return [
         (
@@ -140,26 +146,26 @@ def workers(grading) -> list[tuple[str, int, str, str]]:
             grading.pids["patient"],
             "your scan, and now the answer",
             f"masked weights, {amount['setup_to_patient'] / 1e6:.1f} MB, and shares of values inside the network, "
-            f"{amount['online_received'] / 1e6:.1f} MB: like noise each. Of the model only the answer, and its public "
-            "plan: layers, sizes, scales.",
+            f"{amount['online_received'] / 1e6:.1f} MB; both look like noise. Of the model only the answer, and its "
+            "public plan: layers, sizes, scales.",
         ),
         (
             "provider",
             grading.pids["provider"],
             "the model",
-            f"that somebody asked, and {amount['online_sent'] / 1e6:.1f} MB from this page that look like noise. Not "
-            "the scan, and not the answer.",
+            f"that somebody asked, and {amount['online_sent'] / 1e6:.1f} MB from this page that look like noise. "
+            "Neither the scan nor the answer.",
         ),
         (
-            "hospital",
-            grading.pids["hospital"],
+            "crypto-provider",
+            grading.pids["crypto-provider"],
             f"random numbers: a seed for this page, and {amount['offline_to_provider'] / 1e6:.1f} MB for the provider",
-            "that randomness for one query was asked for, and the plan. Nothing of scan, weights or answer.",
+            "the plan, and that randomness for one query was asked for. Nothing of scan, weights or answer.",
         ),
     ]
 
 
-def curious(grading, image: Image.Image) -> str:
+def curious(grading: "Grading", image: Image.Image) -> str:
     """What each of the three workers saw, how much was sent, and how long it took, folded away."""
     answer, amount = grading.answer, grading.answer.bytes
     rows = "".join(
@@ -178,14 +184,14 @@ rounds between page and provider and {online:.1f} MB; {answer.seconds_offline:.2
 while you looked at the picture.</p></details>"""
 
 
-def noise(grading) -> Image.Image:
+def noise(grading: "Grading") -> Image.Image:
     """The masked picture as the provider received it: the upper byte of each number, as colours."""
     upper = (grading.seen >> np.uint32(24)).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(upper[:3].transpose(1, 2, 0)))
 
 
-def draw_result(grading, image: Image.Image):
-    """The same for readers without widgets: the scan, what the provider got of it, the probabilities; a Figure."""
+def draw_result(grading: "Grading", image: Image.Image) -> "Figure":
+    """For readers without widgets, a Figure: the scan, what the provider received of it, and the probabilities."""
     from matplotlib.figure import Figure
 
     answer = grading.answer

@@ -1,12 +1,13 @@
-"""Looking into the memory of running processes, to see for oneself who holds a secret and who does not (Linux).
+"""Looking into the memory of running processes, to see which of them hold a secret (Linux only).
 
-    find(pid, {"scan": pixels.tobytes()})  -> {"scan": 2}        how often each is found in what the process holds
-    together([pid, …])                     -> bytes              what processes take, shared pages counted once
+    find(pid, {"scan": pixels.tobytes()})  -> {"scan": 2}        how often each is found there
+    together([pid, …])                     -> bytes              what they take, shared pages counted once
 
-A system may forbid it: a process may look into itself and, mostly, into those that it started.
+A system may forbid it; a process may look into itself and, mostly, into those that it started.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
@@ -15,9 +16,9 @@ CHUNK = 16 * 2**20
 
 
 def find(pid: int, needles: dict[str, bytes]) -> dict[str, int]:
-    """How often each needle lies in the memory of a process, by name; of itself, the needle is one place.
+    """How often each needle lies in the memory of a process, by name; in one's own, the needle itself counts once.
 
-    Raises InputError for a needle below 16 bytes, which could be anywhere by chance, PermissionError where the system
+    Raises InputError for a needle below 16 bytes, which chance could put anywhere, PermissionError where the system
     does not let us look, ProcessLookupError or FileNotFoundError where there is no such process.
     """
     for name, needle in needles.items():
@@ -35,14 +36,14 @@ def find(pid: int, needles: dict[str, bytes]) -> dict[str, int]:
                 at += len(chunk)
                 part = rest + chunk
                 for name, needle in needles.items():
-                    # those that lie in the rest alone were counted with the chunk before
+                    # those within ``rest`` were counted with the chunk before
                     found[name] += part.count(needle) - rest.count(needle)
                 rest = part[-overlap:] if overlap else b""
     return found
 
 
-def together(pids) -> int:
-    """Bytes that processes take together: proportional set sizes, so that a page of two is half of each."""
+def together(pids: Iterable[int]) -> int:
+    """Bytes that processes take together: proportional set sizes, so that a page shared by two counts half for each."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -52,7 +53,7 @@ def together(pids) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """All processes that a process started, and those that they started."""
+    """All processes that a process started, and all that those started."""
     own = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -69,7 +70,7 @@ def children(pid: int) -> list[int]:
 def _readable(pid: int):
     """(begin, end) of every part of a process's memory that can be read and may hold what the process made or read.
 
-    Left out: devices, and what libraries have on disk and nobody can have written to, gigabytes of it.
+    Left out are devices, and the constant parts of libraries, which are gigabytes.
     """
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         places, rights, _, _, _, *name = line.split(None, 5)
@@ -85,5 +86,5 @@ def _read(memory, at: int, size: int) -> bytes:
     memory.seek(at)
     try:
         return memory.read(size)
-    except OSError:  # given back since the list was made, or beyond the end of a mapped file
+    except OSError:  # freed since the list was made, or beyond the end of a mapped file
         return b""

@@ -1,8 +1,9 @@
-"""The model that the patient's page serves unless told otherwise, and what is known of it.
+"""The model that the patient's page serves by default, and what is known about it.
 
 A linear head on the embedded SqueezeNet, trained by FSCDP on the synthetic hospitals: the first run of ``reproduce``
 in its default settings, not the best of several, with randomness from the operating system (a seed would give its
-noise away). It is 12 kB, since the features it stands on are shipped anyway. Made again, always a little different, by
+noise away). It is 12 kB, since the features it stands on are shipped anyway. It is made again, always slightly
+different, by
 
     python -m dopamine_lib.page.served_model FILE
 """
@@ -18,7 +19,7 @@ SERVED = Path(__file__).parents[1] / "assets" / "served_model.safetensors"
 #: A header holds a privacy statement and little more.
 MAX_HEADER = 1_000_000
 
-#: Keys of what ``make`` adds to the metadata that ``reproduce`` writes.
+#: Keys that ``make`` adds to the metadata that ``reproduce`` writes.
 MEASURED = (
     "accuracy",
     "quadratic_kappa",
@@ -37,14 +38,15 @@ def served_model_path() -> Path:
     return SERVED
 
 
-def facts(path=None) -> dict:
+def facts(path: str | Path | None = None) -> dict:
     """What a model written by ``reproduce`` says of itself; by default the one that is served.
 
     setting, grades, size, statement   of every model
-    accuracy, quadratic_kappa, recall_per_grade   on ``test_patients``, of 1, by the model in the clear
+    accuracy, quadratic_kappa, recall_per_grade   on ``test_patients``, as fractions, by the model in the clear
     epsilon, epsilon_hospital          against an outsider and against one curious hospital, by accountant
-    delta, train_patients, trained_on  None, like the three lines above, where the file does not say
-    Reads the header alone: no weight comes into this process. Raises InputError for a file that is no such model.
+    delta, train_patients, trained_on  None, like the two lines above, where the file does not say
+
+    Reads the header alone: no weight enters this process. Raises InputError for a file that is not such a model.
     """
     path = Path(path or SERVED)
     try:
@@ -66,7 +68,7 @@ def facts(path=None) -> dict:
     return known | {key: measured.get(key) for key in MEASURED}
 
 
-def make(out, *, progress: bool = True) -> dict:
+def make(out: str | Path, *, progress: bool = True) -> dict:
     """Train the model that is served and write it to ``out``, a .safetensors file; returns its facts.
 
     Half a minute on two cores. Raises InputError for another suffix.

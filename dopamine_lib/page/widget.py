@@ -2,15 +2,16 @@
 
     page = PatientPage()
     display(page.widget)
-    page.choose(2), page.grade.click(), page.wait()       # what a hand would do, for tests and where there is none
+    page.choose(2), page.grade.click(), page.wait()       # by program: for tests, and where nobody clicks
 
-The page is the patient's process and holds the scan; ``consultation`` has the other two, which are processes of
-their own, and ``html`` says what is shown. Whatever takes time runs in a thread, so that the page stays alive.
+The page is the patient's process and holds the scan. ``consultation`` has its backend, the other two processes, and
+``html`` what is shown. Whatever takes time runs in a thread, so that the page stays responsive.
 """
 
 import functools
 import threading
 import time
+from pathlib import Path
 
 import ipywidgets as widgets
 from PIL import Image
@@ -22,12 +23,12 @@ from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.page import html as show
-from dopamine_lib.page.consultation import Consultation, find_helpers
+from dopamine_lib.page.consultation import Backend, Consultation, Grading, SharedBackend, find_backend
 
 SAMPLES = len(GRADES)
-#: The samples are the first of each grade among so many synthetic patients, whom no model of the kit has seen.
+#: The samples are the first of each grade among these synthetic patients, whom no model of the kit has seen.
 _PATIENTS, _SEED = 11, 6
-#: Seconds between the messages that repeat what a page says at its start.
+#: Seconds between the repetitions of what a page says at its start.
 SAY_AGAIN = (1, 2, 4, 8)
 
 
@@ -43,15 +44,22 @@ def samples(size: int) -> tuple[tuple[Image.Image, str], ...]:
 class PatientPage:
     """The page; ``widget`` is what to display.
 
-    helpers  who serves it (``consultation``); found or started by itself otherwise
-    weights  a model that ``reproduce`` wrote, instead of the one that is shipped; with helpers, they say
+    backend  what serves it (``consultation``); found or started if not given
+    weights  a model that ``reproduce`` wrote, instead of the one that is shipped; for a page without given backend
     heading  level of the first heading: 1 for a page of its own
-    The rest is there for tests, and for whoever has no hands: ``upload``, ``sample`` and ``grade`` are the controls.
-    ``image``, ``grading`` and ``failure`` hold what was chosen, the last answer, and what went wrong instead.
+
+    For use by programs, ``upload``, ``sample`` and ``grade`` are the controls; ``image``, ``grading`` and ``failure``
+    hold what was chosen, the last answer, and what went wrong instead.
     """
 
-    def __init__(self, helpers=None, *, weights=None, heading: int = 2):
-        self._consultation = Consultation(helpers or find_helpers(weights))
+    def __init__(
+        self,
+        backend: Backend | SharedBackend | None = None,
+        *,
+        weights: str | Path | None = None,
+        heading: int = 2,
+    ):
+        self._consultation = Consultation(backend or find_backend(weights))
         self._heading, self._model = heading, {}
         self._thread, self._busy, self._closed = None, threading.Lock(), False
         self.image, self.name, self.drawn = None, "", None
@@ -111,11 +119,11 @@ class PatientPage:
         self.widget.add_class("dopamine-page")
 
     def choose(self, sample: int) -> None:
-        """Take a sample, 0 to 4, as the list does."""
+        """Take a sample, 0 to 4, as a choice from the list does."""
         self.sample.value = sample
 
     def take(self, data: bytes, name: str = "") -> None:
-        """Take an uploaded file's bytes. What is wrong with them is shown, and leaves the page without a picture."""
+        """Take an uploaded file's bytes. Bad ones are reported on the page, which is then without a picture."""
         try:
             image = read_upload(data, name)
         except InputError as error:
@@ -125,8 +133,8 @@ class PatientPage:
             return
         self._show(image, name or "your photograph", warning=retina_warning(image))
 
-    def wait(self, seconds: float = 120.0):
-        """Wait until nothing goes on; returns ``grading``, None where there is no answer."""
+    def wait(self, seconds: float = 120.0) -> Grading | None:
+        """Wait until nothing is going on; returns ``grading``, None where there is no answer. TimeoutError if late."""
         thread = self._thread
         thread.join(seconds)
         if thread.is_alive():
@@ -134,7 +142,7 @@ class PatientPage:
         return self.grading
 
     def close(self) -> None:
-        """End the helpers, if they are this page's own, and switch the controls off."""
+        """End the backend, if it is this page's own, and switch the controls off."""
         self._closed = True
         self._consultation.close()
         self._enable(False)
@@ -180,7 +188,7 @@ class PatientPage:
         self._thread.start()
 
     def _start(self) -> None:
-        self._say("Starting the provider and the hospital ... you may choose a picture meanwhile.")
+        self._say("Starting the provider and the crypto-provider ... you may choose a picture meanwhile.")
         try:
             self._model = self._consultation.introduction().model
         except (InputError, ChannelError) as error:
@@ -192,14 +200,14 @@ class PatientPage:
         threading.Thread(target=self._say_again, daemon=True).start()
 
     def _say_again(self) -> None:
-        """A browser that was about to connect, with the page's state in hand, has missed what was said meanwhile."""
+        """Repeat it: a browser that was connecting, with the page's state in hand, has missed what came meanwhile."""
         for pause in SAY_AGAIN:
             time.sleep(pause)
             if self._closed:
                 return
             for widget in (self.status, self.about):
                 said = None
-                while said != widget.value:  # changed meanwhile by another thread: the older word must not be the last
+                while said != widget.value:  # changed meanwhile by another thread: the older text must not be the last
                     said = widget.value
                     widget.send_state("value")
 
@@ -207,7 +215,7 @@ class PatientPage:
         try:
             self._consultation.get_ready()
         except (InputError, ChannelError):
-            return  # said when the patient asks: it is tried again then
+            return  # reported when the patient asks: it is tried again then
 
     def _ask(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """The patient's side: holds the image, gets the answer. Loads no PyTorch.
 
-    with PatientClient(identity, provider=(address, certificate), hospital=(address, certificate)) as client:
-        client.prepare()                                          # offline: the image need not be there yet
+    with PatientClient(credentials, provider, crypto_provider) as client:
+        client.prepare()                                              # offline: the image need not be there yet
         answer = client.infer(read_image("eye.png", client.size))     # online
 
 The image never leaves this process. What the patient gets besides the logits is public: the plan and the grades.
@@ -10,6 +10,7 @@ The image never leaves this process. What the patient gets besides the logits is
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,20 +18,23 @@ import numpy as np
 from dopamine_lib.inference.network.parties import Patient
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.network.program import Program
-from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.workers import messages, tls
-from dopamine_lib.inference.workers.messages import Command, Status, Tag
+from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.workers import control, tls
+from dopamine_lib.inference.workers.control import Command, Status, Tag
+
+#: Called with (steps done, steps, name of the step).
+Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
 class Answer:
     """What the patient learns, and what it cost.
 
-    grade            the most probable one's name; probabilities and logits in the order of ``grades``
-    seconds_offline  of preparing this query; seconds_online from the image to the answer
+    grade            the most probable one of ``grades``, whose order probabilities and logits follow
+    seconds_offline  spent on preparing this query; seconds_online: from the image to the answer
     rounds           times the patient waited for the provider, online
     bytes            ``online_sent`` and ``online_received`` by the patient; ``offline_to_provider`` from the
-                     hospital, ``offline_to_patient`` its seed, and ``setup_to_patient``, these two once a session
+                     crypto-provider, and once per session ``offline_to_patient``, the seed, and ``setup_to_patient``
     """
 
     grade: str
@@ -50,24 +54,30 @@ class Answer:
 class PatientClient:
     """A session with a provider. Use as a context manager, or call ``close``.
 
-    identity            the patient's own key
-    provider, hospital  each (address, PEM certificate)
-    wrap                what to put around the channel to the provider, such as ``channel.Recorded``
+    credentials                the patient's own key
+    provider, crypto_provider  each (address, PEM certificate)
+    wrap                       puts something around the channel to the provider, such as ``channel.Recorded``
 
-    Raises ChannelError where one of them cannot be reached or refuses; a session that broke is not resumed, a new
-    one has new masks.
+    Raises ChannelError where one of them cannot be reached or refuses. A broken session is not resumed: a new one has
+    new masks.
     """
 
-    def __init__(self, identity: tls.Identity, provider, hospital, wrap=lambda channel: channel):
+    def __init__(
+        self,
+        credentials: tls.Credentials,
+        provider: tls.Endpoint,
+        crypto_provider: tls.Endpoint,
+        wrap: Callable[[Channel], Channel] = lambda channel: channel,
+    ):
         address, certificate = provider
-        self._channel = wrap(tls.connect(address, identity, certificate, "provider"))
+        self._channel = wrap(tls.connect(address, credentials, certificate, "provider"))
         try:
-            status = messages.receive_number(self._channel, Tag.STATUS)
+            status = control.receive_number(self._channel, Tag.STATUS)
             if status != Status.WELCOME:
                 raise ChannelError(_refusal(status))
-            session = messages.receive_bytes(self._channel, Tag.SESSION, messages.SESSION_BYTES)
-            self.plan, self.grades = _read_card(messages.receive_text(self._channel, Tag.CARD))
-            seed = self._join(identity, hospital, session)
+            session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
+            self.plan, self.grades = _read_card(control.receive_text(self._channel, Tag.CARD))
+            seed = self._join(credentials, crypto_provider, session)
             self._patient = Patient(self.plan, seed, self._channel)
             self._patient.setup()
         except BaseException:
@@ -76,7 +86,7 @@ class PatientClient:
         costs = Program(self.plan).costs()
         self._bytes = {
             "offline_to_provider": costs["offline_to_provider"],
-            "offline_to_patient": messages.SEED_BYTES,
+            "offline_to_patient": control.SEED_BYTES,
             "setup_to_patient": costs["setup_to_patient"],
         }
         self._offline = []
@@ -87,21 +97,21 @@ class PatientClient:
         return self.plan.shape[1]
 
     def prepare(self, queries: int = 1) -> int:
-        """Make correlated randomness for so many more queries, ahead of the images; returns how many lie ready.
+        """Make correlated randomness for ``queries`` more, ahead of the images; returns how many lie ready.
 
         That may be fewer than asked for: the provider bounds what it keeps for all its patients together.
         """
         for _ in range(queries):
             begin = time.perf_counter()
-            messages.send_number(self._channel, Tag.COMMAND, Command.PREPARE)
-            if not messages.receive_number(self._channel, Tag.GRANTED):
+            control.send_number(self._channel, Tag.COMMAND, Command.PREPARE)
+            if not control.receive_number(self._channel, Tag.GRANTED):
                 break
             self._patient.prepare()  # while the provider does its part
-            messages.receive_number(self._channel, Tag.READY)
+            control.receive_number(self._channel, Tag.READY)
             self._offline.append(time.perf_counter() - begin)
         return len(self._offline)
 
-    def infer(self, image: np.ndarray, progress=None) -> Answer:
+    def infer(self, image: np.ndarray, progress: Progress | None = None) -> Answer:
         """The grade of one image, uint8 (size, size, 3). Prepares a query first if none lies ready.
 
         progress  called with (steps done, steps, name) after each step of the plan
@@ -113,7 +123,7 @@ class PatientClient:
         channel = self._channel
         before = channel.sent, channel.received, channel.rounds
         begin = time.perf_counter()
-        messages.send_number(channel, Tag.COMMAND, Command.INFER)
+        control.send_number(channel, Tag.COMMAND, Command.INFER)
         logits = self._patient.infer(x, progress)
         seconds = time.perf_counter() - begin
         sent, received, rounds = channel.sent - before[0], channel.received - before[1], channel.rounds - before[2]
@@ -133,22 +143,23 @@ class PatientClient:
     def close(self) -> None:
         """End the session; may be called twice."""
         with contextlib.suppress(ChannelError):  # it is over already
-            messages.send_number(self._channel, Tag.COMMAND, Command.END)
+            control.send_number(self._channel, Tag.COMMAND, Command.END)
         self._channel.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "PatientClient":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _join(self, identity, hospital, session: bytes) -> bytes:
-        address, certificate = hospital
-        channel = tls.connect(address, identity, certificate, "hospital")
+    def _join(self, credentials, crypto_provider, session: bytes) -> bytes:
+        """The patient's seed for this session, from the crypto-provider."""
+        address, certificate = crypto_provider
+        channel = tls.connect(address, credentials, certificate, "crypto-provider")
         try:
             channel.send(Tag.JOIN, session)
             channel.send(Tag.JOIN, self.plan.digest())
-            return messages.receive_bytes(channel, Tag.SEED, messages.SEED_BYTES)
+            return control.receive_bytes(channel, Tag.SEED, control.SEED_BYTES)
         finally:
             channel.close()
 
@@ -168,6 +179,6 @@ def _read_card(text: str) -> tuple[Plan, list[str]]:
 def _refusal(status: int) -> str:
     if status == Status.BUSY:
         return "the provider serves as many patients as it can; try again later"
-    if status == Status.NO_HOSPITAL:
-        return "the provider could not reach the hospital that makes the randomness; ask its operator"
+    if status == Status.NO_CRYPTO_PROVIDER:
+        return "the provider could not reach the crypto-provider, which makes the randomness; ask its operator"
     return f"the provider refused with status {status}"

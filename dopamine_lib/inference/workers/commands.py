@@ -1,18 +1,20 @@
 """The commands ``infer`` and ``party``: private inference on one machine, and one worker on a machine of its own.
 
-Three machines, one worker each. First every worker makes its key and shows whose it is:
+Three machines, one worker each. First every worker makes its key and shows its fingerprint:
 
-    party hospital --identity hospital.pem --fingerprint        (and so for provider and patient)
+    party crypto-provider --identity crypto.pem --fingerprint          (likewise for provider and patient)
 
-The files ``hospital.crt``, ``provider.crt`` and ``patient.crt`` are public; they go to the other two, and people
+The files ``crypto.crt``, ``provider.crt`` and ``patient.crt`` are public; they go to the other two, and people
 compare the fingerprints by another way. Then, in this order:
 
-    party hospital --identity hospital.pem --listen HOST:PORT --provider-certificate provider.crt
+    party crypto-provider --identity crypto.pem --listen HOST:PORT --provider-certificate provider.crt
                    --patient-certificate patient.crt
-    party provider --identity provider.pem --listen HOST:PORT --weights FILE --hospital HOST:PORT
-                   --hospital-certificate hospital.crt --patient-certificate patient.crt
+    party provider --identity provider.pem --listen HOST:PORT --weights FILE --crypto-provider HOST:PORT
+                   --crypto-provider-certificate crypto.crt --patient-certificate patient.crt
     party patient IMAGE --identity patient.pem --provider HOST:PORT --provider-certificate provider.crt
-                   --hospital HOST:PORT --hospital-certificate hospital.crt
+                   --crypto-provider HOST:PORT --crypto-provider-certificate crypto.crt
+
+The paper's crypto-provider is a hospital: ``hospital`` is understood as well, as the role and in the options.
 """
 
 import argparse
@@ -23,22 +25,23 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from dopamine_lib.errors import InputError
 
-HOSPITAL_PORT, PROVIDER_PORT = 7100, 7101
+CRYPTO_PROVIDER_PORT, PROVIDER_PORT = 7100, 7101
 
 
-def add_infer(commands) -> None:
+def add_infer(commands: Any) -> None:
     """Add ``infer`` to the subparsers of the command line."""
-    infer = commands.add_parser("infer", help="grade an image without showing it, by three processes of this machine")
+    infer = commands.add_parser("infer", help="grade an image without showing it, by three processes on this machine")
     infer.add_argument("image", metavar="IMAGE", help="a PNG or JPEG file; only the patient's process opens it")
     _model_arguments(infer)
     infer.add_argument("--json", action="store_true", help="print JSON")
     infer.set_defaults(call=_infer)
 
 
-def add_party(commands) -> None:
+def add_party(commands: Any) -> None:
     """Add ``party`` to the subparsers of the command line."""
     party = commands.add_parser(
         "party",
@@ -48,18 +51,20 @@ def add_party(commands) -> None:
     )
     roles = party.add_subparsers(dest="role", required=True, metavar="ROLE")
 
-    hospital = roles.add_parser("hospital", help="makes the correlated randomness; sees neither image nor model")
-    _identity_argument(hospital)
-    _listen_argument(hospital, HOSPITAL_PORT)
-    hospital.add_argument("--provider-certificate", metavar="FILE", help="the provider's .crt")
-    _patients_argument(hospital)
-    hospital.set_defaults(call=_hospital)
+    crypto_provider = roles.add_parser(
+        "crypto-provider", aliases=["hospital"], help="makes the correlated randomness; sees neither image nor model"
+    )
+    _identity_argument(crypto_provider)
+    _listen_argument(crypto_provider, CRYPTO_PROVIDER_PORT)
+    crypto_provider.add_argument("--provider-certificate", metavar="FILE", help="the provider's .crt")
+    _patients_argument(crypto_provider)
+    crypto_provider.set_defaults(call=_crypto_provider)
 
     provider = roles.add_parser("provider", help="holds the model and serves patients")
     _identity_argument(provider)
     _listen_argument(provider, PROVIDER_PORT)
     _model_arguments(provider, required=False)
-    _peer_arguments(provider, "hospital", HOSPITAL_PORT)
+    _peer_arguments(provider, "crypto-provider", CRYPTO_PROVIDER_PORT)
     _patients_argument(provider)
     provider.add_argument("--sessions", type=int, default=4, help="patients served at once (default: 4)")
     provider.add_argument("--ahead", type=int, default=2, help="queries prepared ahead for all of them (default: 2)")
@@ -69,7 +74,7 @@ def add_party(commands) -> None:
     patient.add_argument("image", metavar="IMAGE", nargs="?", help="a PNG or JPEG file")
     _identity_argument(patient)
     _peer_arguments(patient, "provider", PROVIDER_PORT)
-    _peer_arguments(patient, "hospital", HOSPITAL_PORT)
+    _peer_arguments(patient, "crypto-provider", CRYPTO_PROVIDER_PORT)
     patient.add_argument("--json", action="store_true", help="print JSON")
     patient.set_defaults(call=_patient)
 
@@ -92,8 +97,10 @@ def _listen_argument(command, port: int) -> None:
 
 def _peer_arguments(command, role: str, port: int) -> None:
     text = f"where the {role} listens (default: 127.0.0.1:{port})"
-    command.add_argument(f"--{role}", default=f"127.0.0.1:{port}", metavar="HOST:PORT", help=text)
-    command.add_argument(f"--{role}-certificate", metavar="FILE", help=f"the {role}'s .crt")
+    words = (role, "hospital") if role == "crypto-provider" else (role,)
+    address, certificate = ([f"--{word}{end}" for word in words] for end in ("", "-certificate"))
+    command.add_argument(*address, default=f"127.0.0.1:{port}", metavar="HOST:PORT", help=text)
+    command.add_argument(*certificate, metavar="FILE", help=f"the {role}'s .crt")
 
 
 def _patients_argument(command) -> None:
@@ -115,23 +122,23 @@ def _infer(arguments) -> None:
         _print(workers.infer(arguments.image), arguments.json)
 
 
-def _hospital(arguments) -> None:
-    identity = _identity(arguments)
-    if identity is None:
+def _crypto_provider(arguments) -> None:
+    credentials = _credentials(arguments, "crypto-provider")
+    if credentials is None:
         return
     from dopamine_lib.inference.protocols import kernels
-    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+    from dopamine_lib.inference.workers.crypto_provider import CryptoProviderServer
 
     provider = _certificate(arguments, "provider")
     patients = _patients(arguments)
     address = parse_address(arguments.listen)
     kernels.active()
-    _serve(HospitalServer(address, identity, provider, patients))
+    _serve(CryptoProviderServer(address, credentials, provider, patients))
 
 
 def _provider(arguments) -> None:
-    identity = _identity(arguments)
-    if identity is None:
+    credentials = _credentials(arguments, "provider")
+    if credentials is None:
         return
     from dopamine_lib.inference.network.serving import load
     from dopamine_lib.inference.protocols import kernels
@@ -142,17 +149,17 @@ def _provider(arguments) -> None:
     for name, least in (("sessions", 1), ("ahead", 0)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}, but must be at least {least}")
-    hospital = (parse_address(arguments.hospital), _certificate(arguments, "hospital"))
+    crypto_provider = _endpoint(arguments, "crypto-provider")
     patients, address = _patients(arguments), parse_address(arguments.listen)
     served = load(arguments.weights, arguments.backbone, arguments.size)
     kernels.active()
     limits = {"sessions": arguments.sessions, "ahead": arguments.ahead}
-    _serve(ProviderServer(address, identity, patients, hospital, *served, **limits))
+    _serve(ProviderServer(address, credentials, patients, crypto_provider, *served, **limits))
 
 
 def _patient(arguments) -> None:
-    identity = _identity(arguments)
-    if identity is None:
+    credentials = _credentials(arguments, "patient")
+    if credentials is None:
         return
     from dopamine_lib.data.images import read_image
     from dopamine_lib.inference.protocols import kernels
@@ -162,11 +169,9 @@ def _patient(arguments) -> None:
         raise InputError("no image was named; give a PNG or JPEG file")
     if not Path(arguments.image).is_file():
         raise InputError(f"the image {arguments.image} does not exist; give a PNG or JPEG file")
-    peers = [
-        (parse_address(getattr(arguments, role)), _certificate(arguments, role)) for role in ("provider", "hospital")
-    ]
+    peers = [_endpoint(arguments, role) for role in ("provider", "crypto-provider")]
     kernels.active()
-    with _one_line_for_a_break(), PatientClient(identity, *peers) as client:
+    with _one_line_for_a_break(), PatientClient(credentials, *peers) as client:
         image = read_image(arguments.image, client.size)
         _print(client.infer(image).record(), arguments.json)
 
@@ -175,25 +180,31 @@ def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` as (host, port). Raises InputError for anything else."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"'{text}' is no address; write HOST:PORT, for example 127.0.0.1:{HOSPITAL_PORT}")
+        raise InputError(f"'{text}' is no address; write HOST:PORT, for example 127.0.0.1:{CRYPTO_PROVIDER_PORT}")
     return host.strip("[]"), int(port)
 
 
-def _identity(arguments):
-    """The worker's identity, or None after its fingerprint was printed, which is all that was asked for."""
-    from dopamine_lib.inference.workers.tls import Identity
+def _credentials(arguments, role: str):
+    """The worker's credentials, or None after printing its fingerprint, where that is all that was asked for."""
+    from dopamine_lib.inference.workers.tls import Credentials
 
-    identity = Identity.at(arguments.identity, arguments.role)
+    credentials = Credentials.at(arguments.identity, role)
     if arguments.fingerprint:
-        print(identity.fingerprint)
+        print(credentials.fingerprint)
         return None
-    return identity
+    return credentials
+
+
+def _endpoint(arguments, role: str):
+    """Address and certificate of another worker, from the command line."""
+    address = getattr(arguments, role.replace("-", "_"))
+    return parse_address(address), _certificate(arguments, role)
 
 
 def _certificate(arguments, role: str) -> str:
     from dopamine_lib.inference.workers.tls import read_certificate
 
-    path = getattr(arguments, f"{role}_certificate")
+    path = getattr(arguments, f"{role.replace('-', '_')}_certificate")
     if path is None:
         raise InputError(f"the {role} is not known here; give --{role}-certificate with the .crt file it wrote")
     return read_certificate(path)
@@ -222,7 +233,7 @@ def _serve(server) -> None:
 
 @contextlib.contextmanager
 def _one_line_for_a_break():
-    """A broken connection is no bad input: status 1 and one line."""
+    """A broken connection is not bad input: it ends with status 1 and one line."""
     from dopamine_lib.inference.protocols.channel import ChannelError
 
     try:

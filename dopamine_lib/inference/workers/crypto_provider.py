@@ -2,7 +2,7 @@
 
 It learns which patient opened a session with the provider, when, and how many queries were prepared. It needs no
 PyTorch and loads none. Every session has fresh random seeds, so nothing is ever dealt twice, not even after a
-restart: what was dealt before is forgotten with the session.
+restart: seeds are forgotten with their session.
 """
 
 import os
@@ -11,32 +11,33 @@ import threading
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network.dealer import Dealer
 from dopamine_lib.inference.network.plan import Plan
-from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.workers import messages
-from dopamine_lib.inference.workers.messages import Tag
-from dopamine_lib.inference.workers.server import Server, log
+from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.workers import control
+from dopamine_lib.inference.workers.control import Tag
+from dopamine_lib.inference.workers.server import ThreadingServer, log
+from dopamine_lib.inference.workers.tls import Address, Credentials
 
 PROVIDER = "provider"
 IDLE_TIMEOUT = 600.0  # seconds a provider may leave a session unused
 
 
-class HospitalServer(Server):
-    """Serves the provider, one connection a session, and each patient once a session.
+class CryptoProviderServer(ThreadingServer):
+    """Serves the provider, one connection per session, and each patient once per session.
 
-    address   (host, port) to listen on
-    identity  its own key
-    provider  PEM certificate of the provider
-    patients  PEM certificates of patients, by name
+    address      (host, port) to listen on
+    credentials  its own key
+    provider     PEM certificate of the provider
+    patients     PEM certificates of patients, by name
     """
 
-    role = "hospital"
+    role = "crypto-provider"
 
-    def __init__(self, address, identity, provider: str, patients: dict[str, str]):
-        super().__init__(address, identity, {PROVIDER: provider} | patients)
+    def __init__(self, address: Address, credentials: Credentials, provider: str, patients: dict[str, str]):
+        super().__init__(address, credentials, {PROVIDER: provider} | patients)
         self._waiting: dict[bytes, tuple[bytes, str, bytes]] = {}
         self._waiting_lock = threading.Lock()
 
-    def talk(self, channel, name: str) -> None:
+    def talk(self, channel: Channel, name: str) -> None:
         """A provider opens a session, a patient joins one."""
         if name == PROVIDER:
             self._session(channel)
@@ -44,12 +45,12 @@ class HospitalServer(Server):
             self._join(channel, name)
 
     def _session(self, channel) -> None:
-        patient = messages.receive_bytes(channel, Tag.OPEN, messages.FINGERPRINT_BYTES)
+        patient = control.receive_bytes(channel, Tag.OPEN, control.FINGERPRINT_BYTES)
         try:
-            plan = Plan.from_json(messages.receive_text(channel, Tag.PLAN))
+            plan = Plan.from_json(control.receive_text(channel, Tag.PLAN))
         except InputError:
             raise ChannelError("the provider sent a plan that cannot be read") from None
-        dealer, session = Dealer(plan), os.urandom(messages.SESSION_BYTES)
+        dealer, session = Dealer(plan), os.urandom(control.SESSION_BYTES)
         with self._waiting_lock:
             self._waiting[session] = (patient, plan.digest(), dealer.patient_seed)
         try:
@@ -57,7 +58,7 @@ class HospitalServer(Server):
             channel.send(Tag.SEED, dealer.provider_seed)
             queries = 0
             channel.timeout = IDLE_TIMEOUT
-            while messages.receive_number(channel, Tag.NEXT):
+            while control.receive_number(channel, Tag.NEXT):
                 dealer.send(channel)
                 queries += 1
             log.info("%s: a session ended after %d queries", self.role, queries)
@@ -66,8 +67,8 @@ class HospitalServer(Server):
                 self._waiting.pop(session, None)
 
     def _join(self, channel, name: str) -> None:
-        session = messages.receive_bytes(channel, Tag.JOIN, messages.SESSION_BYTES)
-        digest = messages.receive_bytes(channel, Tag.JOIN, messages.DIGEST_BYTES)
+        session = control.receive_bytes(channel, Tag.JOIN, control.SESSION_BYTES)
+        digest = control.receive_bytes(channel, Tag.JOIN, control.DIGEST_BYTES)
         with self._waiting_lock:
             patient, plan_digest, seed = self._waiting.get(session, (None, None, None))
             if patient != self.fingerprints[name] or plan_digest != digest:

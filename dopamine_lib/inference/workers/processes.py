@@ -27,14 +27,14 @@ from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.workers import tls
 from dopamine_lib.pool import Child, Parent
 
-ROLES = ("hospital", "provider", "patient")
+ROLES = ("crypto-provider", "provider", "patient")
 LOOPBACK = ("127.0.0.1", 0)
 START_TIMEOUT = 300.0  # seconds for a worker to start: imports, compilation of kernels, calibration
 END_TIMEOUT = 5.0
 
 
 class Workers:
-    """Patient, provider and hospital on this machine. Use as a context manager, or call ``close``.
+    """Patient, provider and crypto-provider on this machine. Use as a context manager, or call ``close``.
 
     weights   a model that ``reproduce`` wrote
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
@@ -45,7 +45,15 @@ class Workers:
     Raises InputError for what is wrong with the model, ChannelError where a worker ended.
     """
 
-    def __init__(self, weights, *, backbone=None, size: int | None = None, patient: str | None = None, quiet=False):
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        backbone: str | Path | None = None,
+        size: int | None = None,
+        patient: str | None = None,
+        quiet: bool = False,
+    ):
         self._children: dict[str, Child] = {}
         roles = ROLES if patient is None else ROLES[:-1]
         try:
@@ -61,15 +69,15 @@ class Workers:
         except BaseException:
             self.close()
             raise
-        #: For a ``client.PatientClient``: (address, certificate) of the provider and of the hospital.
-        self.peers = [(tuple(addresses[role]), certificates[role]) for role in ("provider", "hospital")]
+        #: For a ``client.PatientClient``: (address, certificate) of the provider and of the crypto-provider.
+        self.peers = [(tuple(addresses[role]), certificates[role]) for role in ("provider", "crypto-provider")]
 
     def prepare(self, queries: int = 1) -> int:
-        """Make correlated randomness for this many more queries; returns how many lie ready."""
+        """Make correlated randomness for ``queries`` more; returns how many lie ready."""
         self._say("patient", {"prepare": queries})
         return self._hear("patient")["ready"]
 
-    def infer(self, image) -> dict:
+    def infer(self, image: str | Path) -> dict:
         """The answer for one image file, as ``client.Answer.record``. Raises InputError for a bad file."""
         self._say("patient", {"image": _absolute(image)})
         return self._hear("patient")["answer"]
@@ -93,7 +101,7 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _say(self, role: str, message: dict) -> None:
@@ -118,11 +126,12 @@ def _absolute(path) -> str | None:
 
 def main(role: str, descriptor: str) -> None:
     """One worker: play ``role`` until the parent ends."""
-    parent, identity = Parent(int(descriptor), grace=END_TIMEOUT), tls.Identity.make(role)
+    parent, credentials = Parent(int(descriptor), grace=END_TIMEOUT), tls.Credentials.make(role)
     with contextlib.suppress(EOFError):
         try:
-            parent.say(certificate=identity.certificate)
-            {"hospital": _hospital, "provider": _provider, "patient": _patient}[role](parent, identity)
+            parent.say(certificate=credentials.certificate)
+            play = {"crypto-provider": _crypto_provider, "provider": _provider, "patient": _patient}
+            play[role](parent, credentials)
         except InputError as error:
             parent.say(**{"wrong input": str(error)})
         except ChannelError as error:
@@ -132,17 +141,17 @@ def main(role: str, descriptor: str) -> None:
 # Each role loads what it needs and compiles its kernels before it is told the rest: the three do that side by side.
 
 
-def _hospital(parent: Parent, identity: tls.Identity) -> None:
+def _crypto_provider(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.inference.protocols import kernels
-    from dopamine_lib.inference.workers.crypto_provider import HospitalServer
+    from dopamine_lib.inference.workers.crypto_provider import CryptoProviderServer
 
     kernels.active()
     certificates = parent.hear()["certificates"]
     patients = {"patient": certificates["patient"]}
-    _serve(parent, HospitalServer(LOOPBACK, identity, certificates["provider"], patients))
+    _serve(parent, CryptoProviderServer(LOOPBACK, credentials, certificates["provider"], patients))
 
 
-def _provider(parent: Parent, identity: tls.Identity) -> None:
+def _provider(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.inference.network.serving import load
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.provider import ProviderServer
@@ -152,9 +161,12 @@ def _provider(parent: Parent, identity: tls.Identity) -> None:
     kernels.active()
     told = parent.hear()
     certificates = told["certificates"]
-    hospital = (tuple(told["addresses"]["hospital"]), certificates["hospital"])
     patients = {"patient": certificates["patient"]}
-    _serve(parent, ProviderServer(LOOPBACK, identity, patients, hospital, *served))
+    _serve(parent, ProviderServer(LOOPBACK, credentials, patients, _endpoint(told, "crypto-provider"), *served))
+
+
+def _endpoint(told: dict, role: str) -> tls.Endpoint:
+    return tuple(told["addresses"][role]), told["certificates"][role]
 
 
 def _serve(parent: Parent, server) -> None:
@@ -163,15 +175,14 @@ def _serve(parent: Parent, server) -> None:
         parent.hear()  # nothing more is said: it ends with the parent
 
 
-def _patient(parent: Parent, identity: tls.Identity) -> None:
+def _patient(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.data.images import read_image
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
     kernels.active()
     told = parent.hear()
-    provider, hospital = ((tuple(told["addresses"][r]), told["certificates"][r]) for r in ("provider", "hospital"))
-    with PatientClient(identity, provider, hospital) as client:
+    with PatientClient(credentials, _endpoint(told, "provider"), _endpoint(told, "crypto-provider")) as client:
         parent.say(ready=0)
         while True:
             asked = parent.hear()

@@ -1,41 +1,42 @@
-"""A worker that others connect to: one thread a connection, so that a rude client hurts nobody but itself.
+"""A worker that others connect to: one thread per connection, so that a rude client hurts nobody but itself.
 
-A client that says nothing, sends garbage, stops half-way or is killed costs its own connection, which ends at the
-latest when its time is up. Beyond ``most`` connections at once new ones are closed unheard.
+A client that says nothing, sends garbage, stops halfway or is killed costs its own connection, which ends when its
+time is up at the latest. While ``limit`` connections are open, new ones are closed unheard.
 """
 
 import logging
 import threading
 
-from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.workers.tls import Identity, Listener, fingerprint
+from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.workers.tls import Address, Credentials, Listener, fingerprint
 
 log = logging.getLogger("dopamine.inference")
 
-MOST_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 
 
-class Server:
+class ThreadingServer:
     """The accepting side; a subclass says in ``talk`` what is done with a channel.
 
     role    its name in the log
-    peers   PEM certificates of the workers let in, each under the name ``talk`` will be given
+    peers   PEM certificates of the workers let in, by the name that ``talk`` is given
+    limit   connections open at once
     """
 
     role = "server"
 
-    def __init__(self, address, identity: Identity, peers: dict[str, str], most: int = MOST_CONNECTIONS):
-        self._listener = Listener(address, identity, peers)
+    def __init__(self, address: Address, credentials: Credentials, peers: dict[str, str], limit: int = MAX_CONNECTIONS):
+        self._listener = Listener(address, credentials, peers)
         self.address = self._listener.address
         self.fingerprints = {name: bytes.fromhex(fingerprint(certificate)) for name, certificate in peers.items()}
-        self._slots = threading.Semaphore(most)
+        self._slots = threading.Semaphore(limit)
         self._lock = threading.Lock()
         self._channels, self._threads = set(), set()
         self._closed = False
 
-    def talk(self, channel, name: str) -> None:
+    def talk(self, channel: Channel, name: str) -> None:
         """Serve one authenticated connection to its end; may raise ChannelError."""
-        raise ChannelError("nothing is served here")
+        raise NotImplementedError
 
     def serve_forever(self) -> None:
         """Take connections until ``close``."""
@@ -55,7 +56,7 @@ class Server:
                 self._threads.add(thread)
             thread.start()
 
-    def start(self) -> "Server":
+    def start(self) -> "ThreadingServer":
         """Serve from a thread of its own; returns itself."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
@@ -71,10 +72,10 @@ class Server:
         for thread in threads:
             thread.join(patience)
 
-    def __enter__(self):
+    def __enter__(self) -> "ThreadingServer":
         return self.start()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _connection(self, raw) -> None:

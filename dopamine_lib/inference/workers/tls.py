@@ -1,4 +1,4 @@
-"""Who talks to whom: certificates made on the spot, exchanged beforehand, and mutual TLS 1.3 between them.
+"""Mutual TLS 1.3 between workers that know each other's certificates beforehand.
 
 Each worker makes a key pair and a certificate signed by itself. The certificates, which are public, reach the
 others by a way that people trust (a file from colleague to colleague, its fingerprint read out on the phone).
@@ -27,19 +27,24 @@ from dopamine_lib.inference.protocols.channel import TIMEOUT, ChannelError, Sock
 
 CONNECT_TIMEOUT = 10.0  # seconds for reaching a worker and for the whole TLS handshake
 LIFETIME = datetime.timedelta(days=365)
-#: Certificates are pinned one by one, so the dates protect nobody; clocks of three machines may differ.
+#: The clocks of three machines may differ. Certificates are pinned one by one, so their dates protect nobody.
 BACKDATED = datetime.timedelta(days=1)
+
+#: Host and port.
+Address = tuple[str, int]
+#: A worker that others connect to: its address and its PEM certificate.
+Endpoint = tuple[Address, str]
 
 
 @dataclass(frozen=True)
-class Identity:
-    """A worker's private key and its certificate, both PEM. The key is left out of every text form."""
+class Credentials:
+    """A worker's private key and its certificate, both PEM. The key is left out of ``repr``."""
 
     certificate: str
     key: bytes = field(repr=False)
 
     @classmethod
-    def make(cls, name: str) -> "Identity":
+    def make(cls, name: str) -> "Credentials":
         """A new P-256 key and a certificate for it, signed by itself; ``name`` is for human readers only."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -61,11 +66,11 @@ class Identity:
         return cls(certificate.public_bytes(serialization.Encoding.PEM).decode(), pem)
 
     @classmethod
-    def at(cls, path, name: str) -> "Identity":
-        """The identity kept at ``path``, made there if it is not yet, readable for its owner only.
+    def at(cls, path: str | Path, name: str) -> "Credentials":
+        """The credentials kept at ``path``, made there if there are none, readable by their owner only.
 
-        The certificate for the others is written beside it, as ``path`` with the ending ``.crt``.
-        Raises InputError for a file that is no identity, that others may read, or that cannot be made there.
+        The certificate for the others is written beside them, as ``path`` with the ending ``.crt``.
+        Raises InputError for a file without credentials, one that others may read, or one that cannot be made there.
         """
         path = Path(path)
         beside = path.with_suffix(".crt")
@@ -73,10 +78,10 @@ class Identity:
             if not path.exists():
                 if beside == path or beside.exists():
                     raise InputError(f"{beside} is where the certificate of --identity {path} goes: name another file")
-                identity = cls.make(name)
-                write_key(path, identity.key + identity.certificate.encode())
-                beside.write_text(identity.certificate)
-                return identity
+                made = cls.make(name)
+                write_key(path, made.key + made.certificate.encode())
+                beside.write_text(made.certificate)
+                return made
             pem = read_key(path)
         except OSError as error:
             raise InputError(f"--identity {path} cannot be used ({error.strerror}); name another file") from error
@@ -99,14 +104,14 @@ class Identity:
 
 
 def fingerprint(certificate: str) -> str:
-    """SHA-256 of a PEM certificate, in hexadecimal. Raises InputError where the text is no certificate."""
+    """SHA-256 of a PEM certificate, in hexadecimal. Raises InputError where the text is not a certificate."""
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.strip())).hexdigest()
     except ValueError as error:
         raise InputError("this is not a certificate in PEM; give the .crt file that the other worker wrote") from error
 
 
-def read_certificate(path) -> str:
+def read_certificate(path: str | Path) -> str:
     """The PEM certificate in a file. Raises InputError for a missing file and for one with anything else in it."""
     try:
         certificate = Path(path).read_text()
@@ -119,7 +124,7 @@ def read_certificate(path) -> str:
     return certificate
 
 
-def _context(identity: Identity, certificates, server: bool) -> ssl.SSLContext:
+def _context(credentials: Credentials, certificates, server: bool) -> ssl.SSLContext:
     """TLS 1.3 only, and nobody but the holders of these certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -131,24 +136,26 @@ def _context(identity: Identity, certificates, server: bool) -> ssl.SSLContext:
         context.load_verify_locations(cadata=certificate)
     # the ssl module reads keys from files only: this one is gone at once, and encrypted as long as it is there
     password = os.urandom(32).hex().encode()
-    key = serialization.load_pem_private_key(identity.key, password=None).private_bytes(
+    key = serialization.load_pem_private_key(credentials.key, password=None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(password),
     )
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "identity.pem")
-        file.write_bytes(key + identity.certificate.encode())
+        file = Path(folder, "credentials.pem")
+        file.write_bytes(key + credentials.certificate.encode())
         context.load_cert_chain(file, password=password)
     return context
 
 
-def connect(address, identity: Identity, certificate: str, peer: str, timeout: float | None = TIMEOUT) -> SocketChannel:
+def connect(
+    address: Address, credentials: Credentials, certificate: str, peer: str, timeout: float | None = TIMEOUT
+) -> SocketChannel:
     """A channel to the worker at ``address`` (host, port), which must hold the key of ``certificate``.
 
-    peer  its role, for errors. Raises ChannelError where nobody answers there or somebody else does.
+    peer  its role, for errors. Raises ChannelError where nobody answers there, or somebody else does.
     """
-    context = _context(identity, [certificate], server=False)
+    context = _context(credentials, [certificate], server=False)
     try:
         raw = socket.create_connection(address, CONNECT_TIMEOUT)
     except OSError as error:
@@ -158,17 +165,17 @@ def connect(address, identity: Identity, certificate: str, peer: str, timeout: f
 
 
 class Listener:
-    """The door of a worker that others connect to.
+    """The listening side of a worker that others connect to.
 
     address      (host, port); port 0 takes a free one, which ``address`` then names
-    peers        names of the workers let in, each with its certificate; a name may be any text
+    peers        certificates of the workers let in, by name; a name may be any text
 
-    ``accept`` only takes the connection; ``welcome``, which may wait for a slow or silent client, belongs into
-    the thread that serves it, so that nobody else waits.
+    ``accept`` only takes the connection; ``welcome``, which may wait for a slow or silent client, belongs in the
+    thread that serves it, so that nobody else waits.
     """
 
-    def __init__(self, address, identity: Identity, peers: dict[str, str]):
-        self._context = _context(identity, peers.values(), server=True)
+    def __init__(self, address: Address, credentials: Credentials, peers: dict[str, str]):
+        self._context = _context(credentials, peers.values(), server=True)
         self._names = {fingerprint(certificate): name for name, certificate in peers.items()}
         try:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -180,15 +187,15 @@ class Listener:
         self.address = self._sock.getsockname()[:2]
 
     def accept(self) -> socket.socket:
-        """The next connection, not yet known to be anybody's. Raises OSError after ``close``."""
+        """The next connection, from a client not yet known. Raises OSError after ``close``."""
         return self._sock.accept()[0]
 
     def welcome(self, raw: socket.socket, timeout: float | None = TIMEOUT) -> tuple[SocketChannel, str]:
-        """Shake hands: the channel and the name of who is there. Raises ChannelError for a stranger."""
+        """Shake hands: the channel and the client's name. Raises ChannelError for a stranger."""
         return _handshake(raw, self._context, self._names, timeout, server=True)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Let no more clients in."""
         # close alone does not wake a thread that waits in accept
         with contextlib.suppress(OSError):  # not every system shuts a listening socket down
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -208,5 +215,5 @@ def _handshake(raw, context, names: dict[str, str], timeout, server: bool):
     name = names.get(hashlib.sha256(sock.getpeercert(binary_form=True)).hexdigest())
     if name is None:
         sock.close()
-        raise ChannelError(f"the {role} has another certificate than the one given for it")
+        raise ChannelError(f"the {role} has a certificate other than the one given for it")
     return SocketChannel(sock, name, timeout), name

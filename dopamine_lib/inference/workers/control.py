@@ -1,20 +1,20 @@
-"""What the workers say to each other around the protocol itself: who asks for what, and in which order.
+"""Control messages: what the workers say to each other around the protocol itself, and in which order.
 
-Patient and provider (P: patient, S: service provider, H: hospital):
+Patient and provider (P: patient, S: service provider, C: crypto-provider):
 
     P -> S  connect            S -> P  STATUS, SESSION, CARD       or a STATUS that says why not
-    P -> H  JOIN               H -> P  SEED: 16 bytes, once
-    P <> S  the protocol's set-up: the masked model
+    P -> C  JOIN               C -> P  SEED: 16 bytes, once
+    P <> S  the protocol's setup: the masked model
     P -> S  COMMAND prepare    S -> P  GRANTED: 1, or 0 where too many lie ready; then READY when it is done
     P -> S  COMMAND infer      P <> S  the protocol's online part
     P -> S  COMMAND end
 
-Provider and hospital, one connection a session:
+Provider and crypto-provider, one connection per session:
 
-    S -> H  OPEN, PLAN         H -> S  SESSION, SEED
-    S -> H  NEXT               H -> S  the corrections of one query
+    S -> C  OPEN, PLAN         C -> S  SESSION, SEED
+    S -> C  NEXT               C -> S  the corrections of one query
 
-Sizes are fixed; a text goes as its length and then itself, with a bound that the reader sets.
+Sizes are fixed; a text is preceded by its length, which the reader bounds.
 """
 
 import enum
@@ -22,14 +22,14 @@ import struct
 
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 
-#: Tags from here on are the workers'; the protocols' own stay below.
+#: Tags from here on are control messages'; the protocols' own stay below.
 CONTROL = 0xC000
 SESSION_BYTES, SEED_BYTES, FINGERPRINT_BYTES, DIGEST_BYTES = 16, 16, 32, 32
 MAX_TEXT = 16 * 2**20
 
 
 class Tag(enum.IntEnum):
-    """Control messages."""
+    """Tags of the control messages."""
 
     STATUS = CONTROL
     SESSION = CONTROL + 1
@@ -49,7 +49,7 @@ class Status(enum.IntEnum):
 
     WELCOME = 0
     BUSY = 1
-    NO_HOSPITAL = 2
+    NO_CRYPTO_PROVIDER = 2
 
 
 class Command(enum.IntEnum):
@@ -85,7 +85,7 @@ def send_text(channel: Channel, tag: int, text: str) -> None:
 
 
 def receive_text(channel: Channel, tag: int, limit: int = MAX_TEXT) -> str:
-    """Receive a text. Raises ChannelError above ``limit`` bytes and for what is no UTF-8."""
+    """Receive a text. Raises ChannelError for more than ``limit`` bytes and for anything but UTF-8."""
     size = receive_number(channel, tag)
     if size > limit:
         channel.close()
