@@ -1,9 +1,9 @@
-"""Fetch a data set into a folder that the kit finds by itself.
+"""Fetch a data set into a folder where the kit finds it.
 
     python data_download.py retinamnist|aptos|mnist|fashion-mnist|cifar10 [--out data]
 
-The files of NAME go to ``data/NAME``. Nothing is left half-written but ``*.part`` and Kaggle's zip, from
-which a broken download goes on. A failure ends with exit status 2 and says what to do.
+The files of NAME go to ``data/NAME``. Nothing is left half-written except ``*.part`` and Kaggle's zip, from which a
+broken download resumes. A failure ends with exit status 2 and says what to do.
 """
 
 import argparse
@@ -42,11 +42,11 @@ def fetch_aptos(folder: Path) -> None:
 
 
 def _run_kaggle(archive: Path) -> None:
-    """Let Kaggle's own command line tool download; it reads the credentials, this program never does."""
+    """Let Kaggle's own command-line tool download; it reads the credentials, this program never does."""
     page = f"https://www.kaggle.com/c/{COMPETITION}"
     by_hand = (
-        f"Kaggle gives APTOS 2019 only to those who accepted its rules: {page}/rules\n"
-        "With the tool: pip install kaggle, make an API token at https://www.kaggle.com/settings, keep it\n"
+        f"Kaggle gives APTOS 2019 only to users who have accepted its rules: {page}/rules\n"
+        "With the tool: pip install kaggle, create an API token at https://www.kaggle.com/settings, save it\n"
         "in ~/.kaggle/kaggle.json (or set KAGGLE_USERNAME and KAGGLE_KEY), and run this command again.\n"
         f"Without it: download the whole zip from {page}/data as {archive} and run this command again."
     )
@@ -59,7 +59,7 @@ def _run_kaggle(archive: Path) -> None:
     command = [tool, "competitions", "download", "-c", COMPETITION, "-p", str(archive.parent)]
     status = subprocess.run(command, check=False).returncode
     if status or not zipfile.is_zipfile(archive):
-        raise InputError(f"kaggle brought no complete zip (status {status}; 401: wrong token, 403: rules)\n{by_hand}")
+        raise InputError(f"kaggle left no complete zip (status {status}; 401: wrong token, 403: rules)\n{by_hand}")
 
 
 def _has_credentials() -> bool:
@@ -76,7 +76,7 @@ def fetch_torchvision(name: str, folder: Path) -> None:
     from dopamine_lib.data.benchmarks import BENCHMARKS
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and would wait forever
     try:
         with new_folder(folder) as root:
             getattr(datasets, BENCHMARKS[name][0])(root, download=True)
@@ -87,8 +87,8 @@ def fetch_torchvision(name: str, folder: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
-def main(arguments=None) -> int:
-    """Run the command; returns the exit status: 0, or 2 after an error."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status, 0, or 2 after an error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[source for source in SOURCES if source != "synthetic"])
     parser.add_argument("--out", type=Path, default=Path("data"), help="parent folder (default: data)")

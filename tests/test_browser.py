@@ -141,7 +141,7 @@ def test_bad_uploads_get_a_sentence_and_the_page_lives_on(visit, eyes):
         "half.jpg": (eyes[0].data[: len(eyes[0].data) // 2], "not a readable"),
         "nothing.png": (b"", "an empty file"),
         "<img src=x onerror=alert(1)>.png": (b"x", "not a PNG or JPEG image; give"),
-        "large.png": (bytes(MAX_UPLOAD + 1), "MiB are too much"),
+        "large.png": (bytes(MAX_UPLOAD + 1), "MiB is too much"),
     }
     for name, (data, said) in bad.items():
         upload(page, data, name)

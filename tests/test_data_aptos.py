@@ -1,4 +1,4 @@
-"""Fundus images in files: how a picture is read, and APTOS 2019 with everything that can be wrong in it."""
+"""Fundus images in files: reading a picture, and APTOS 2019 with everything that can be wrong in it."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_exif_rotation_is_applied(tmp_path):
     pixels = np.zeros((16, 16, 3), dtype=np.uint8)
     pixels[:, :8] = 255  # the left half
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    exif[0x0112] = 6  # to be shown rotated clockwise by 90 degrees
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     upright = read_image(tmp_path / "a.png", 16)
     assert upright[:8].all() and not upright[8:].any()
@@ -76,14 +76,14 @@ def test_aptos_on_the_real_images(shared_data, monkeypatch, check_dataset):
     assert "92 groups of pixel-identical images (188 images, 20 groups with conflicting" in data.sheet.notes[1]
     original = Image.open(shared_data / "aptos2019" / "train_images" / "000c1434d8d7.jpg")
     assert data.labels[0] == 2 and np.array_equal(data.images[0], np.asarray(original))
-    # the second time nothing is decoded; the split follows the seed
+    # nothing is decoded the second time; the split follows the seed
     monkeypatch.setattr(aptos, "read_image", None)
     assert np.array_equal(load("aptos", shared_data / "aptos2019").test, data.test)
     assert not np.array_equal(load("aptos", shared_data / "aptos2019", seed=1).test, data.test)
 
 
 def test_the_whole_of_aptos_is_split_as_in_the_paper():
-    # 3,662 images of which 251 form 123 groups, graded as the real ones are
+    # 3,662 images with the real grades, 246 of them in 123 pairs
     labels = np.repeat(np.arange(5), [1805, 370, 999, 193, 295])
     person = np.arange(3662)
     pairs = np.random.default_rng(0).permutation(3662)[:246].reshape(123, 2)
@@ -135,13 +135,13 @@ def _picture(width, height):
         (_write("train.csv", b"id_code,level\neye0,1\n"), "no column diagnosis;"),
         (_write("train.csv", b"id_code,diagnosis\n\xff,1\n"), "train.csv: not a UTF-8 CSV file"),
         (_table(), "train.csv: no rows"),
-        (_table("eye0,5"), "line 2: diagnosis '5' is no grade; use an integer from 0 to 4"),
+        (_table("eye0,5"), "line 2: diagnosis '5' is not a grade; use an integer from 0 to 4"),
         (_table("eye0,1", "eye1,-1"), "line 3: diagnosis '-1'"),
         (_table("eye0,2.0"), "diagnosis '2.0'"),
         (_table("eye0,mild"), "diagnosis 'mild'"),
         (_table("eye0"), "diagnosis None"),
         (_table("eye0,1", "eye0,1"), "line 3: id_code 'eye0' occurs twice"),
-        (_table("../eye0,1"), "id_code '../eye0' is no file name"),
+        (_table("../eye0,1"), "id_code '../eye0' is not a file name"),
         (_table("..,1"), "id_code '..'"),
         (_table("/etc/eye,1"), "id_code '/etc/eye'"),
         (_table(r"a\eye0,1"), r"id_code 'a\\eye0'"),
@@ -154,7 +154,7 @@ def _picture(width, height):
         (_picture(8000, 8000), "eye3.png: 8000x8000 pixels are too many"),
         (
             _picture(20_000, 20_000),
-            "eye3.png: too many pixels; give a picture of at most 50,000,000 in all",
+            "eye3.png: too many pixels; give a picture of at most 50,000,000 pixels",
         ),
         (_picture(1, 50), "eye3.png: 1x50 pixels; one side may be at most 10 times the other"),
     ],
@@ -165,7 +165,7 @@ def test_aptos_bad_input(damage, said, make_aptos, tmp_path, monkeypatch, refuse
     damage(folder)
     with refuses(said):
         load_aptos(folder, size=16)
-    # only the pictures of readable sets are cached, and none by halves
+    # only the pictures of readable sets are cached, and always completely
     assert [path.suffix for path in sorted(cache_dir().iterdir())] in ([], [".json", ".npy"])
 
 

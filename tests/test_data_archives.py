@@ -1,4 +1,4 @@
-"""Archives that mean harm, and the commands that fetch a whole folder: Kaggle's and torchvision's."""
+"""Malicious archives, and the commands that fetch a whole folder: Kaggle's and torchvision's."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ def names(folder) -> list[str]:
 
 
 def run(capsys, *arguments):
-    """Exit status and what was said on standard error."""
+    """Exit status and standard error."""
     status = data_download.main([str(argument) for argument in arguments])
     return status, capsys.readouterr().err
 
@@ -35,7 +35,7 @@ def unpack(archive, target, max_bytes=10_000, max_files=10):
     unpack_zip(archive, target, prefix="train", max_bytes=max_bytes, max_files=max_files)
 
 
-def test_unpack_what_is_wanted(tmp_path):
+def test_only_wanted_members_are_unpacked(tmp_path):
     unpack(make_zip(tmp_path / "a.zip", GOOD), tmp_path / "aptos")
     assert names(tmp_path) == ["a.zip", "aptos"] and names(tmp_path / "aptos") == [
         "train.csv",
@@ -61,12 +61,12 @@ def _link():
         (GOOD | {"C:evil": b"x"}, "unsafe member 'C:evil'"),
         (GOOD | {"..\\evil": b"x"}, "unsafe member"),
         (GOOD | {_link(): b"/etc/hosts"}, "unsafe member 'train_images/link'"),
-        (GOOD | {"train_images/big": bytes(20_000)}, "bytes unpacked, the limit is 10000"),
-        (GOOD | {f"train_images/{i}": b"" for i in range(8)}, "11 files, at most 10"),
-        ({"other.csv": b""}, r"has no train\* files"),
+        (GOOD | {"train_images/big": bytes(20_000)}, "bytes unpacked, but the limit is 10000"),
+        (GOOD | {f"train_images/{i}": b"" for i in range(8)}, "11 files, but at most 10"),
+        ({"other.csv": b""}, r"no train\* files in it"),
     ],
 )
-def test_harmful_archives(members, said, tmp_path):
+def test_malicious_archives(members, said, tmp_path):
     archive = make_zip(tmp_path / "a.zip", members)
     with pytest.raises(InputError, match=said):
         unpack(archive, tmp_path / "in" / "aptos")
@@ -77,7 +77,7 @@ def test_damaged_archives(tmp_path):
     archive = make_zip(tmp_path / "a.zip", {"train.csv": os.urandom(1000)})
     whole = archive.read_bytes()
     spoiled = whole[:500] + bytes([whole[500] ^ 255]) + whole[501:]
-    # the directory at the end says 100 bytes, where there are 1,000
+    # the directory at the end says 100 bytes instead of 1,000
     lying = whole.replace((1000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
     for content in (whole[:600], spoiled, lying, b""):
         archive.write_bytes(content)
@@ -86,11 +86,11 @@ def test_damaged_archives(tmp_path):
         assert names(tmp_path) == ["a.zip"]
 
 
-def test_two_members_of_one_name(tmp_path):
+def test_two_members_of_the_same_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("train.csv", b"1")
         archive.writestr("train.csv", b"2")
-    with pytest.raises(InputError, match="two files of one name"):
+    with pytest.raises(InputError, match="two files of the same name"):
         unpack(tmp_path / "a.zip", tmp_path / "aptos")
 
 
@@ -148,7 +148,7 @@ def test_aptos_by_the_users_kaggle(kaggle, tmp_path, capfd):
     assert run(capfd, "aptos", "--out", out)[0] == 0
     assert names(out / "aptos") == ["train.csv", "train_images"]
     kaggle("exit 1")
-    assert run(capfd, "aptos", "--out", out)[0] == 0  # what is there is not fetched again
+    assert run(capfd, "aptos", "--out", out)[0] == 0  # existing files are not fetched again
 
 
 def test_aptos_from_a_zip_downloaded_by_hand(kaggle, tmp_path, capfd):

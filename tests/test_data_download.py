@@ -1,4 +1,4 @@
-"""Downloads from a server that behaves and from several that do not."""
+"""Downloads from a server that behaves well and from several that do not."""
 
 import hashlib
 import threading
@@ -16,7 +16,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.content``; the path says how: /plain, /ranges, /breaks, /chunked, /away, /loop, …"""
+    """Serves ``server.content``; the path says how: /plain, /ranges, /breaks, /endless, /away, /loop, …"""
 
     def do_GET(self):
         self.server.asked.append((self.path, self.headers["Range"]))
@@ -72,11 +72,11 @@ def test_a_whole_download(server, tmp_path, path):
     fetch(server, path, tmp_path)
     assert (tmp_path / "file.npz").read_bytes() == CONTENT and names(tmp_path) == ["file.npz"]
     fetch(server, path, tmp_path)
-    assert len(server.asked) == 1  # what is there is not fetched again
+    assert len(server.asked) == 1  # an existing file is not fetched again
 
 
 def test_a_broken_download_is_resumed(server, tmp_path):
-    with pytest.raises(InputError, match="the connection failed .* run the command again to go on"):
+    with pytest.raises(InputError, match="the connection failed .* run the command again to resume"):
         fetch(server, "/breaks", tmp_path)
     assert names(tmp_path) == ["file.npz.part"]
     got = (tmp_path / "file.npz.part").stat().st_size
@@ -93,7 +93,7 @@ def test_a_server_that_ignores_ranges_starts_anew(server, tmp_path):
     assert (tmp_path / "file.npz").read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_already(server, tmp_path):
+def test_a_part_that_is_already_complete(server, tmp_path):
     (tmp_path / "file.npz.part").write_bytes(CONTENT)
     fetch(server, "/ranges", tmp_path)  # the server answers 416
     assert names(tmp_path) == ["file.npz"]
@@ -101,14 +101,14 @@ def test_a_part_that_is_whole_already(server, tmp_path):
 
 def test_a_file_that_changed_meanwhile(server, tmp_path):
     (tmp_path / "file.npz.part").write_bytes(b"other" * 200)
-    with pytest.raises(InputError, match=f"md5 is .*, must be {MD5}; removed"):
+    with pytest.raises(InputError, match=f"md5 is .*, but must be {MD5}; removed"):
         fetch(server, "/ranges", tmp_path)
     assert names(tmp_path) == []
     fetch(server, "/ranges", tmp_path)
     assert names(tmp_path) == ["file.npz"]
 
 
-def test_wrong_bytes_never_replace_what_is_there(server, tmp_path):
+def test_wrong_bytes_never_replace_an_existing_file(server, tmp_path):
     (tmp_path / "file.npz").write_bytes(b"old")
     server.content = CONTENT[:-1] + b"x"
     with pytest.raises(InputError, match="md5 is"):
@@ -125,9 +125,9 @@ def test_too_many_bytes(server, tmp_path, path, part):
     assert names(tmp_path) == []
 
 
-def test_other_bytes_than_asked_for(server, tmp_path):
+def test_bytes_that_were_not_requested(server, tmp_path):
     (tmp_path / "file.npz.part").write_bytes(CONTENT[:1000])
-    with pytest.raises(InputError, match="other bytes than asked for"):
+    with pytest.raises(InputError, match="bytes that were not requested"):
         fetch(server, "/shifted", tmp_path)
     assert names(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Loading by name, RetinaMNIST and the benchmarks: what they give, how they are split, what they refuse."""
+"""Loading by name, RetinaMNIST and the benchmarks: images, splits and refusals."""
 
 import gzip
 import subprocess
@@ -134,7 +134,7 @@ def test_damaged_gz_leaves_nothing(tmp_path, monkeypatch):
 
 def test_cifar10_in_colour(tmp_path, monkeypatch, refuses, check_dataset):
     class Cifar(datasets.CIFAR10):
-        """Stands for torchvision's, whose real files cannot be had in a test."""
+        """Stands in for torchvision's, whose real files a test cannot download."""
 
         def __init__(self, root, train, download):
             n = 500 if train else 100

@@ -1,4 +1,4 @@
-"""The split into hospitals: nobody is lost, nobody is twice, and the skews are skews."""
+"""The split into hospitals: no patient is lost or doubled, and skewed splits are skewed."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_unequal_hospitals_follow_their_shares():
 
 
 def mixture_distance(parts, values):
-    """Mean total-variation distance between the hospitals' mixtures of ``values`` and everybody's."""
+    """Mean total-variation distance between the hospitals' mixtures of ``values`` and that of all patients."""
     kinds = np.unique(values)
     overall = np.array([np.mean(values[DATASET.train] == kind) for kind in kinds])
     own = [np.array([np.mean(values[part] == kind) for kind in kinds]) for part in parts]
@@ -55,7 +55,7 @@ def mixture_distance(parts, values):
 
 
 @pytest.mark.parametrize("kind, values", [("skewed", DATASET.labels), ("quality", DATASET.attributes["camera"])])
-def test_a_skewed_split_is_skewed_in_what_it_says(kind, values):
+def test_a_skewed_split_is_skewed_in_its_attribute(kind, values):
     skewed = np.mean([mixture_distance(split_hospitals(DATASET, 5, split=kind, seed=s), values) for s in range(10)])
     equal = np.mean([mixture_distance(split_hospitals(DATASET, 5, seed=s), values) for s in range(10)])
     assert skewed > 3 * equal

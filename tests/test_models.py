@@ -106,7 +106,7 @@ def test_features_are_normalised_image_by_image(images):
     assert features.shape == (6, 512) and features.dtype == torch.float32
     assert torch.allclose(features.norm(dim=1), torch.ones(6), atol=1e-5)
     assert torch.allclose(features.mean(1), torch.zeros(6), atol=1e-6)
-    # nobody else's image changes mine
+    # other images change nothing
     alone = extract_features(weights, images[2:3], progress=False)
     assert torch.allclose(alone[0], features[2], atol=1e-5)
 

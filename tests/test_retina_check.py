@@ -1,4 +1,4 @@
-"""Who is warned that a picture is no photograph of the retina: few fundus images, nearly all other photographs."""
+"""The warning that a picture is not a photograph of the retina: for few fundus images, for nearly all others."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from dopamine_lib.data.retina_check import WARNING, retina_warning
 from dopamine_lib.data.synthetic import make_population
 
-#: Fundus images in scikit-image's package: the first is to pass; the second is a crop of a few vessels in grey.
+#: Fundus images in scikit-image's package: the first must pass; the second is a crop of a few vessels in grey.
 FUNDUS = {"retina.jpg", "microaneurysms.png"}
 #: Size and number of the synthetic patients that take longer.
 LARGE = [(28, 1500), (64, 1500), (224, 60)]
@@ -24,7 +24,7 @@ def warned(images) -> float:
 
 @pytest.fixture(scope="module")
 def packaged() -> dict[str, Image.Image]:
-    """Pictures that scikit-image and scikit-learn bring along, by name; nothing is downloaded."""
+    """Pictures from the packages scikit-image and scikit-learn, by name; nothing is downloaded."""
     datasets = pytest.importorskip("sklearn.datasets")
     data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip install scikit-image")
     folder = Path(data.__file__).parent
@@ -73,7 +73,7 @@ def test_the_fundus_image_of_scikit_image(packaged):
 # --- everything else --------------------------------------------------------------------------------------
 
 
-def test_other_photographs_are_warned_of(photographs):
+def test_other_photographs_get_the_warning(photographs):
     assert len(photographs) >= 20 and warned(photographs.values()) >= 0.9  # all of them
 
 
@@ -90,7 +90,7 @@ def test_pieces_of_photographs_whatever_their_tint(photographs, tint):
     assert warned(pieces) >= 0.9
 
 
-def test_flat_colours_and_noise_are_warned_of():
+def test_flat_colours_and_noise_get_the_warning():
     rng = np.random.default_rng(0)
     colours = [(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 120, 30), (200, 30, 20), (*rng.integers(0, 256, 3),)]
     assert warned(Image.new("RGB", (64, 64), tuple(map(int, colour))) for colour in colours) == 1
@@ -108,14 +108,14 @@ def disc(field, surround) -> Image.Image:
     "field, surround",
     [("blue", "black"), ("green", "black"), ("grey", "black"), ("white", "black"), ("orange", "white")],
 )
-def test_a_disc_of_other_colours_is_warned_of(field, surround):
+def test_a_disc_of_other_colours_gets_the_warning(field, surround):
     assert retina_warning(disc(field, surround)) == WARNING
 
 
-def test_form_and_colour_are_all_that_is_seen():
+def test_the_check_sees_only_form_and_colour():
     # a drawn disc passes: the check knows nothing of vessels, and its text does not promise more
     assert retina_warning(disc("orange", "black")) is None
 
 
-def test_a_picture_of_another_mode_is_no_error():
+def test_a_picture_of_another_mode_raises_no_error():
     assert retina_warning(Image.new("L", (5, 900))) == WARNING

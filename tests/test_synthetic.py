@@ -1,4 +1,4 @@
-"""The synthetic patients: repeatable, in the right proportions, hard, and hard by local lesions only."""
+"""The synthetic patients: repeatable, in the right proportions, and hard, because only local lesions tell."""
 
 import time
 
@@ -22,7 +22,7 @@ from dopamine_lib.models.networks import extract_features, load_weights
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Scikit-learn's problems here are small: threads that wait for each other make them slower."""
+    """Scikit-learn's problems here are small: threads that wait for each other only slow them down."""
     with threadpool_limits(1):
         yield
 
@@ -31,7 +31,7 @@ def _one_thread():
 def timed():
     """The default data set and the processor time in seconds that drawing it took."""
     (cache_dir() / f"synthetic-v{synthetic.VERSION}-private-n3662-size64-seed0.npy").unlink(missing_ok=True)
-    began = time.process_time()  # of all threads: other programs on this machine do not count
+    began = time.process_time()  # of all threads, and of no other program on this machine
     return load_synthetic(), time.process_time() - began
 
 
@@ -68,7 +68,7 @@ def global_statistics(images):
 
 
 def above_majority(statistics, data):
-    """The best test accuracy of two classifiers of different kinds, less that of always saying "No DR"."""
+    """The best test accuracy of two classifiers of different kinds, minus that of always answering "No DR"."""
     classifiers = (
         HistGradientBoostingClassifier(max_iter=40, max_depth=3, learning_rate=0.1, random_state=0),
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
@@ -96,10 +96,11 @@ def test_grades_have_the_proportions_of_aptos():
     assert all(synthetic.grade_counts(n).sum() == n for n in range(1, 200))
 
 
-def test_same_seed_same_bytes_however_it_is_drawn():
+def test_same_seed_same_bytes_however_it_is_drawn(monkeypatch):
     images, labels, attributes = make_population(40, 48, seed=3)
-    for how in ({"chunk": 1}, {"chunk": 7}, {"chunk": 40, "threads": 1}):
-        again = make_population(40, 48, seed=3, **how)
+    for chunk, threads in ((1, 2), (7, 2), (40, 1)):
+        monkeypatch.setattr(synthetic, "CHUNK", chunk * 48**2)
+        again = make_population(40, 48, seed=3, threads=threads)
         assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
         assert all(np.array_equal(attributes[k], again[2][k]) for k in attributes)
     assert not np.array_equal(images, make_population(40, 48, seed=4)[0])
@@ -117,7 +118,7 @@ def test_the_cache_gives_the_same_bytes_and_is_made_again_when_damaged():
     assert np.array_equal(pixels, make_population(60, 28, 1)[0])
 
 
-def test_public_patients_are_others_with_other_cameras():
+def test_public_patients_are_different_with_different_cameras():
     private, _, of_private = make_population(60, 32, seed=0)
     public, _, of_public = make_population(60, 32, seed=0, population="public")
     assert not {p.tobytes() for p in private} & {p.tobytes() for p in public}
@@ -142,7 +143,7 @@ def test_sizes_between_the_bounds_are_drawn(size):
         ({"population": "secret"}, ("secret", "private", "public")),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(wrong, said, refuses):
+def test_values_out_of_bounds_are_refused(wrong, said, refuses):
     with refuses(*said):
         make_population(**({"n": 2} | wrong))
 
@@ -182,7 +183,7 @@ def test_lesions_leave_the_histogram_of_every_channel_alone():
             assert np.array_equal(np.argsort(ours), np.argsort(picture[i, channel][field[i]]))
 
 
-def test_global_statistics_do_not_tell_the_grade(data):
+def test_global_statistics_do_not_reveal_the_grade(data):
     assert above_majority(global_statistics(data.images), data) <= 0.05
 
 
@@ -193,21 +194,21 @@ def test_the_test_above_sees_a_faint_brightness(data):
 
 @pytest.fixture(scope="module")
 def features(data):
-    """What the embedded SqueezeNet sees in each image, (3662, 512)."""
+    """The embedded SqueezeNet's features of each image, (3662, 512)."""
     return np.asarray(extract_features(load_weights(), data.images, progress=False))
 
 
-def test_a_model_that_looks_lands_between_75_and_85_percent(data, features):
+def test_a_real_model_reaches_75_to_85_percent(data, features):
     head = LogisticRegression(C=10, max_iter=500).fit(features[data.train], data.labels[data.train])
     graded, truth = head.predict(features[data.test]), data.labels[data.test]
     assert 0.75 <= np.mean(graded == truth) <= 0.85
     assert cohen_kappa_score(truth, graded, weights="quadratic") > 0.7
-    # like a human grader's, most of its errors are between neighbours
+    # like a human grader's, most of its errors are between neighbouring grades
     assert np.mean(np.abs(graded - truth)[graded != truth] == 1) > 0.5
 
 
 def test_without_any_privacy_one_camera_is_graded_worse(data, features):
-    # each patient graded by a head that others trained: camera D has too few test patients to tell by them
+    # cross-validated, because camera D has too few test patients
     right = cross_val_predict(LogisticRegression(C=10, max_iter=500), features, data.labels, cv=3) == data.labels
     of = {camera: right[data.attributes["camera"] == camera].mean() for camera in "ABCD"}
     assert min(of["A"], of["B"], of["C"]) - of["D"] > 0.05

@@ -1,4 +1,4 @@
-"""What a browser may send: every kind of PNG and JPEG becomes the right picture, everything else one sentence."""
+"""Uploads: every kind of PNG and JPEG becomes the right picture, everything else is refused in one sentence."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def encoded(image, kind="PNG", **options) -> bytes:
 
 
 def png(width, height, depth, colour_type, rows: bytes, *more) -> bytes:
-    """A PNG file by hand, for what Pillow does not write; ``more`` are further chunks (type, content)."""
+    """A PNG file by hand, of a kind that Pillow does not write; ``more`` are further chunks (type, content)."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -41,7 +41,7 @@ def grey_ramp():
 
 
 def sixteen_bits(channels: int) -> bytes:
-    """A 16-bit PNG whose upper bytes are the ramp, whose lower bytes are something else."""
+    """A 16-bit PNG with the ramp in its upper bytes and other values in its lower bytes."""
     values = np.repeat(grey_ramp()[..., None] * np.uint16(256) + np.uint16(99), channels, axis=-1).astype(">u2")
     return png(16, 16, 16, 0 if channels == 1 else 2, b"".join(b"\0" + row.tobytes() for row in values))
 
@@ -69,7 +69,7 @@ def palette() -> tuple[bytes, np.ndarray]:
     ],
     ids=["rgb", "grey", "grey 16", "rgb 16", "1 bit", "palette", "grey and alpha", "opaque", "transparent"],
 )
-def test_every_kind_of_png_is_the_picture_that_is_meant(data, expected):
+def test_every_kind_of_png_becomes_the_right_picture(data, expected):
     image = read_upload(data, "eye.png")
     assert image.mode == "RGB"
     expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
@@ -78,7 +78,7 @@ def test_every_kind_of_png_is_the_picture_that_is_meant(data, expected):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_every_kind_of_jpeg_is_the_picture_that_is_meant(mode, options):
+def test_every_kind_of_jpeg_becomes_the_right_picture(mode, options):
     original = Image.fromarray(SMOOTH).convert(mode)
     image = read_upload(encoded(original, "JPEG", quality=95, **options), "eye.jpg")
     assert image.mode == "RGB" and image.size == (48, 32)
@@ -88,7 +88,7 @@ def test_every_kind_of_jpeg_is_the_picture_that_is_meant(mode, options):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_cameras_rotation_is_applied(orientation, kind):
-    turned = {
+    rotated = {
         1: SMOOTH,
         2: SMOOTH[:, ::-1],
         3: SMOOTH[::-1, ::-1],
@@ -101,10 +101,10 @@ def test_the_cameras_rotation_is_applied(orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = np.asarray(read_upload(encoded(SMOOTH, kind, exif=exif), "eye")).astype(float)
-    assert image.shape == turned.shape and np.abs(image - turned).mean() < 5
+    assert image.shape == rotated.shape and np.abs(image - rotated).mean() < 5
 
 
-def test_of_a_phones_picture_with_several_frames_the_first_counts():
+def test_the_first_frame_of_a_phones_picture_counts():
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     image = read_upload(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), "phone.jpg")
     assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() < 3
@@ -157,14 +157,14 @@ TEXT_BOMB = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000)))
         *("a strip", "text bomb"),
     ],
 )
-def test_what_is_no_picture_gets_a_sentence(refuses, data, said):
+def test_a_file_that_is_not_a_picture_gets_a_sentence(refuses, data, said):
     with refuses("eye.png: ", said):
         read_upload(data, "eye.png")
 
 
 def test_too_many_bytes_are_refused_unread(refuses, monkeypatch):
     monkeypatch.setattr(uploads, "open_image", None)
-    with refuses("eye.png: 32.0 MiB are too much; choose a file of at most 32 MiB"):
+    with refuses("eye.png: 32.0 MiB is too much; choose a file of at most 32 MiB"):
         read_upload(bytes(MAX_UPLOAD + 1), "eye.png")
 
 
@@ -182,7 +182,7 @@ def test_a_bomb_is_refused_by_its_header(refuses, monkeypatch, side):
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
     with warnings.catch_warnings(), refuses("bomb.png: ", f"at most {MAX_PIXELS:,}"):
-        warnings.simplefilter("error")  # nor a word on standard error
+        warnings.simplefilter("error")  # and standard error stays empty
         read_upload(bomb, "bomb.png")
     assert not decoded
 

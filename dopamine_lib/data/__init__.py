@@ -9,7 +9,7 @@ from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.errors import InputError
 
 SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
-#: Side of an image in pixels; SqueezeNet's pooling leaves nothing of a smaller one.
+#: Side of an image in pixels; SqueezeNet's pooling leaves no pixel of a smaller one.
 MIN_SIZE, MAX_SIZE = 16, 1024
 #: Files of which a folder with this source's data has at least one.
 MARKERS = {
@@ -21,12 +21,13 @@ MARKERS = {
 }
 
 
-def load(name: str, data_dir=None, *, size: int | None = None, seed: int = 0) -> Dataset:
+def load(name: str, data_dir: str | Path | None = None, *, size: int | None = None, seed: int = 0) -> Dataset:
     """Load the source called ``name`` (one of ``SOURCES``) with images of ``size`` by ``size`` pixels.
 
-    ``data_dir`` is where its files are; without it ``data/NAME`` and ``data`` of the working directory are
-    looked at. ``size`` defaults to the source's own (synthetic: 64), ``seed`` decides the split, and for
-    "synthetic" the images. Raises InputError for an unknown name, a size out of bounds, and bad data.
+    data_dir  the folder of its files, by default ``data/NAME`` or ``data`` in the working directory
+    size      by default the source's own (synthetic: 64)
+    seed      decides the split, and for "synthetic" the images too
+    Raises InputError for an unknown name, a size out of bounds, and bad data.
     """
     if name not in SOURCES:
         raise InputError(f"data {name!r} is unknown; choose one of {', '.join(SOURCES)}")
@@ -52,7 +53,7 @@ def load(name: str, data_dir=None, *, size: int | None = None, seed: int = 0) ->
 
 
 def _find(name: str) -> Path:
-    """The folder under the working directory that has this source's files."""
+    """The folder in the working directory that has this source's files."""
     places = (Path("data") / name, Path("data"))
     for place in places:
         if any((place / marker).exists() for marker in MARKERS[name]):

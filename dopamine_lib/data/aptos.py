@@ -24,17 +24,17 @@ from dopamine_lib.files import atomic_path, cache_dir
 FULL_SET, FULL_TEST = 3662, 731
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _LEVELS = {str(grade): grade for grade in range(len(GRADES))}
-_CACHE_VERSION = 1  # raise it when the preprocessing changes
+_CACHE_VERSION = 1  # to be raised when the preprocessing changes
 _GET_IT = "get the data with: python data_download.py aptos"
 
 
-def load_aptos(data_dir, *, size: int = 224, seed: int = 0) -> Dataset:
+def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Dataset:
     """Load ``data_dir/train.csv`` and ``data_dir/train_images/ID.png`` (or .jpg, .jpeg).
 
     Images are uint8 (N, size, size, 3), preprocessed by ``images.read_image`` and memory-mapped from the
     kit's cache; labels are int64 (N,) in the order of ``train.csv``. Pixel-identical images count as one
-    person. The split is 2931/731 for the whole set, else 80/20, seeded. Raises InputError, naming file and
-    row, for anything missing, unreadable or out of range.
+    person. The seeded split is 2931/731 for the whole set and 80/20 for a part of it. Raises InputError, naming
+    file and row, for anything missing, unreadable or out of range.
     """
     folder = Path(data_dir)
     if not folder.is_dir():
@@ -48,7 +48,7 @@ def load_aptos(data_dir, *, size: int = 224, seed: int = 0) -> Dataset:
     ids, labels = _read_table(table, content)
     files = _find_images(folder / "train_images", ids)
     images, hashes = _decode_or_reuse(files, size, content)
-    # numbered by first appearance, so that the split is the same at every image size
+    # numbered in order of appearance, so that the split is the same at every image size
     number_of = {pixels: number for number, pixels in enumerate(dict.fromkeys(hashes))}
     person = np.array([number_of[pixels] for pixels in hashes])
     fraction = FULL_TEST / FULL_SET if len(ids) == FULL_SET else 0.2
@@ -86,15 +86,15 @@ def _read_table(table: Path, content: bytes) -> tuple[list[str], np.ndarray]:
             raise InputError(f"{table}: no column {' and '.join(sorted(missing))}; {_GET_IT}")
         for row in rows:
             where, name, grade = f"{table}, line {rows.line_num}", row["id_code"] or "", row["diagnosis"]
-            # a name made of these cannot leave the image folder
+            # a name of these characters cannot leave the image folder
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise InputError(
-                    f"{where}: id_code {name!r} is no file name; use letters, digits, '_', '-' and '.' only"
+                    f"{where}: id_code {name!r} is not a file name; use only letters, digits, '_', '-' and '.'"
                 )
             if name in labels:
                 raise InputError(f"{where}: id_code {name!r} occurs twice; remove one of the rows")
             if grade not in _LEVELS:
-                raise InputError(f"{where}: diagnosis {grade!r} is no grade; use an integer from 0 to 4")
+                raise InputError(f"{where}: diagnosis {grade!r} is not a grade; use an integer from 0 to 4")
             labels[name] = _LEVELS[grade]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: not a UTF-8 CSV file ({error}); {_GET_IT}") from None
@@ -134,13 +134,13 @@ def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.n
 
 
 def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> None:
-    """Decode in as many threads as there are CPUs (Pillow works outside Python's lock), write in order."""
+    """Decode with one thread per CPU (Pillow releases Python's lock), and write in order."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
     hashes = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings(), atomic_path(pixel_file) as temporary, open(temporary, "wb") as pixels:
-            # read_image refuses large images itself, with one line
+            # read_image refuses large images with one line of its own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(pixels, header)
             decoded = pool.map(lambda path: read_image(path, size).tobytes(), files)

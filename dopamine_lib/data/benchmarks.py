@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torchvision import datasets
 
 from dopamine_lib.data.dataset import Dataset, Datasheet, split_by_person
@@ -22,14 +23,14 @@ BENCHMARKS = {
 _MAX_UNPACKED = 64 * 2**20  # the largest file is 47 MB
 
 
-def load_benchmark(name: str, data_dir, *, size: int | None = None, seed: int = 0) -> Dataset:
+def load_benchmark(name: str, data_dir: str | Path, *, size: int | None = None, seed: int = 0) -> Dataset:
     """Load "mnist", "fashion-mnist" or "cifar10" from ``data_dir``, torchvision's ``root``.
 
-    A folder that has the four ``.gz`` files themselves (Debian's dataset-fashion-mnist) will do as well;
-    they are unpacked into the kit's cache. Images are uint8 (70000 or 60000, size, size, 3), by default 28
-    or 32 pixels wide, grey repeated in three channels; grades are the classes' names. The published split,
-    with a seeded, stratified tenth of training as validation. Raises InputError where files are missing or
-    damaged.
+    A folder that has the four ``.gz`` files themselves (Debian's dataset-fashion-mnist) is accepted as well; they
+    are unpacked into the kit's cache. Images are uint8 (70000 or 60000, size, size, 3), by default 28 or 32 pixels
+    wide, grey repeated in three channels; grades are the names of the classes. The split is the published one,
+    with a seeded, stratified tenth of the training images as validation. Raises InputError for an unknown name,
+    and where files are missing or damaged.
     """
     if name not in BENCHMARKS:
         raise InputError(f"benchmark {name!r} is unknown; choose one of {', '.join(BENCHMARKS)}")
@@ -47,7 +48,7 @@ def load_benchmark(name: str, data_dir, *, size: int | None = None, seed: int = 
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{root}: damaged {name} files ({reason}); {_get_again(name)}") from None
     index, train = np.arange(len(images)), len(parts[0].data)
-    # the published test part stays as it is; a tenth is dealt out of the training part
+    # the published test part stays; a tenth of the training part becomes validation
     _, _, validation = split_by_person(labels[:train], index[:train], test_fraction=0.1, seed=seed)
     checksum = hashlib.sha256(images)
     checksum.update(labels)
@@ -69,7 +70,7 @@ def load_benchmark(name: str, data_dir, *, size: int | None = None, seed: int = 
     )
 
 
-def _three_channels(data) -> np.ndarray:
+def _three_channels(data: ArrayLike) -> np.ndarray:
     """torchvision's data, grey (N, H, W) or colour (N, H, W, 3), as uint8 (N, H, W, 3)."""
     images = np.asarray(data)
     return images if images.ndim == 4 else np.repeat(images[..., np.newaxis], 3, axis=-1)
@@ -79,8 +80,8 @@ def _get_again(name: str) -> str:
     return f"remove the folder and run: python data_download.py {name}"
 
 
-def _find_root(name: str, source, folder: Path) -> Path:
-    """The folder to give torchvision as root: ``folder``, or where its .gz files have been unpacked."""
+def _find_root(name: str, source: type, folder: Path) -> Path:
+    """The root for torchvision: ``folder``, or the folder into which its .gz files were unpacked."""
     if name == "cifar10":
         # torchvision checks each file's md5 before it opens it
         listed = [*source.train_list, *source.test_list, [source.meta["filename"]]]
@@ -96,8 +97,8 @@ def _find_root(name: str, source, folder: Path) -> Path:
     return folder
 
 
-def _unpack(name: str, source, packed: list[Path]) -> Path:
-    """Unpack the .gz files under the cache, by content, in the folders that torchvision wants."""
+def _unpack(name: str, source: type, packed: list[Path]) -> Path:
+    """Unpack the .gz files into the cache, by content, in the folders that torchvision expects."""
     key = hashlib.sha256(b"".join(path.read_bytes() for path in packed)).hexdigest()[:16]
     root = cache_dir() / f"{name}-{key}"
     for path in packed:

@@ -15,7 +15,7 @@ VALIDATION_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Datasheet:
-    """What a reader must know of a data set before believing a number made with it."""
+    """What a reader must know of a data set to judge a number obtained with it."""
 
     source: str
     licence: str
@@ -27,12 +27,12 @@ class Datasheet:
 class Dataset:
     """Images with labels, split by patient.
 
-    images      uint8 (N, H, W, 3), possibly memory-mapped
-    labels      int64 (N,), index into ``grades``
-    person      int64 (N,), images of one person (pixel-identical files) share a number
-    train, test int64 indices into the images; disjoint in persons
-    validation  a part of ``train``: the server's small set D_G of section 3, for choices made by looking
-    attributes  for each image what else is known of it: age band, camera, eye, …  (name -> str array (N,))
+    images       uint8 (N, H, W, 3), possibly memory-mapped
+    labels       int64 (N,), index into ``grades``
+    person       int64 (N,), shared by the images of one person (pixel-identical files)
+    train, test  int64 indices into the images; no person is in both
+    validation   a part of ``train``: the server's small set D_G of section 3, which decides hyperparameters
+    attributes   str arrays (N,) by name, what else is known of each image: age band, camera, eye, …
     """
 
     name: str
@@ -56,11 +56,11 @@ class Dataset:
 
     @property
     def fit(self) -> np.ndarray:
-        """Training patients without the validation patients: what a choice made by looking is trained on."""
+        """Training patients without the validation patients, to train with hyperparameters that are being chosen."""
         return np.setdiff1d(self.train, self.validation)
 
     def counts(self) -> dict[str, list[int]]:
-        """Images per grade in each part, e.g. ``{"train": [1444, 296, …], "test": […]}``."""
+        """Images per grade in each part, as in ``{"train": [1444, 296, …], "validation": […], "test": […]}``."""
         classes = len(self.grades)
         return {
             part: np.bincount(self.labels[getattr(self, part)], minlength=classes).tolist()
@@ -86,8 +86,8 @@ def split_by_person(
     rng = np.random.default_rng(seed)
     _, first, number_of, images_of = np.unique(person, return_index=True, return_inverse=True, return_counts=True)
     order = rng.permutation(len(first))
-    # shuffled, then sorted by grade and dealt out evenly: a stratified draw; people with several images go
-    # first in their grade, so that the single images after them meet the size exactly
+    # shuffled, then sorted by grade and dealt out evenly: a stratified draw. People with several images come
+    # first in their grade, so that the single images after them make up the exact size
     order = order[np.lexsort((-images_of[order], labels[first[order]]))]
 
     def deal(people: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Draw stylised colour photographs of the back of the eye, many at once.
 
-This is the kit's artist: from random numbers and a grade it draws anatomy (disc, macula, vessel tree), what is
-not diabetic (drusen, dust, reflections, pigment) and the lesions of diabetic retinopathy. It knows nothing of
-patients, cameras or data sets (``synthetic.py``), and its pictures teach methods, not ophthalmology.
+From random numbers and a grade come the anatomy (disc, macula, vessel tree), findings that are not diabetic (drusen,
+dust, reflections, pigment) and the lesions of diabetic retinopathy. Patients, cameras and data sets come later
+(``photograph``, ``synthetic``), and the pictures teach methods, not ophthalmology.
 
 Everything round is a Gaussian spot, and vessels are chains of spots. Blur by the optics and by the pixel's own
 area then only widens each spot, so a patient looks the same at every image size. Lengths are in units of the
@@ -12,7 +12,11 @@ radius of the field of view, with the origin in its middle, x to the right and y
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit
+
+#: The bounds (low, high) between which a value is drawn.
+Range = tuple[float, float]
 
 #: Patch half-widths in pixels: spots of similar size are painted together.
 HALF_WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -20,7 +24,7 @@ HALF_WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 #: Standard deviation in pixels of the blur by the pixel's own area.
 PIXEL_BLUR = 0.35
 
-#: Counts (least, most) by grade: microaneurysms, haemorrhages, clusters of exudates, cotton-wool spots, tufts of
+#: Counts (fewest, most) by grade: microaneurysms, haemorrhages, clusters of exudates, cotton-wool spots, tufts of
 #: new vessels. Grade 4 adds new vessels to the lesions of grade 2 or 3.
 LESIONS = {
     "microaneurysms": ((0, 0), (3, 8), (6, 16), (12, 26), (6, 22)),
@@ -32,13 +36,16 @@ LESIONS = {
 
 
 class Draws:
-    """Uniform random numbers of each patient, handed out in order: (N, K) numbers, N patients at once."""
+    """Uniform random numbers, handed out in order: (N, K), K for each of N patients."""
 
-    def __init__(self, numbers):
+    def __init__(self, numbers: np.ndarray):
         self.numbers, self.used = numbers, 0
 
-    def uniform(self, low, high, *shape):
-        """The next numbers of every patient between ``low`` and ``high`` (they may be arrays): (N, *shape)."""
+    def uniform(self, low: ArrayLike, high: ArrayLike, *shape: int) -> np.ndarray:
+        """The next numbers of every patient between ``low`` and ``high``: (N, *shape).
+
+        Raises ValueError where the numbers run out.
+        """
         count = int(np.prod(shape, dtype=int))
         if self.used + count > self.numbers.shape[1]:
             raise ValueError(f"{self.numbers.shape[1]} random numbers per patient are too few")
@@ -46,15 +53,15 @@ class Draws:
         self.used += count
         return low + (high - low) * taken
 
-    def present(self, least, most, slots):
-        """How many of ``slots`` things each patient has, uniformly from least to most: a (N, slots) mask."""
-        count = np.floor(self.uniform(least, np.asarray(most) + 1))
+    def present(self, fewest: ArrayLike, most: ArrayLike, slots: int) -> np.ndarray:
+        """Which of ``slots`` things each patient has, a number uniform from ``fewest`` to ``most``: bool (N, slots)."""
+        count = np.floor(self.uniform(fewest, np.asarray(most) + 1))
         return np.arange(slots) < count[:, None]
 
 
 @dataclass(frozen=True)
 class View:
-    """How N photographs are framed: centre (N,) and radius (N,) of the field in pixels, blur (N,) in its radii."""
+    """The framing of N photographs: centre x, y (N,) and radius (N,) of the field in pixels, blur (N,) in radii."""
 
     size: int
     x: np.ndarray
@@ -62,7 +69,7 @@ class View:
     radius: np.ndarray
     blur: np.ndarray
 
-    def grid(self):
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """The position of every pixel in units of the field's radius: x (N, 1, size) and y (N, size, 1)."""
         pixels = np.arange(self.size)
         x = (pixels - self.x[:, None]) / self.radius[:, None]
@@ -72,7 +79,12 @@ class View:
 
 @dataclass(frozen=True)
 class Spots:
-    """Gaussian spots, (N, P) each: middle x and y, radius (standard deviation), amount at the middle (0: none)."""
+    """P Gaussian spots for each of N pictures, (N, P) each.
+
+    x, y    their middle
+    radius  their standard deviation
+    amount  their height at the middle; 0 for no spot
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -80,13 +92,13 @@ class Spots:
     amount: np.ndarray
 
     @staticmethod
-    def join(*parts):
-        """All spots of several groups as one group."""
+    def join(*parts: "Spots") -> "Spots":
+        """The spots of several groups as one group."""
         fields = ("x", "y", "radius", "amount")
         return Spots(*(np.concatenate([getattr(p, f) for p in parts], axis=1) for f in fields))
 
 
-def paint(spots, view):
+def paint(spots: Spots, view: View) -> np.ndarray:
     """The sum of the spots as seen in ``view``: float64 (N, size, size)."""
     size, scale = view.size, view.radius[:, None]
     x, y = view.x[:, None] + scale * spots.x, view.y[:, None] + scale * spots.y
@@ -111,18 +123,27 @@ def paint(spots, view):
     return canvas.reshape(-1, size, size)
 
 
-def _profile(middle, sigma, offsets, size):
-    """Pixel numbers about ``middle`` and the Gaussian there, 0 where the picture has ended."""
+def _profile(middle: np.ndarray, sigma: np.ndarray, offsets: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel numbers around ``middle`` and the Gaussian there, 0 outside the picture."""
     pixels = np.rint(middle).astype(np.int64)[:, None] + offsets
     height = np.exp(-0.5 * ((pixels - middle[:, None]) / sigma[:, None]) ** 2)
     height[(pixels < 0) | (pixels >= size)] = 0
     return np.clip(pixels, 0, size - 1), height
 
 
-def curve(x, y, heading, turn, length, sway, phase, points):
+def curve(
+    x: np.ndarray,
+    y: np.ndarray,
+    heading: np.ndarray,
+    turn: np.ndarray,
+    length: np.ndarray,
+    sway: np.ndarray,
+    phase: np.ndarray,
+    points: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paths that start at (x, y) and turn by ``turn`` radians in all, swaying on the way.
 
-    Arguments (N, P), lengths in field radii; returns x, y and heading, each (N, P, points).
+    Arguments are (N, P), angles in radians; returns x, y and heading, each (N, P, points).
     """
     t = np.linspace(0, 1, points)
     x, y, heading, turn, length, sway, phase = (a[..., None] for a in (x, y, heading, turn, length, sway, phase))
@@ -131,8 +152,11 @@ def curve(x, y, heading, turn, length, sway, phase, points):
     return x + np.cumsum(np.cos(heading), -1) * step, y + np.cumsum(np.sin(heading), -1) * step, heading
 
 
-def chain(x, y, radius, density, finer):
-    """Spots along paths (N, P, points) so close that they merge into lines of that optical density."""
+def chain(x: np.ndarray, y: np.ndarray, radius: np.ndarray, density: np.ndarray, finer: int) -> Spots:
+    """Spots along paths (N, P, points), so close that they merge into lines of that optical density.
+
+    finer  the number of spots for each point of a path
+    """
     if finer > 1:
         old = np.arange(x.shape[-1])
         new = np.linspace(0, old[-1], finer * len(old))
@@ -149,11 +173,11 @@ def chain(x, y, radius, density, finer):
     return Spots(*(np.broadcast_to(a, x.shape).reshape(flat) for a in (x, y, radius, amount)))
 
 
-def vessel_tree(draws, disc_x, disc_y, beaded, finer):
-    """Arteries and veins from the disc along the arcades, with two generations of branches.
+def vessel_tree(draws: Draws, disc_x: np.ndarray, disc_y: np.ndarray, beaded: np.ndarray, finer: int) -> Spots:
+    """Arteries and veins from the disc along the arcades, with two generations of branches: spots of blood.
 
-    disc_x, disc_y  (N,), the disc to the right of the macula; beaded (N,) bool, veins like strings of beads.
-    Returns blood as Spots.
+    disc_x, disc_y  (N,), the disc, to the right of the macula
+    beaded          bool (N,), whether the veins are beaded
     """
     eyes, trunks = len(disc_x), 8
     temporal = np.array([1, 1, 1, 1, 0, 0, 0, 0], dtype=bool)
@@ -192,24 +216,33 @@ def vessel_tree(draws, disc_x, disc_y, beaded, finer):
     return Spots.join(*parts)
 
 
-def scatter(draws, slots, reach=0.92, least=0.0):
-    """Positions spread evenly over the ring from ``least`` to ``reach``: x and y, (N, slots)."""
-    distance = np.sqrt(draws.uniform(least**2, reach**2, slots))
+def scatter(draws: Draws, slots: int, reach: float = 0.92, inner: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Positions spread evenly over the ring from radius ``inner`` to ``reach``: x and y, (N, slots)."""
+    distance = np.sqrt(draws.uniform(inner**2, reach**2, slots))
     angle = draws.uniform(0, 2 * np.pi, slots)
     return distance * np.cos(angle), distance * np.sin(angle)
 
 
-def sprinkle(draws, present, radius, amount, reach=0.92, least=0.0):
-    """Single spots at random places, where ``present`` (N, slots); radius and amount are (low, high)."""
+def sprinkle(draws: Draws, present: np.ndarray, radius: Range, amount: Range) -> Spots:
+    """Single spots at random places, where ``present`` (N, slots)."""
     slots = present.shape[1]
-    x, y = scatter(draws, slots, reach, least)
+    x, y = scatter(draws, slots)
     return Spots(x, y, draws.uniform(*radius, slots), draws.uniform(*amount, slots) * present)
 
 
-def clusters(draws, present, members, spread, radius, amount, reach=0.8, least=0.0):
-    """Groups of ``members`` spots close together, where ``present`` (N, groups)."""
+def clusters(
+    draws: Draws,
+    present: np.ndarray,
+    members: int,
+    spread: float,
+    radius: Range,
+    amount: Range,
+    reach: float = 0.8,
+    inner: float = 0.0,
+) -> Spots:
+    """Groups of ``members`` spots within ``spread`` of a random place, where ``present`` (N, groups)."""
     groups = present.shape[1]
-    x, y = scatter(draws, groups, reach, least)
+    x, y = scatter(draws, groups, reach, inner)
     angle = draws.uniform(0, 2 * np.pi, groups, members)
     away = spread * np.sqrt(draws.uniform(0, 1, groups, members))
     amount = draws.uniform(*amount, groups, members) * present[..., None]
@@ -219,8 +252,8 @@ def clusters(draws, present, members, spread, radius, amount, reach=0.8, least=0
     return Spots(*(a.reshape(flat) for a in (x, y, radius, amount)))
 
 
-def new_vessels(draws, present, disc_x, disc_y, finer):
-    """Tufts of fine curled vessels, the first at the disc or not, the others anywhere: Spots of blood."""
+def new_vessels(draws: Draws, present: np.ndarray, disc_x: np.ndarray, disc_y: np.ndarray, finer: int) -> Spots:
+    """Tufts of fine curled vessels, where ``present`` (N, tufts), the first perhaps at the disc: spots of blood."""
     tufts, strands = present.shape[1], 7
     x, y = scatter(draws, tufts, reach=0.75)
     at_disc = draws.uniform(0, 1) < 0.5
@@ -238,8 +271,8 @@ def new_vessels(draws, present, disc_x, disc_y, finer):
     return chain(x.reshape(flat), y.reshape(flat), np.full(flat, 0.012), density.reshape(flat), finer)
 
 
-def boats(draws, present, view):
-    """Preretinal haemorrhages: pools of blood with a level top, where ``present`` (N,): (N, size, size)."""
+def boats(draws: Draws, present: np.ndarray, view: View) -> np.ndarray:
+    """Preretinal haemorrhages, pools of blood with a level top, where ``present`` (N,): (N, size, size)."""
     x, y = view.grid()
     middle_x, middle_y = scatter(draws, 1, reach=0.6)
     width, depth = draws.uniform(0.16, 0.3), draws.uniform(0.1, 0.18)

@@ -1,8 +1,8 @@
-"""Does a picture look like a photograph of the retina at all? A model has an opinion on a cat, too.
+"""Does a picture look like a photograph of the retina at all? A model grades a picture of a cat, too.
 
-Two looks are known: as the camera takes it, a bright red-orange field in a dark surround; and after subtraction of a
-Gaussian blur (as APTOS 2019 is often passed on), a patterned field in a surround that is flat and grey. The check
-sees form and colour of a thumbnail and nothing else. It warns and does not refuse; it is no test of quality.
+Two kinds of picture are known: as the camera takes it, a bright red-orange field in a dark surround; and after
+subtraction of a Gaussian blur (as APTOS 2019 is often distributed), a patterned field in a flat grey surround. The
+check sees only the form and colour of a thumbnail. It warns and does not refuse, and it is not a test of quality.
 """
 
 import numpy as np
@@ -21,17 +21,17 @@ _CORNERS = (slice(None, 3), slice(-3, None))
 
 
 def retina_warning(image: Image.Image) -> str | None:
-    """A sentence for a picture that does not look like a fundus photograph, None for one that does."""
+    """A warning for a picture that does not look like a fundus photograph, None for one that does."""
     thumbnail = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
     return None if _as_taken(thumbnail) or _blur_subtracted(thumbnail) else WARNING
 
 
-def _corners(thumbnail):
+def _corners(thumbnail: np.ndarray) -> np.ndarray:
     """The four corners of a (28, 28, 3) thumbnail: (4, 9, 3)."""
     return np.stack([thumbnail[rows, columns].reshape(9, 3) for rows in _CORNERS for columns in _CORNERS])
 
 
-def _as_taken(thumbnail) -> bool:
+def _as_taken(thumbnail: np.ndarray) -> bool:
     """A field with more red than green and blue, and every corner much darker than it."""
     field = thumbnail[_FIELD]
     red, green, blue = field.mean(axis=0)
@@ -39,7 +39,7 @@ def _as_taken(thumbnail) -> bool:
     return bool(red > 1.1 * blue and red > green and surround < 0.4 * field.mean())
 
 
-def _blur_subtracted(thumbnail) -> bool:
+def _blur_subtracted(thumbnail: np.ndarray) -> bool:
     """Corners of one mid-grey, and a field whose average is near that grey too."""
     corners = _corners(thumbnail)
     return bool(

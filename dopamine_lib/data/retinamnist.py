@@ -9,20 +9,20 @@ from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet
 from dopamine_lib.data.images import resize_all
 from dopamine_lib.errors import InputError
 
-#: Where the file is published and what it must be; ``data_download.py`` reads these too.
+#: The published file: its address, its checksum and a limit on its size, also for ``data_download.py``.
 FILE_NAME = "retinamnist.npz"
 URL = "https://zenodo.org/records/10519652/files/retinamnist.npz?download=1"
 MD5 = "bd4c0672f1bba3e3a89f0e4e876791e4"
 MAX_BYTES = 4_000_000
 
 
-def load_retinamnist(data_dir, *, size: int = 28, seed: int = 0) -> Dataset:
-    """Load the published file, found at ``data_dir`` itself or in it, with the published split.
+def load_retinamnist(data_dir: str | Path, *, size: int = 28, seed: int = 0) -> Dataset:
+    """Load the published file, which is ``data_dir`` or in it, with the published split.
 
-    Training is the published training and validation images (1,080 + 120, the latter being ``validation``),
-    test the published 400. Images are uint8 (1600, size, size, 3), resized bilinearly from 28 by 28 pixels.
-    ``seed`` changes nothing, because the split is published. Raises InputError where the file is missing or
-    is not the published one.
+    The training images are the published 1,080 for training and 120 for validation, which are ``validation``;
+    the test images are the published 400. Images are uint8 (1600, size, size, 3), resized bilinearly from 28 by 28
+    pixels. ``seed`` changes nothing, because the split is published. Raises InputError where the file is missing
+    or is not the published one.
     """
     path = Path(data_dir)
     if path.is_dir():

@@ -1,9 +1,9 @@
 """The embedded data set: synthetic patients of a diabetic-retinopathy screening, made from a seed.
 
 Two populations: "private", the patients of the hospitals (cameras A to D), and "public", for pre-training
-(cameras P to S); no seed of one gives a patient of the other. Who has which grade, age, camera and eye is decided
-here, independently of each other; ``fundus.py`` and ``photograph.py`` make the pictures. No real patient and no
-real image is involved, so what a model scores here says nothing of its worth in a clinic.
+(cameras P to S); no seed of one gives a patient of the other. Grade, age, camera and eye of each patient are decided
+here, independently of each other; ``fundus`` and ``photograph`` make the pictures. No real patient and no real image
+is involved, so a model's score here says nothing of its worth in a clinic.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from dopamine_lib.data.photograph import PRIVATE_CAMERAS, PUBLIC_CAMERAS, photog
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, cache_dir
 
-#: Raise with any change of the pictures: it is part of the name under which they are cached.
+#: Part of the name under which the pictures are cached; to be raised with any change of them.
 VERSION = 3
 
 #: Proportions of the five grades among the 3,662 labelled images of APTOS 2019.
 GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
 
-#: The proportion of APTOS's 3,662 images that the paper keeps for testing.
-TEST_FRACTION = 731 / 3662
+#: Patients, as many as APTOS 2019 has labelled images, and the share that the paper keeps for testing.
+PATIENTS, TEST_FRACTION = 3662, 731 / 3662
 
 AGE_BANDS, AGE_PROPORTIONS = ("<40", "40-60", ">60"), (0.18, 0.47, 0.35)
 EYES, EYE_PROPORTIONS = ("left", "right"), (0.46, 0.54)
@@ -39,34 +39,44 @@ GRADER = np.array(
     ]
 )
 
-#: Cameras and seed domain of each population: the domain is a spawn key, so that no two patients share a stream.
+#: Cameras and seed domain of each population; the domain is a spawn key, so that no two patients share a stream.
 POPULATIONS = {"private": (PRIVATE_CAMERAS, 1), "public": (PUBLIC_CAMERAS, 2)}
 
 MIN_SIZE, MAX_SIZE, MAX_PATIENTS = 28, 224, 1_000_000
+#: Pixels drawn at once by one thread, as many as fit a processor's cache.
+CHUNK = 32 * 64**2
 
 
-def make_population(n=3662, size=64, seed=0, population="private", *, chunk=None, threads=2):
+def make_population(
+    n: int = PATIENTS, size: int = 64, seed: int = 0, population: str = "private", *, threads: int = 2
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Make ``n`` synthetic patients with one image each.
 
-    n, size     patients (1 to 1,000,000) and pixels a side (28 to 224)
+    n           patients, 1 to 1,000,000
+    size        pixels per side, 28 to 224
     seed        non-negative integer; with n, size and population it determines every byte
     population  "private" or "public"
-    chunk       images drawn at once, by default what fits a processor's cache; changes nothing but speed
-    threads     chunks drawn at once; changes nothing but speed
-    Returns images uint8 (n, size, size, 3), labels int64 (n,) and attributes as ``Dataset`` has them.
+    threads     change nothing but the speed
+    Returns images uint8 (n, size, size, 3), labels int64 (n,) and attributes as in ``Dataset``.
+
+    >>> images, labels, attributes = make_population(3, size=28)
+    >>> images.shape, labels.shape, sorted(attributes)
+    ((3, 28, 28, 3), (3,), ['age_band', 'camera', 'eye'])
+
     Raises InputError for a value out of range.
     """
     _check(n, size, seed, population)
     images = np.empty((n, size, size, 3), dtype=np.uint8)
-    draw_into(images, seed, population, chunk=chunk, threads=threads)
+    draw_into(images, seed, population, threads=threads)
     labels, _, attributes = describe(n, seed, population)
     return images, labels, attributes
 
 
-def load_synthetic(*, n=3662, size=64, seed=0) -> Dataset:
+def load_synthetic(*, n: int = PATIENTS, size: int = 64, seed: int = 0) -> Dataset:
     """The private population as a data set, drawn at first use and memory-mapped from the cache afterwards.
 
-    Arguments and errors as for ``make_population``; fewer than 20 patients are too few to split (InputError).
+    Arguments and errors as for ``make_population``; also raises InputError for fewer than 20 patients, which are
+    too few to split.
     """
     _check(n, size, seed, "private")
     labels, severity, attributes = describe(n, seed, "private")
@@ -89,10 +99,10 @@ def load_synthetic(*, n=3662, size=64, seed=0) -> Dataset:
     return Dataset("synthetic", images, labels, GRADES, person, train, validation, test, sheet, attributes)
 
 
-def describe(n, seed, population):
-    """Who the patients are, before any picture is drawn.
+def describe(n: int, seed: int, population: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The patients, before any picture is drawn.
 
-    Returns labels int64 (n,), in the exact proportions; the severity drawn int64 (n,), which differs where the
+    Returns labels int64 (n,), in the exact proportions; the severity to draw int64 (n,), which differs where the
     grader erred; and the attributes, str (n,) each, drawn independently of both.
     """
     cameras, domain = POPULATIONS[population]
@@ -107,15 +117,19 @@ def describe(n, seed, population):
     return labels, severity, attributes
 
 
-def grade_counts(n):
-    """How many of ``n`` patients have each grade: APTOS's proportions, rounded by largest remainder."""
+def grade_counts(n: int) -> np.ndarray:
+    """The number of patients with each grade among ``n``: APTOS's proportions, rounded by largest remainder.
+
+    >>> grade_counts(3662).tolist()
+    [1805, 367, 1005, 191, 294]
+    """
     shares = n * np.array(GRADE_PROPORTIONS) / sum(GRADE_PROPORTIONS)
     counts = np.floor(shares).astype(int)
     counts[np.argsort(counts - shares, kind="stable")[: n - counts.sum()]] += 1
     return counts
 
 
-def draw_into(images, seed, population, *, chunk=None, threads=2):
+def draw_into(images: np.ndarray, seed: int, population: str, *, threads: int = 2) -> None:
     """Fill ``images`` uint8 (n, size, size, 3), an array or a memory map, with the population's photographs."""
     n, size = images.shape[:2]
     cameras, domain = POPULATIONS[population]
@@ -123,9 +137,9 @@ def draw_into(images, seed, population, *, chunk=None, threads=2):
     camera = np.searchsorted([c.name for c in cameras], attributes["camera"])
     age = np.array([AGE_BANDS.index(band) for band in attributes["age_band"]])
     left = attributes["eye"] == "left"
-    chunk = chunk or max(1, 32 * 64**2 // size**2)
+    chunk = max(1, CHUNK // size**2)
 
-    def draw(start):
+    def draw(start: int) -> None:
         part = slice(start, min(start + chunk, n))
         seeds = (np.random.SeedSequence(seed, spawn_key=(domain, 1, i)) for i in range(part.start, part.stop))
         generators = [np.random.Generator(np.random.SFC64(s)) for s in seeds]
@@ -136,7 +150,7 @@ def draw_into(images, seed, population, *, chunk=None, threads=2):
             pass
 
 
-def _cached_images(n, size, seed):
+def _cached_images(n: int, size: int, seed: int) -> np.ndarray:
     """The private population's images, memory-mapped read-only from the cache; drawn if they are not there."""
     path = cache_dir() / f"synthetic-v{VERSION}-private-n{n}-size{size}-seed{seed}.npy"
     shape = (n, size, size, 3)
@@ -155,7 +169,7 @@ def _cached_images(n, size, seed):
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _check(n, size, seed, population):
+def _check(n: int, size: int, seed: int, population: str) -> None:
     for name, value, low, high in (("n", n, 1, MAX_PATIENTS), ("size", size, MIN_SIZE, MAX_SIZE)):
         if not isinstance(value, int | np.integer) or not low <= value <= high:
             raise InputError(f"{name} is {value!r}; synthetic images need a whole number from {low:,} to {high:,}")

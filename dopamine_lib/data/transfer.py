@@ -1,4 +1,4 @@
-"""Fetching files: a download that goes on where it broke off, and an archive unpacked whole or not at all."""
+"""Fetching files: downloads that resume after a break, and archives unpacked completely or not at all."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
@@ -21,11 +22,11 @@ MAX_REDIRECTS = 5
 CHUNK = 2**16
 
 
-def download(url: str, target, *, md5: str, max_bytes: int) -> None:
+def download(url: str, target: str | Path, *, md5: str, max_bytes: int) -> None:
     """Stream ``url`` into ``target``, of at most ``max_bytes`` bytes and with this md5.
 
-    What a broken connection leaves in ``target.part`` is gone on with at the next call. Raises InputError
-    for an address that is not https, a refusal, a broken connection, too many bytes, or other content.
+    After a broken connection the next call resumes from ``target.part``. Raises InputError for an address that is
+    not https, a refusal, a broken connection, too many bytes, or other content.
     """
     target = Path(target)
     if target.is_file() and _md5(target) == md5:
@@ -37,11 +38,11 @@ def download(url: str, target, *, md5: str, max_bytes: int) -> None:
             _receive(response, part, offset, max_bytes)
     except requests.RequestException as error:
         reason = type(error).__name__
-        raise InputError(f"{url}: the connection failed ({reason}); run the command again to go on") from None
+        raise InputError(f"{url}: the connection failed ({reason}); run the command again to resume") from None
     found = _md5(part)
     if found != md5:
         part.unlink()
-        raise InputError(f"{url}: md5 is {found}, must be {md5}; removed, run the command again to start anew")
+        raise InputError(f"{url}: md5 is {found}, but must be {md5}; removed, run the command again to start anew")
     os.replace(part, target)
 
 
@@ -51,7 +52,7 @@ def _md5(path: Path) -> str:
 
 
 def _open(url: str, offset: int) -> requests.Response:
-    """Ask for the bytes from ``offset`` on; redirects are followed by hand, so that each is held to https."""
+    """Request the bytes from ``offset`` on; redirects are followed one by one, so that each must be https."""
     headers = {"Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -69,16 +70,16 @@ def _open(url: str, offset: int) -> requests.Response:
 
 
 def _receive(response: requests.Response, part: Path, offset: int, max_bytes: int) -> None:
-    """Write the body to ``part``: appended if the server goes on at ``offset``, else from the start."""
+    """Write the body to ``part``: appended if the server resumes at ``offset``, else from the start."""
     if offset and response.status_code == requests.codes.requested_range_not_satisfiable:
-        return  # there is nothing after the part: the md5 decides
+        return  # the part is all there is: the md5 decides
     if response.status_code == requests.codes.ok:
-        offset = 0  # the server knows no ranges
+        offset = 0  # the server does not know ranges
     elif response.status_code != requests.codes.partial_content:
         raise InputError(f"{response.url}: the server answered {response.status_code}; try again later")
     elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
         part.unlink(missing_ok=True)
-        raise InputError(f"{response.url}: other bytes than asked for; run the command again to start anew")
+        raise InputError(f"{response.url}: bytes that were not requested; run the command again to start anew")
     length = response.headers.get("Content-Length", "")
     total = offset + int(length) if length.isdecimal() else None
     received = offset
@@ -99,25 +100,28 @@ def _receive(response: requests.Response, part: Path, offset: int, max_bytes: in
 
 
 @contextlib.contextmanager
-def new_folder(target):
-    """Yield an empty folder beside ``target``; rename it to ``target`` on success, remove it on any error."""
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target``; rename it to ``target`` on success, remove it on any error.
+
+    Raises InputError where ``target`` is there and not empty.
+    """
     target = Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: already there; remove it to fetch it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        # one folder further down, because a temporary directory is closed to other users
+        # one folder down, because a temporary directory is closed to other users
         folder = Path(temporary) / target.name
         folder.mkdir()
         yield folder
         os.replace(folder, target)
 
 
-def unpack_zip(archive, target, *, prefix: str, max_bytes: int, max_files: int) -> None:
+def unpack_zip(archive: str | Path, target: str | Path, *, prefix: str, max_bytes: int, max_files: int) -> None:
     """Unpack the members of ``archive`` whose names begin with ``prefix`` into the new folder ``target``.
 
-    Raises InputError, and leaves nothing behind, where any member would land outside ``target`` or is a
-    link, where names repeat, where the limits are passed, and where the archive is damaged.
+    Raises InputError, and leaves nothing behind, where a member would land outside ``target`` or is a link, where
+    names repeat, where a limit is exceeded, and where the archive is damaged.
     """
     try:
         with zipfile.ZipFile(archive) as opened, new_folder(target) as folder:
@@ -125,7 +129,7 @@ def unpack_zip(archive, target, *, prefix: str, max_bytes: int, max_files: int) 
             _refuse_unsafe(archive, members, max_bytes, max_files)
             wanted = [file for file in members if file.filename.startswith(prefix) and not file.is_dir()]
             if not wanted:
-                raise InputError(f"{archive}: has no {prefix}* files; get the right archive")
+                raise InputError(f"{archive}: no {prefix}* files in it; get the right archive")
             for member in tqdm(wanted, desc="unpacking", unit="file", disable=None):
                 path = folder / member.filename
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,15 +139,15 @@ def unpack_zip(archive, target, *, prefix: str, max_bytes: int, max_files: int) 
         raise InputError(f"{archive}: damaged or encrypted zip ({error}); remove it and get it again") from None
 
 
-def _refuse_unsafe(archive, members: list[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
+def _refuse_unsafe(archive: str | Path, members: list[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:
     if len(members) > max_files:
-        raise InputError(f"{archive}: {len(members)} files, at most {max_files} are unpacked; check the archive")
-    # a member that is longer than it declares is cut off by zipfile and fails its checksum
+        raise InputError(f"{archive}: {len(members)} files, but at most {max_files} are unpacked; check the archive")
+    # zipfile cuts off a member that is longer than it declares, which then fails its checksum
     size = sum(member.file_size for member in members)
     if size > max_bytes:
-        raise InputError(f"{archive}: {size} bytes unpacked, the limit is {max_bytes}; check the archive")
+        raise InputError(f"{archive}: {size} bytes unpacked, but the limit is {max_bytes}; check the archive")
     if len({member.filename for member in members}) < len(members):
-        raise InputError(f"{archive}: two files of one name; check the archive")
+        raise InputError(f"{archive}: two files of the same name; check the archive")
     for member in members:
         path = PurePosixPath(member.filename)
         outside = path.is_absolute() or ".." in path.parts or any(c in member.filename for c in "\\:")

@@ -1,7 +1,8 @@
-"""What a run leaves on disk: checkpoints to go on from, and models to hand out. safetensors, never pickle."""
+"""Files of a run: checkpoints to resume from, and models to hand out. They are safetensors, never pickle."""
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -9,10 +10,21 @@ from safetensors.torch import save_file
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
+from dopamine_lib.models.networks import NormalisedFeatures, backbone, build, load_weights, read_state
 
 
-def save_checkpoint(path: Path, training) -> None:
-    """Write a Training's state in one step: the old checkpoint or the new one is on disk, never half of one."""
+class Resumable(Protocol):
+    """A training that can be put away and taken up again (``federation.training.Training``)."""
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """Its tensors, and everything else as a record that JSON can hold."""
+
+    def restore(self, vectors: dict[str, torch.Tensor], record: dict) -> None:
+        """Take up a state."""
+
+
+def save_checkpoint(path: Path, training: Resumable) -> None:
+    """Write a training's state atomically: either the old checkpoint or the new one is on disk."""
     vectors, record = training.state()
     with atomic_path(path) as temporary:
         save_file(
@@ -22,8 +34,8 @@ def save_checkpoint(path: Path, training) -> None:
         )
 
 
-def load_checkpoint(path: Path, training) -> None:
-    """Put a checkpoint's state back into a Training. Raises InputError for a damaged file."""
+def load_checkpoint(path: Path, training: Resumable) -> None:
+    """Put a checkpoint's state back into a training. Raises InputError for a damaged file."""
     try:
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["state"])
@@ -36,20 +48,18 @@ def load_checkpoint(path: Path, training) -> None:
 
 
 def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:
-    """Write a model's tensors; ``metadata`` (made JSON) says what they are."""
+    """Write a model's tensors, described by ``metadata``, which becomes JSON."""
     tensors = {key: value.detach().contiguous() for key, value in net.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
 
 
-def load_model(path: Path, backbone_weights=None):
-    """A model written by ``reproduce``: ``(net, metadata)``, with net from inputs (B, 3, H, W) to logits.
+def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[torch.nn.Module, dict]:
+    """A model written by ``reproduce``: ``(net, metadata)``, where net maps inputs (B, 3, H, W) to logits.
 
-    backbone_weights  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default.
-    Raises InputError for a file of something else, and where the backbone is not the one the head was trained on.
+    backbone_weights  for a ``head``: the file of the SqueezeNet below it, by default the embedded one
+    Raises InputError for any other file, and where the backbone is not the one that the head was trained on.
     """
-    from dopamine_lib.models.networks import NormalisedFeatures, backbone, build, load_weights, read_state
-
     state, metadata = read_state(path)
     try:
         metadata = {key: json.loads(value) for key, value in metadata.items()}
@@ -61,11 +71,11 @@ def load_model(path: Path, backbone_weights=None):
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the {architecture} it says it is; run reproduce again") from error
+        raise InputError(f"{path} does not fit its architecture {architecture}; run reproduce again") from error
     if architecture == "head":
         weights = load_weights(backbone_weights if start else "random")
         if weights.sha256 != start:
             wanted = metadata.get("weights", "that one")
-            raise InputError(f"{path} stands on a backbone with SHA-256 {start}, not {weights.sha256}; give {wanted}")
+            raise InputError(f"{path} needs a backbone with SHA-256 {start}, not {weights.sha256}; give {wanted}")
         net = torch.nn.Sequential(backbone(weights, seed), NormalisedFeatures(), net)
     return net.eval(), metadata

@@ -4,8 +4,8 @@
 ``cnn``         a small convolutional network for 28-pixel images
 ``head``        a linear layer on SqueezeNet's frozen features, extracted once: 2,565 parameters
 
-No model keeps statistics of a batch (no batch normalisation): a normalisation over other patients would
-carry them past the privacy bound. Features are normalised image by image for the same reason.
+No model uses batch normalisation: statistics over other patients would carry their data past the privacy bound.
+Features are normalised image by image for the same reason.
 """
 
 import hashlib
@@ -26,28 +26,31 @@ FEATURES = 512
 BATCH = 64  # images in one pass of the backbone
 IMAGENET_URL = "https://download.pytorch.org/models/"
 
+#: A value each for red, green and blue.
+Channels = tuple[float, float, float]
+#: Means and standard deviations with which inputs are normalised.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A start for SqueezeNet: where it came from, its tensors and the input normalisation it was trained with.
+    """Starting weights for SqueezeNet: their origin, their tensors and the input normalisation they were trained with.
 
-    ``state`` is keyed like torchvision's state dict (``features.0.weight`` …); empty for a random start.
+    ``state`` is keyed like torchvision's state dict (``features.0.weight`` …), and empty for a random start.
     """
 
     source: str
     sha256: str | None
     state: dict[str, torch.Tensor]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
 
 
 def squeezenet(classes: int = 5) -> nn.Sequential:
-    """SqueezeNet-1.1 for (B, 3, H, W) inputs of at least 17 pixels, ReLU out of place, without dropout.
+    """SqueezeNet-1.1 for (B, 3, H, W) inputs of at least 17 pixels, without in-place ReLU and without dropout.
 
-    Hooks and vmap need the ReLU's input; dropout would add randomness that a resumed run cannot repeat.
+    Hooks and vmap need the ReLU's input, and dropout would add randomness that a resumed run cannot repeat.
     """
     from torchvision.models import squeezenet1_1
 
@@ -59,7 +62,7 @@ def squeezenet(classes: int = 5) -> nn.Sequential:
 
 
 def cnn(classes: int = 5) -> nn.Sequential:
-    """A small CNN for (B, 3, H, W) inputs of 16 pixels and more: two convolutions, pooled to 4x4, two linear layers."""
+    """A small CNN for (B, 3, H, W) inputs of 16 or more pixels: two convolutions, pooling to 4x4, two linear layers."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, padding=2),
         nn.ReLU(),
@@ -82,7 +85,7 @@ def _sha256(path: Path) -> str:
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a ``.npz``, ``.pth``/``.pt`` or ``.safetensors`` file, without unpickling objects.
 
-    Raises InputError for a missing, unreadable or otherwise shaped file.
+    Raises InputError for a file that is missing, unreadable or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,14 +102,14 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except Exception as error:  # every reader has its own exception for a damaged file
+    except Exception as error:  # every reader has its own exceptions for a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"weights file {path} cannot be read ({reason}); download or make it again") from error
     raise InputError(f"weights file {path} ends in '{path.suffix}'; .npz, .pth and .safetensors are understood")
 
 
 def _checked(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Those tensors of a weights file that SqueezeNet has. Raises InputError unless they are its features, whole."""
+    """The tensors of a weights file that SqueezeNet has. Raises InputError unless all its features are among them."""
     reference = squeezenet(5).state_dict()
     state = {key: value for key, value in state.items() if key in reference}
     missing = [key for key in reference if key.startswith("features.") and key not in state]
@@ -123,11 +126,11 @@ def _checked(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tens
     return state
 
 
-def load_weights(source=None) -> Weights:
-    """The start for SqueezeNet: a file, ``"imagenet"``, ``"random"``, or None for the embedded weights.
+def load_weights(source: str | Path | None = None) -> Weights:
+    """The starting weights for SqueezeNet: a file, ``"imagenet"``, ``"random"``, or None for the embedded weights.
 
-    ``"imagenet"`` is torchvision's checkpoint where it lies in torch's hub directory already. Raises InputError
-    for a file that is missing, damaged, or not keyed and shaped like torchvision's squeezenet1_1.
+    ``"imagenet"`` is torchvision's checkpoint, which must already be in torch's hub directory: nothing is downloaded.
+    Raises InputError for a file that is missing, damaged, or not keyed and shaped like torchvision's squeezenet1_1.
     """
     if source == "random":
         return Weights("random start", None, {}, *HALF)
@@ -140,7 +143,7 @@ def load_weights(source=None) -> Weights:
             )
     state, metadata = read_state(path)
     state = {key: value.float() for key, value in state.items()}
-    if path != EMBEDDED:  # a head on the kit's own needs no torchvision, which is 100 MB in every process
+    if path != EMBEDDED:  # the embedded file needs no check, and so no torchvision, which takes 100 MB in every process
         state = _checked(state, path)
     if path == EMBEDDED:
         name = "embedded: SqueezeNet-1.1 trained by this kit on public synthetic patients"
@@ -158,7 +161,10 @@ def load_weights(source=None) -> Weights:
 
 
 def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Module:
-    """``model`` with a seeded initialisation, SqueezeNet then with ``weights`` where the shapes agree."""
+    """``model`` with a seeded initialisation, and SqueezeNet with ``weights`` wherever the shapes agree.
+
+    Raises InputError for an unknown model.
+    """
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -199,16 +205,20 @@ def _unknown(model: str) -> InputError:
     return InputError(f"model '{model}' is unknown; choose one of {', '.join(MODELS)}")
 
 
-def to_input(images: np.ndarray, mean, std) -> torch.Tensor:
+def to_input(images: np.ndarray, mean: Channels, std: Channels) -> torch.Tensor:
     """uint8 (B, H, W, 3) images as a normalised float32 (B, 3, H, W) tensor in channels_last memory."""
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(255)
     return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
 
 
 def normalise_features(features: torch.Tensor) -> torch.Tensor:
-    """Each image's (…, 512) features centred over its own channels and scaled to L2 norm 1.
+    """Each image's features (…, 512), centred over its own channels and scaled to L2 norm 1.
 
-    No other patient enters, so nothing leaks outside the bound.
+    No other patient's data enters, so nothing leaks past the privacy bound.
+
+    >>> features = normalise_features(torch.rand(3, 512))
+    >>> bool(features.mean(1).abs().max() < 1e-6), bool((features.norm(dim=1) - 1).abs().max() < 1e-5)
+    (True, True)
     """
     centred = features - features.mean(-1, keepdim=True)
     return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -233,7 +243,7 @@ def backbone(weights: Weights, seed: int = 0) -> nn.Sequential:
 def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, progress: bool = True) -> torch.Tensor:
     """Normalised features of uint8 (N, H, W, 3) images: float32 (N, 512), cached by content.
 
-    The cache's key is a hash over pixels, weights (or the seed of a random start) and this recipe.
+    The cache's key is a hash of the pixels, the weights (or the seed of a random start) and the version of this recipe.
     """
     key = hashlib.sha256(b"features 1")
     key.update(json.dumps([weights.sha256 or f"random {seed}", weights.mean, weights.std, images.shape]).encode())
