@@ -1,44 +1,46 @@
 """The plain functions behind chapter 3's explorer: real ciphertexts in a small ring, added up until they fail.
 
-The ring is a toy that protects nothing (n = 128), so that a slider is answered at once. The scheme is the textbook's.
+The ring is a toy that protects nothing (n = 128), so that a slider answers at once. The scheme is the textbook one.
 """
 
 import functools
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from dopamine_lib.encryption.bfv import Bfv, Parameters
+from dopamine_lib.encryption.bfv import Bfv, Ciphertext, Parameters, SecretKey
 from dopamine_lib.encryption.encoding import Batching
 from dopamine_lib.encryption.ring import centred, ntt_primes
 from dopamine_lib.errors import check_within
 from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel
 
-N, MOST_CIPHERTEXTS = 128, 100
+N, MAX_CIPHERTEXTS = 128, 100
 #: Bits of q and of t that the sliders offer: below, no prime is 1 modulo 2n; above, a residue would not fit.
 Q_BITS, T_BITS = (18, 31), (9, 16)
 
 
 @functools.lru_cache(maxsize=8)
-def _hundred(q_bits: int, t_bits: int):
-    """A scheme, its key, and a hundred fresh ciphertexts of random slots with their messages and noises."""
+def _hundred(q_bits: int, t_bits: int) -> tuple[Bfv, SecretKey, np.ndarray, Ciphertext, np.ndarray]:
+    """A scheme, its secret key, a hundred random messages, their fresh ciphertexts and their noises."""
     (t,) = ntt_primes(N, t_bits)
-    q = min(ntt_primes(N, q_bits, 20), key=lambda q: q % t)  # a small remainder, or its noise hides the errors'
+    q = min(ntt_primes(N, q_bits, 20), key=lambda q: q % t)  # a small remainder, so that its noise hides no errors
     scheme = Bfv(Parameters(N, t, (q,)), seed=3)
     secret = scheme.secret_key()
-    messages = scheme.source.uniform(t, (MOST_CIPHERTEXTS, N)) - t // 2
+    messages = scheme.source.uniform(t, (MAX_CIPHERTEXTS, N)) - t // 2
     ciphertexts = scheme.encrypt(scheme.public_key(secret), messages)
-    # who knows the message can tell it from the noise even where decryption cannot
+    # with the message known, its noise can be told apart even where decryption fails
     noises = centred(t * scheme.phase(secret, ciphertexts) - q * messages.astype(object), t * q).astype(np.int64)
     return scheme, secret, messages, ciphertexts, noises
 
 
 def sum_of(ciphertexts: int, q_bits: int = 26, t_bits: int = 12) -> dict:
-    """Add up so many fresh ciphertexts and decrypt.
+    """Add up this many fresh ciphertexts, and decrypt the sum.
 
-    Returns noise (n,), each coefficient's true noise as a share of q, which decrypts rightly within 1/2;
-    wrong_coefficients and wrong_slots, as shares; budget in bits. Raises InputError outside the sliders' bounds.
+    Returns ``noise`` (n,), each coefficient's true noise as a share of q, which decrypts correctly within 1/2;
+    ``wrong_coefficients`` and ``wrong_slots``, as shares; ``budget`` in bits. Raises InputError outside the sliders'
+    bounds.
     """
-    check_within("number of ciphertexts", ciphertexts, 1, MOST_CIPHERTEXTS, "a hundred are prepared", low_open=False)
+    check_within("number of ciphertexts", ciphertexts, 1, MAX_CIPHERTEXTS, "a hundred are prepared", low_open=False)
     check_within("bits of q", q_bits, *Q_BITS, "the ring is a toy", low_open=False)
     check_within("bits of t", t_bits, *T_BITS, "the ring is a toy", low_open=False)
     scheme, secret, messages, fresh, noises = _hundred(q_bits, t_bits)
@@ -54,8 +56,8 @@ def sum_of(ciphertexts: int, q_bits: int = 26, t_bits: int = 12) -> dict:
     }
 
 
-def draw_sum(ciphertexts: int = 10, q_bits: int = 26, t_bits: int = 12):
-    """The noise of every coefficient of a sum, and how much of it decrypts wrongly; returns a Figure."""
+def draw_sum(ciphertexts: int = 10, q_bits: int = 26, t_bits: int = 12) -> Figure:
+    """The noise of every coefficient of a sum, and the share of it that decrypts wrongly."""
     seen = sum_of(ciphertexts, q_bits, t_bits)
     figure, axes = explorer_panel(0.67)
     width = max(1.0, 1.05 * 2 * float(np.abs(seen["noise"]).max()))
