@@ -1,1 +1,1 @@
-"""Benchmarks: what the kit costs, each figure beside a peer measured in the same run."""
+"""Benchmarks: what the kit costs. Each figure stands beside a peer's, measured in the same run."""

@@ -1,6 +1,7 @@
-"""``bench aggregation``: seconds and bytes of secure sums, per hospital and round, layouts and peers in one run."""
+"""``bench aggregation``: seconds and bytes of secure sums per hospital and round, all layouts and peers in one run."""
 
 import statistics
+from os import PathLike
 
 import numpy as np
 
@@ -21,8 +22,10 @@ PARTS = ("encode", "encrypt", "serialise", "read", "add", "decrypt", "decode", "
 SEAL = ("encrypt", "add", "decrypt")
 
 
-def run(path=None, *, d: int = SQUEEZENET, head: int = HEAD, hospitals: int = 10, repeats: int = 3) -> dict:
-    """All rows, written to ``path`` where one is given. Seconds and bytes are one hospital's in one round."""
+def run(
+    path: str | PathLike | None = None, *, d: int = SQUEEZENET, head: int = HEAD, hospitals: int = 10, repeats: int = 3
+) -> dict:
+    """All rows, also written to ``path`` if one is given. Seconds and bytes are one hospital's in one round."""
     rows = [_codec_row(layout, d, hospitals, repeats) for layout in ("paper", "packed")]
     rounds = {layout: MeasuredRound(layout, d, hospitals) for layout in ("paper", "packed", "wide")}
     others = {"masks": MaskedRound(d, hospitals), "bfv_vector naively": NaiveRound(d, hospitals)}
@@ -32,7 +35,7 @@ def run(path=None, *, d: int = SQUEEZENET, head: int = HEAD, hospitals: int = 10
 
 
 def _codec_row(layout: str, d: int, hospitals: int, repeats: int) -> dict:
-    """Encoding and decoding, with the Python lists that TenSEAL takes and gives, against the reference's."""
+    """Encoding and decoding, including the Python lists that TenSEAL takes and gives, against the reference's."""
     codec = Codec(layout, hospitals=hospitals, bound=BOUND)
     (update,) = updates(d, 1)
     plain, slots = update.tolist(), codec.layout.slots(d)
@@ -79,7 +82,7 @@ def _size_rows(measured: dict) -> list[dict]:
 
 
 def _head_row(d: int, hospitals: int, repeats: int) -> dict:
-    """A whole round of the small model, all hospitals and the server: 3,001 of them are to take under 5 minutes."""
+    """A whole round of the small model, of all hospitals and the server: 3,001 of them should take under 5 minutes."""
     packed, masks = MeasuredRound("packed", d, hospitals), MaskedRound(d, hospitals)
     interleaved({"packed": packed, "masks": masks}, 10 * repeats)
     seconds, peer = hospitals * packed.median("round"), hospitals * statistics.median(masks.seconds[1:])

@@ -1,12 +1,14 @@
 """The rounds that ``bench aggregation`` times: BFV by parts, masks, and two peers.
 
-The parts of a BFV round are timed inside real rounds: TenSEAL's vector is wrapped in one that keeps the time.
+The parts of a BFV round are timed inside real rounds, by a wrapper around TenSEAL's vector.
 """
 
 import contextlib
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tenseal
@@ -21,7 +23,7 @@ PAPER_MODULUS = LAYOUTS["paper"].plain_modulus
 
 
 def reference_encode(x: list[float]) -> list[list[int]]:
-    """The reference implementation's way, a value at a time: thousandths mod t, in lists of 4096."""
+    """The reference implementation's encoding, value by value: thousandths mod t, in lists of 4096."""
     chunks = []
     for start in range(0, len(x), SLOTS):
         chunk = []
@@ -33,7 +35,7 @@ def reference_encode(x: list[float]) -> list[list[int]]:
 
 
 def reference_decode(chunks: list[list[int]]) -> list[float]:
-    """Its inverse: the upper half of Z_t is negative."""
+    """The reference implementation's decoding: the upper half of Z_t is negative."""
     x = []
     for chunk in chunks:
         for number in chunk:
@@ -42,7 +44,7 @@ def reference_decode(chunks: list[list[int]]) -> list[float]:
 
 
 class MeasuredRound:
-    """Calls run a round of all hospitals in one layout; ``seconds`` has each part's, one entry a call."""
+    """Each call runs a round of all hospitals in one layout; ``seconds`` has each part's, one entry per call."""
 
     def __init__(self, layout: str, d: int, hospitals: int):
         self.codec = Codec(layout, hospitals=hospitals, bound=BOUND)
@@ -73,7 +75,7 @@ class MeasuredRound:
         return statistics.median(self.seconds[part][1:])
 
     def outside(self, *own: str) -> float:
-        """The share of a round that is not in the parts named, as a median over rounds."""
+        """The share of a round spent outside the parts named, as a median over rounds."""
         parts = zip(*(self.seconds[part][1:] for part in own), strict=True)
         return statistics.median(
             1 - sum(spent) / whole for spent, whole in zip(parts, self.seconds["round"][1:], strict=True)
@@ -81,21 +83,21 @@ class MeasuredRound:
 
 
 class Clock:
-    """Seconds by part of a round, taken where it happens."""
+    """Seconds of a round, by part."""
 
     def __init__(self):
         self.seconds = defaultdict(float)
 
-    def timed(self, part: str, function, *arguments):
-        """What the function returns; its time is added to ``part``."""
+    def timed(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function, add its time to ``part``, and return its result."""
         begin = time.perf_counter()
         result = function(*arguments)
         self.seconds[part] += time.perf_counter() - begin
         return result
 
     @contextlib.contextmanager
-    def watching(self):
-        """While open, every vector that is made, added, written, read or decrypted is timed."""
+    def watching(self) -> Iterator[None]:
+        """Within the context, every vector that is made, added, written, read or decrypted is timed."""
         plain, clock = group.BFVVector, self
 
         class Vector:
@@ -120,7 +122,7 @@ class Clock:
 
 
 class MaskedRound:
-    """Calls run a round with masks in place of ciphertexts."""
+    """Each call runs a round with masks instead of ciphertexts."""
 
     def __init__(self, d: int, hospitals: int):
         self.codec, self.updates = Codec("ring32", hospitals=hospitals, bound=BOUND), updates(d, hospitals)
@@ -128,7 +130,7 @@ class MaskedRound:
         self.seconds, self.round, self._received = [], 0, 0
 
     def record(self, _name: str, data: bytes) -> None:
-        """Count what the server is sent."""
+        """Count the bytes that the server is sent."""
         self._received += len(data)
 
     def __call__(self) -> None:
@@ -142,12 +144,12 @@ class MaskedRound:
 
 
 class NaiveRound:
-    """Calls do one hospital's part of a round with TenSEAL as its introduction shows it, at the paper's parameters."""
+    """Each call does one hospital's part of a round as TenSEAL's introduction shows it, at the paper's parameters."""
 
     def __init__(self, d: int, hospitals: int):
         self.context = tenseal.context(tenseal.SCHEME_TYPE.BFV, SLOTS, plain_modulus=PAPER_MODULUS, n_threads=1)
         self.update = updates(d, 1)[0] / hospitals
-        # a vector over 4096 values would be cut up by TenSEAL itself, which prints a warning each time
+        # TenSEAL would cut up a vector of more than 4096 values itself, and print a warning each time
         self.starts = range(0, d, SLOTS)
         self.total = [tenseal.bfv_vector(self.context, [0] * len(self.update[i : i + SLOTS])) for i in self.starts]
         self.seconds = []
@@ -165,6 +167,6 @@ class NaiveRound:
 
 
 def updates(d: int, hospitals: int) -> list[np.ndarray]:
-    """Float32 updates in range; any values do, for nothing here depends on them."""
+    """Float32 updates (d,) in range, one per hospital; no figure depends on their values."""
     rng = np.random.default_rng(0)
     return [rng.uniform(-BOUND, BOUND, d).astype(np.float32) for _ in range(hospitals)]

@@ -1,7 +1,7 @@
 """What the paper's full run costs: operations counted in one step, times the gradients that the settings ask for.
 
-A multiplication and an addition are two operations. They are counted as they are dispatched, so a private step has what
-book-keeping adds: the norms, and the clipped sums out of stored factors.
+A multiplication and an addition are two operations. They are counted as they are dispatched, so a private step includes
+what book-keeping adds: the norms, and the clipped sums out of stored factors.
 """
 
 import torch
@@ -13,12 +13,16 @@ from dopamine_lib.models.networks import build, load_weights
 from dopamine_lib.privacy.dpsgd import Task
 
 PATIENTS, RUNS, PIXELS, BATCH = 2931, 5, 224, 10
-#: Assumed, not measured: what a data-centre GPU sustains on small convolutions in float32, and the price of an hour.
+#: Assumed, not measured: float32 operations a second of a data-centre GPU on small convolutions, and USD per hour.
 GPU_OPERATIONS, GPU_HOUR = 5e12, 2.0
 
 
 def gradients(setting: Setting) -> float:
-    """Per-patient gradients that one run of a setting computes, on average."""
+    """Per-patient gradients that one run of a setting computes, on average: q N T.
+
+    >>> round(gradients(SETTINGS["FSCDP"]))
+    300202
+    """
     return setting.sample_rate * PATIENTS * setting.steps
 
 
@@ -27,7 +31,7 @@ def operations(private: bool, pixels: int = PIXELS, batch: int = BATCH) -> float
     net = build("squeezenet", 5, load_weights("random"), 0)
     x = torch.randn(batch, 3, pixels, pixels).contiguous(memory_format=torch.channels_last)
     task, index = Task(net, lambda index: x[index], torch.arange(batch) % 5), torch.arange(batch)
-    # the counter knows products into a new tensor only
+    # the counter only knows products into a new tensor
     into = {torch.ops.aten.addmm_: lambda _, a, b, **more: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=into) as counter:
         if private:
@@ -37,10 +41,10 @@ def operations(private: bool, pixels: int = PIXELS, batch: int = BATCH) -> float
     return counter.get_total_flops() / batch
 
 
-def rows(seconds_a_gradient: float) -> list[dict]:
+def rows(seconds_per_gradient: float) -> list[dict]:
     """The cost of the paper's run: five settings, five runs, SqueezeNet-1.1 at 224 pixels.
 
-    seconds_a_gradient  of a private step on this machine
+    seconds_per_gradient  of a private step on this machine
     """
     plain, private = operations(private=False), operations(private=True)
     run = {name: gradients(setting) for name, setting in SETTINGS.items()}
@@ -52,7 +56,7 @@ def rows(seconds_a_gradient: float) -> list[dict]:
         *(row(f"gradients of one run of {name}", count, "") for name, count in run.items()),
         row("gradients of the paper's run, five settings, five runs", asked, ""),
         row("operations of the paper's run", total, ""),
-        row("the paper's run on this machine", asked * seconds_a_gradient / 3600, "h"),
+        row("the paper's run on this machine", asked * seconds_per_gradient / 3600, "h"),
         row(f"the paper's run on a GPU that sustains {GPU_OPERATIONS:.0e} operations a second (assumed)", hours, "h"),
         row(f"the same at {GPU_HOUR:g} USD an hour (assumed)", hours * GPU_HOUR, "USD"),
     ]

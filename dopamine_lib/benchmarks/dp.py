@@ -1,10 +1,10 @@
 """``bench dp``: what a private step costs beside an ordinary one, beside Opacus, and beside ten Opacus models.
 
-Every step ends in a changed model and starts from images in memory. The ordinary step, ours and Opacus's functorch
-mode use channels_last memory, the fastest. Opacus's other two modes take plain memory: in channels_last their gradients
-of convolutions are silently wrong, since their unfolding counts on plain strides. Steps are compared without noise,
-whose price depends on the generator; a whole iteration includes it on both sides, each with its own: AES-256 in counter
-mode here, torch's simulation generator there. ``cost`` counts what the paper's whole run comes to.
+Every step starts from images in memory and ends in a changed model. The ordinary step, ours and Opacus's functorch
+mode use channels_last memory, the fastest. Opacus's other two modes use plain memory: in channels_last their gradients
+of convolutions are silently wrong, because their unfolding assumes plain strides. Steps are compared without noise,
+whose price depends on the generator; a whole iteration includes each side's own: AES-256 in counter mode here, torch's
+simulation generator there. ``cost`` computes the price of the paper's whole run.
 """
 
 import copy
@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -33,11 +34,11 @@ CLIP, RATE, SIGMA, HOSPITALS, ITERATIONS = 0.5, 0.01, 1.15, 10, 3001
 
 @dataclass(frozen=True)
 class Case:
-    """A model on random images, and what is promised of it; None where nothing is.
+    """A model on random images, and its targets; None for no target.
 
-    most     ratio of ours to the ordinary step, at most
-    least    ratio of Opacus's fastest mode to ours, at least
-    minutes  3,001 iterations, at most
+    most     the largest ratio of ours to the ordinary step
+    least    the smallest ratio of Opacus's fastest mode to ours
+    minutes  the longest time for 3,001 iterations
     """
 
     model: str
@@ -64,8 +65,15 @@ FEDERATED = (
 MEMORY = (Case("squeezenet", 64, 64, most=2.2), Case("squeezenet", 224, 10, most=2.2), Case("cnn", 28, 64, most=2.2))
 
 
-def run(path=None, *, steps=STEPS, federated=FEDERATED, memory=MEMORY, repeats: int = 9) -> dict:
-    """Measure everything; the result in the benchmarks' common format, written to ``path`` where one is given."""
+def run(
+    path: str | PathLike | None = None,
+    *,
+    steps: tuple[Case, ...] = STEPS,
+    federated: tuple[Case, ...] = FEDERATED,
+    memory: tuple[Case, ...] = MEMORY,
+    repeats: int = 9,
+) -> dict:
+    """All rows, also written to ``path`` if one is given."""
     keep_freed_memory()
     rows = [row("threads", torch.get_num_threads(), "threads")]
     with warnings.catch_warnings():
@@ -82,7 +90,7 @@ def run(path=None, *, steps=STEPS, federated=FEDERATED, memory=MEMORY, repeats: 
 
 
 def step_rows(case: Case, repeats: int) -> list[dict]:
-    """One step of one model: ours against the ordinary one and against each of Opacus's modes."""
+    """One step of one model: ours against the ordinary step and each of Opacus's modes."""
     makers = {"plain SGD step": plain_step, "ours": our_step}
     makers |= {"Opacus hooks": opacus_hooks, "Opacus functorch": opacus_functorch, "Opacus ghost": opacus_ghost}
     seconds = interleaved({name: make(*batch_of(case)) for name, make in makers.items()}, repeats)
@@ -95,7 +103,7 @@ def step_rows(case: Case, repeats: int) -> list[dict]:
 
 
 def federated_rows(case: Case, repeats: int) -> list[dict]:
-    """One iteration of FSCDP: ten hospitals' sums from one pass, against ten Opacus models in turn."""
+    """One iteration of FSCDP: ten hospitals' sums in one pass, against ten Opacus models one after another."""
     makers = {"ours": our_iteration, "peer": opacus_iteration}
     seconds = interleaved({name: make(*batch_of(case)) for name, make in makers.items()}, repeats)
     name = f"FSCDP iteration, {HOSPITALS} hospitals: {case}"
@@ -110,14 +118,26 @@ def federated_rows(case: Case, repeats: int) -> list[dict]:
 
 
 def memory_row(case: Case) -> dict:
-    """Peak memory of a step, ours against the ordinary one, each in a process of its own."""
+    """Peak memory of a step, ours against the ordinary one, each in its own process."""
     ours, plain = (peak_megabytes(make, case) for make in (our_step, plain_step))
     name, ratio = f"peak memory: {case}", ours / plain
     return row(name, ours, "MB", "plain SGD step", plain, ratio, f"at most {case.most}", ratio <= case.most)
 
 
-def compared(name: str, own: list[float], peer: str, peers: list[float], *, most=None, least=None) -> dict:
-    """A row of medians with our fastest and slowest turn. The ratio is the peer's to ours, with ``most`` ours to it."""
+def compared(
+    name: str,
+    own: list[float],
+    peer: str,
+    peers: list[float],
+    *,
+    most: float | None = None,
+    least: float | None = None,
+) -> dict:
+    """A row of medians with our fastest and slowest turn.
+
+    The ratio is ours to the peer's for the ordinary step, which ``most`` bounds; the peer's to ours for Opacus, which
+    ``least`` bounds.
+    """
     ours, other = statistics.median(own), statistics.median(peers)
     ratio = ours / other if peer == "plain SGD step" else other / ours
     target, holds = None, None
@@ -137,7 +157,7 @@ def batch_of(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def our_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-    """A step with clipped gradients by book-keeping; it returns the stepped parameters."""
+    """A step with clipped gradients by book-keeping; it returns the new parameters."""
     task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
     w = task.start
 
@@ -154,8 +174,10 @@ def plain_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return _stepping(net, torch.optim.SGD(net.parameters(), RATE), F.cross_entropy, x, y)
 
 
-def opacus_hooks(net: nn.Module, x: Tensor, y: Tensor, noise_multiplier: float = 0.0, **options) -> Callable[[], None]:
-    """Opacus's default: per-sample gradients of every layer by hooks, ``options`` as GradSampleModule takes them."""
+def opacus_hooks(
+    net: nn.Module, x: Tensor, y: Tensor, noise_multiplier: float = 0.0, **options: bool
+) -> Callable[[], None]:
+    """Opacus's default: per-sample gradients of every layer by hooks; ``options`` are GradSampleModule's."""
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
@@ -201,7 +223,7 @@ def _stepping(net: nn.Module, optimizer, criterion, x: Tensor, y: Tensor) -> Cal
 
 
 def our_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-    """One pass over all hospitals' samples, each hospital's own noise, the total, and one step with it."""
+    """One pass over all hospitals' samples, each hospital's own noise, their total, and one step with it."""
     task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
     group, w, velocity = index * HOSPITALS // len(x), task.start, torch.zeros(task.d)
     share = noise_share(SIGMA, CLIP, HOSPITALS)
@@ -219,7 +241,7 @@ def our_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
 
 
 def opacus_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-    """As the reference implementation does: a model and an optimizer a hospital, one after the other, then the mean."""
+    """As in the reference implementation: one model and optimizer per hospital, one after another, then the mean."""
     nets = [copy.deepcopy(net) for _ in range(HOSPITALS)]
     parts = list(zip(x.tensor_split(HOSPITALS), y.tensor_split(HOSPITALS), strict=True))
     noise = SIGMA / HOSPITALS**0.5
@@ -240,7 +262,7 @@ def opacus_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tenso
 
 
 def peak_megabytes(make: Callable, case: Case) -> float:
-    """Peak resident memory of three steps beyond that of the process before them."""
+    """Resident memory that three steps add at their peak."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (make, case, torch.get_num_threads()))
@@ -256,7 +278,7 @@ def _peak(make: Callable, case: Case, threads: int) -> float:
 
 
 def _resident(reset: bool = False) -> float:
-    """The most memory that was resident since the last reset, or since the start where a reset is not possible."""
+    """Peak resident memory in MB since the last reset, or since the start where the system has no reset."""
     status = Path("/proc/self/status")
     if not status.exists():
         import resource

@@ -1,8 +1,8 @@
 """``bench inference``: SqueezeNet-1.1 on one image by three processes over TLS, beside plain torch and CrypTen.
 
-The three take turns, so that a busy machine is as busy for each. CrypTen 0.4.1 stands in a folder of its own and is
-measured where ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); without it its rows are left out. It makes its
-correlated randomness within the query, so it is held against offline plus online time, not against online alone.
+The three take turns, so that a busy machine is as busy for each. CrypTen 0.4.1 is installed in its own folder and
+measured if ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); else its rows are left out. It makes its correlated
+randomness within the query, so it is compared with offline plus online time, not with online time alone.
 At 224 pixels one turn of CrypTen takes about a minute; at 64, the default, some seconds.
 """
 
@@ -13,20 +13,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
 from dopamine_lib.inference.workers.processes import Workers
+from dopamine_lib.page.process_memory import together
 
 #: Times faster than CrypTen, by the image's size.
 CRYPTEN_TARGETS = {64: 30, 224: 100}
 CRYPTEN_PARTIES = 2
-#: Only Linux tells about other processes; elsewhere memory and processor time are left out.
+#: Only Linux shows other processes; elsewhere memory and processor time are left out.
 PROC = Path("/proc/self/smaps_rollup").exists()
 
 
-def run(path=None, *, size: int = 64, repeats: int = 10, warm_up: int = 2) -> dict:
-    """Measure, and write the rows as JSON to ``path`` where one is given. ``size`` is the image's side in pixels."""
+def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10, warm_up: int = 2) -> dict:
+    """All rows, also written to ``path`` if one is given. ``size`` is the image's side in pixels."""
     import numpy as np
     import torch
 
@@ -44,7 +47,7 @@ def run(path=None, *, size: int = 64, repeats: int = 10, warm_up: int = 2) -> di
             answers.append(workers.infer(image))
             if PROC:
                 processor.append(_processor_seconds(workers.pids.values()) - before)
-                memory.append(_proportional_set_size(workers.pids.values()))
+                memory.append(together(workers.pids.values()))
 
         def plain():
             with torch.inference_mode():
@@ -98,7 +101,7 @@ def _bounded(name: str, value: float, unit: str, most: float | None) -> dict:
 
 
 def _model_and_image(folder: Path, size: int):
-    """A SqueezeNet-1.1 with embedded weights as a model file, and a synthetic patient's image; both also in memory."""
+    """A SqueezeNet-1.1 with embedded weights and a synthetic patient's image: their files, and both in memory."""
     from PIL import Image
 
     from dopamine_lib.data.dataset import GRADES
@@ -119,29 +122,20 @@ def _model_and_image(folder: Path, size: int):
     return folder / "model.safetensors", folder / "eye.png", net, to_input(images, weights.mean, weights.std)
 
 
-def _processor_seconds(pids) -> float:
-    """User and system time of processes so far."""
+def _processor_seconds(pids: Iterable[int]) -> float:
+    """User and system time of processes until now."""
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
 
-def _proportional_set_size(pids) -> int:
-    """Memory of processes in bytes, shared pages divided among those who share them."""
-    total = 0
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-    return total
-
-
 def _crypten_folder() -> str | None:
-    """Where CrypTen is: the named folder, "" for the environment itself, None for nowhere."""
+    """CrypTen's folder: the one that was named, "" if the environment has it, None if it is missing."""
     named = os.environ.get("DOPAMINE_CRYPTEN")
     return named or ("" if importlib.util.find_spec("crypten") else None)
 
 
 class _Crypten:
-    """CrypTen's two parties; calling it runs one inference and notes the slower party's seconds."""
+    """CrypTen's two parties; each call runs one inference and records the slower party's seconds."""
 
     def __init__(self, folder: Path, model: Path, size: int):
         path = filter(None, [_crypten_folder(), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
@@ -167,7 +161,7 @@ class _Crypten:
         for party in self._parties:
             party.stdin.write("go\n")
             party.stdin.flush()
-        self.seconds.append(max(float(line.split()[0]) for line in self._hear()))
+        self.seconds.append(max(map(float, self._hear())))
 
     def _hear(self) -> list[str]:
         lines = [party.stdout.readline() for party in self._parties]

@@ -1,7 +1,7 @@
 """How every benchmark measures: candidate and peer take turns, the median counts, and a row is one figure.
 
-On a shared machine seconds drift by a factor of two within minutes. What runs in turns drifts together, so
-ratios stay comparable where seconds do not.
+On a shared machine seconds drift by a factor of two within minutes. Functions that take turns drift together, so their
+ratios stay comparable where their seconds do not.
 """
 
 import json
@@ -10,15 +10,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from os import PathLike
 
 from dopamine_lib import __version__
 from dopamine_lib.files import atomic_path
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each function, one list of ``repeats`` a name; all run once before any runs again.
+    """Seconds of each function: name -> (repeats,). All run once before any runs again.
 
-    warm_up  rounds before the first that counts (caches, lazy imports, compiled code)
+    warm_up  turns before the first that counts (caches, lazy imports, compiled code)
+    Raises ValueError for fewer than one repeat.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, but must be at least 1: a median needs a measurement")
@@ -34,7 +36,11 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_u
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each list that ``interleaved`` gives."""
+    """The median of each list of ``interleaved``.
+
+    >>> medians({"ours": [1.0, 9.0, 2.0]})
+    {'ours': 2.0}
+    """
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
@@ -48,9 +54,10 @@ def row(
     target: str | None = None,
     holds: bool | None = None,
 ) -> dict:
-    """One figure. ``target`` says in words what ``holds`` is about; both are None where nothing is promised.
+    """One figure. ``target`` says in words what ``holds`` is about; both are None where there is no target.
 
-    ratio  value / peer_value; or the other way round where the target asks for so many times less than the peer
+    ratio  value / peer_value; or peer_value / value where the target is a speed-up over the peer
+    Raises ValueError for a target without ``holds``, or the reverse.
     """
     if (target is None) != (holds is None):
         raise ValueError(f"row {name!r} has target {target!r} and holds {holds!r}: give both or neither")
@@ -67,7 +74,7 @@ def row(
 
 
 def machine() -> str:
-    """What the figures were taken on, in one line: processor, cores, load, system and versions."""
+    """The machine behind the figures, in one line: processor, cores, load, system and versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return (
@@ -76,10 +83,13 @@ def machine() -> str:
     )
 
 
-def write(rows: list[dict], path=None) -> dict:
-    """The benchmark's result, ``{"machine": ..., "rows": [...]}``, written to ``path`` as JSON where one is given."""
+def write(rows: list[dict], path: str | PathLike | None = None) -> dict:
+    """The benchmark's result, ``{"machine": ..., "rows": [...]}``, also written to ``path`` as JSON if one is given.
+
+    Raises ValueError for a figure that is NaN or infinite.
+    """
     result = {"machine": machine(), "rows": rows}
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"  # a figure that is no number fails here
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     if path is not None:
         with atomic_path(path) as temporary:
             temporary.write_text(text)

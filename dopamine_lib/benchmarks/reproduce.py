@@ -1,7 +1,7 @@
-"""``bench reproduce``: the main job as a reader starts it, imports included, and what it owes to workers and a loop.
+"""``bench reproduce``: the main job as a reader starts it, imports included, and what workers and a loop save.
 
-Whole jobs run in fresh interpreters, one after another. APTOS-2019 is measured where ``DOPAMINE_SHARED`` (by default
-``../shared/data``) has it, with its features in the cache already.
+Whole jobs run in fresh interpreters, one after another. APTOS-2019 is measured if ``DOPAMINE_SHARED`` (by default
+``../shared/data``) has it, with its features already cached.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -33,8 +34,14 @@ reproduce(Options(**options), sys.argv[2], progress=False, workers=json.loads(sy
 """
 
 
-def run(path=None, *, runs: int = 5, settings: tuple[str, ...] = tuple(SETTINGS), repeats: int = 3) -> dict:
-    """Measure, and write the rows as JSON to ``path`` where one is given."""
+def run(
+    path: str | PathLike | None = None,
+    *,
+    runs: int = 5,
+    settings: tuple[str, ...] = tuple(SETTINGS),
+    repeats: int = 3,
+) -> dict:
+    """All rows, also written to ``path`` if one is given."""
     options = {"runs": runs, "settings": settings}
     with tempfile.TemporaryDirectory(prefix="dopamine-") as cache:
         cold = _job_seconds(options, cache=cache)
@@ -47,7 +54,7 @@ def run(path=None, *, runs: int = 5, settings: tuple[str, ...] = tuple(SETTINGS)
     ]
     aptos = _aptos()
     if aptos is not None:
-        Experiment(Options(**aptos))  # decoding and features are not part of the figure
+        Experiment(Options(**aptos))  # decoding and features do not count
         rows.append(_promised(f"{whole}, APTOS-2019, cached", _job_seconds(options | aptos), APTOS_TARGET))
     return write([*rows, *_setting_rows(settings, repeats)], path)
 
@@ -58,7 +65,7 @@ def _promised(name: str, seconds: float, target: float, peer: str | None = None,
 
 
 def _job_seconds(options: dict, *, workers: int | None = None, cache: str | None = None) -> float:
-    """Seconds of one whole job in an interpreter of its own."""
+    """Seconds of one whole job in its own interpreter."""
     home = str(Path(__file__).parents[2])
     environment = os.environ | ({} if cache is None else {"DOPAMINE_CACHE": cache})
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -70,7 +77,7 @@ def _job_seconds(options: dict, *, workers: int | None = None, cache: str | None
 
 
 def _aptos() -> dict | None:
-    """Options of the real data set where it is here."""
+    """Options of the real data set, or None where it is missing."""
     shared = Path(os.environ.get("DOPAMINE_SHARED", "../shared/data"))
     images, weights = shared / "aptos2019", shared / "squeezenet1_1_features_imagenet.npz"
     if not ((images / "train.csv").is_file() and weights.is_file()):
@@ -78,8 +85,8 @@ def _aptos() -> dict | None:
     return {"data": "aptos", "data_dir": str(images), "weights": str(weights)}
 
 
-def _setting_rows(settings, repeats: int) -> list[dict]:
-    """One run of each setting on one thread, and the clipped sums of a round's ten hospitals in two ways."""
+def _setting_rows(settings: tuple[str, ...], repeats: int) -> list[dict]:
+    """One run of each setting on one thread, and the clipped sums of a round's ten hospitals computed in two ways."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

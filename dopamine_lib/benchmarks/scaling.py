@@ -1,13 +1,13 @@
-"""What a round between processes costs, against hospitals K and parameters d, and what 100 hospitals would cost.
+"""``bench scaling``: what a round between processes costs with K hospitals and d parameters, and with 100 hospitals.
 
-Real rounds over MPI, each party a process: how many bytes a hospital exchanges with the server, and how many seconds
-of processor time a hospital and the server take. Processor time, because all parties share this machine's cores here
-and would not elsewhere; waiting costs next to none. Each figure is fitted by
+Real rounds over MPI, each party in its own process: the bytes that a hospital exchanges with the server, and the
+processor time of a hospital and of the server. Processor time, because all parties share the cores of one machine here
+and would not in a real deployment; waiting takes almost none. Each figure is fitted by
 
     y = a + b K + c d + e K d,      a, b, c, e >= 0, least squares of relative errors,
 
-linear in K and in d. That is what rounds do: an update is linear in d; a hospital makes K masks of d values; the server
-adds K updates. What the fit leaves out: the K^2 small boxes that the masks' server relays.
+linear in K and in d, as rounds are: an update is linear in d; a hospital makes K masks of d values; the server adds K
+updates. The fit leaves out the K^2 small boxes that the masks' server relays.
 """
 
 import json
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,17 @@ PREDICTED = 100
 FIGURES = {"hospital's bytes": "bytes", "hospital's seconds": "s", "server's seconds": "s"}
 
 
-def run(path=None, *, hospitals=HOSPITALS, sizes=SIZES, kinds=KINDS, rounds: int = 3, predicted: int = PREDICTED):
-    """All rows, written to ``path`` where one is given; figures are one round's, medians over ``rounds``.
+def run(
+    path: str | PathLike | None = None,
+    *,
+    hospitals: tuple[int, ...] = HOSPITALS,
+    sizes: tuple[int, ...] = SIZES,
+    kinds: tuple[str, ...] = KINDS,
+    rounds: int = 3,
+) -> dict:
+    """All rows, also written to ``path`` if one is given; figures are one round's, as medians over ``rounds``.
 
-    Raises InputError where mpiexec or mpi4py is missing.
+    Raises InputError if mpiexec or mpi4py is missing.
     """
     measured = [one for k in hospitals for one in _measure(k, sizes, kinds, rounds)]
     rows = []
@@ -46,15 +54,20 @@ def run(path=None, *, hospitals=HOSPITALS, sizes=SIZES, kinds=KINDS, rounds: int
             coefficients, worst = fit(at, np.array([one[name] for one in mine]))
             rows.append(row(f"largest error of the fit, {name}, {kind}", worst, "of the value"))
             for d in sizes:
-                value = float(_terms(np.array([[predicted, d]], float))[0] @ coefficients)
-                rows.append(row(f"predicted {name}, {kind}, K = {predicted}, d = {d}", value, unit))
+                value = float(_terms(np.array([[PREDICTED, d]], float))[0] @ coefficients)
+                rows.append(row(f"predicted {name}, {kind}, K = {PREDICTED}, d = {d}", value, unit))
     return write(rows, path)
 
 
 def fit(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coefficients (4,) of 1, K, d, K d for ``values`` (n,) at (K, d) (n, 2), and the largest relative error."""
+    """Coefficients (4,) of 1, K, d, K d for ``values`` (n,) at (K, d) (n, 2), and the largest relative error.
+
+    >>> coefficients, worst = fit(np.array([[2, 10], [2, 20], [5, 10], [5, 20]]), np.array([24, 44, 54, 104]))
+    >>> coefficients.round(6).tolist(), round(worst, 6)  # y = 4 + K d
+    ([4.0, 0.0, 0.0, 1.0], 0.0)
+    """
     terms = _terms(at) / values[:, None]
-    size = np.maximum(np.abs(terms).max(0), 1e-300)  # else d would be a thousand times as heavy as K
+    size = np.maximum(np.abs(terms).max(0), 1e-300)  # or d would weigh a thousand times as much as K
     coefficients, _ = nnls(terms / size, np.ones(len(values)))
     coefficients = coefficients / size
     return coefficients, float(np.abs(terms @ coefficients - 1).max())
@@ -65,8 +78,8 @@ def _terms(at: np.ndarray) -> np.ndarray:
     return np.stack([np.ones(len(at)), K, d, K * d], 1)
 
 
-def _measure(hospitals: int, sizes, kinds, rounds: int) -> list[dict]:
-    """Start the ranks, and read what their server wrote."""
+def _measure(hospitals: int, sizes: tuple[int, ...], kinds: tuple[str, ...], rounds: int) -> list[dict]:
+    """Start the ranks, and read the server's file."""
     beside = Path(sys.executable).with_name("mpiexec")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
@@ -83,7 +96,7 @@ def _measure(hospitals: int, sizes, kinds, rounds: int) -> list[dict]:
 
 
 def _rank(job: dict) -> None:
-    """One rank: rounds of every kind and size, nothing but the aggregation in them."""
+    """One rank: rounds of every kind and size that only aggregate."""
     import torch
     from mpi4py import MPI
 
