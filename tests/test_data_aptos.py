@@ -7,7 +7,7 @@ from torchvision import transforms
 
 from dopamine_lib.data import aptos, load
 from dopamine_lib.data.aptos import load_aptos
-from dopamine_lib.data.dataset import split_by_person
+from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, split_by_person
 from dopamine_lib.data.images import MAX_BYTES, read_image, resize_all
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import cache_dir
@@ -89,7 +89,7 @@ def test_the_whole_of_aptos_is_split_as_in_the_paper():
     pairs = np.random.default_rng(0).permutation(3662)[:246].reshape(123, 2)
     person[pairs[:, 1]] = person[pairs[:, 0]]
     for seed in range(20):
-        fraction = aptos.FULL_TEST / aptos.FULL_SET
+        fraction = APTOS_TEST / APTOS_IMAGES
         train, _, test = split_by_person(labels, person, test_fraction=fraction, seed=seed)
         assert (len(train), len(test)) == (2931, 731)
 

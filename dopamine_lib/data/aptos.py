@@ -15,13 +15,11 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
 from dopamine_lib.data.images import read_image
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, cache_dir
 
-#: Labelled images in the whole set, and the paper's test patients among them (section 4.1).
-FULL_SET, FULL_TEST = 3662, 731
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _LEVELS = {str(grade): grade for grade in range(len(GRADES))}
 _CACHE_VERSION = 1  # to be raised when the preprocessing changes
@@ -51,7 +49,7 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
     # numbered in order of appearance, so that the split is the same at every image size
     number_of = {pixels: number for number, pixels in enumerate(dict.fromkeys(hashes))}
     person = np.array([number_of[pixels] for pixels in hashes])
-    fraction = FULL_TEST / FULL_SET if len(ids) == FULL_SET else 0.2
+    fraction = APTOS_TEST / APTOS_IMAGES if len(ids) == APTOS_IMAGES else 0.2
     train, validation, test = split_by_person(labels, person, test_fraction=fraction, seed=seed)
     return Dataset(
         name="aptos",
@@ -67,7 +65,7 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
             licence="competition data: research use only, never redistribute",
             checksum="sha256:" + hashlib.sha256(content + "".join(hashes).encode()).hexdigest(),
             notes=(
-                f"{len(ids)} of {FULL_SET} labelled images, resized and cropped to {size}x{size} pixels; "
+                f"{len(ids)} of {APTOS_IMAGES} labelled images, resized and cropped to {size}x{size} pixels; "
                 "files of exactly that size are left as they are",
                 _describe_duplicates(labels, person),
                 "no patient numbers are published: two eyes of one patient count as two persons",

@@ -9,6 +9,9 @@ from dopamine_lib.errors import InputError
 #: The five grades of diabetic retinopathy (DR), in order of severity (paper, section 4.1).
 GRADES = ("No DR", "Mild DR", "Moderate DR", "Severe DR", "Proliferative DR")
 
+#: The labelled images of APTOS 2019, and the paper's test patients among them (section 4.1).
+APTOS_IMAGES, APTOS_TEST = 3662, 731
+
 #: The share of the training patients that validates choices.
 VALIDATION_FRACTION = 0.1
 

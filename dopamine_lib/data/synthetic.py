@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
 from dopamine_lib.data.photograph import PRIVATE_CAMERAS, PUBLIC_CAMERAS, photograph
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, cache_dir
@@ -19,11 +19,8 @@ from dopamine_lib.files import atomic_path, cache_dir
 #: Part of the name under which the pictures are cached; to be raised with any change of them.
 VERSION = 3
 
-#: Proportions of the five grades among the 3,662 labelled images of APTOS 2019.
+#: Proportions of the five grades among the labelled images of APTOS 2019.
 GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
-
-#: Patients, as many as APTOS 2019 has labelled images, and the share that the paper keeps for testing.
-PATIENTS, TEST_FRACTION = 3662, 731 / 3662
 
 AGE_BANDS, AGE_PROPORTIONS = ("<40", "40-60", ">60"), (0.18, 0.47, 0.35)
 EYES, EYE_PROPORTIONS = ("left", "right"), (0.46, 0.54)
@@ -48,7 +45,7 @@ CHUNK = 32 * 64**2
 
 
 def make_population(
-    n: int = PATIENTS, size: int = 64, seed: int = 0, population: str = "private", *, threads: int = 2
+    n: int = APTOS_IMAGES, size: int = 64, seed: int = 0, population: str = "private", *, threads: int = 2
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Make ``n`` synthetic patients with one image each.
 
@@ -72,7 +69,7 @@ def make_population(
     return images, labels, attributes
 
 
-def load_synthetic(*, n: int = PATIENTS, size: int = 64, seed: int = 0) -> Dataset:
+def load_synthetic(*, n: int = APTOS_IMAGES, size: int = 64, seed: int = 0) -> Dataset:
     """The private population as a data set, drawn at first use and memory-mapped from the cache afterwards.
 
     Arguments and errors as for ``make_population``; also raises InputError for fewer than 20 patients, which are
@@ -81,7 +78,7 @@ def load_synthetic(*, n: int = PATIENTS, size: int = 64, seed: int = 0) -> Datas
     _check(n, size, seed, "private")
     labels, severity, attributes = describe(n, seed, "private")
     person = np.arange(n)
-    train, validation, test = split_by_person(labels, person, test_fraction=TEST_FRACTION, seed=seed)
+    train, validation, test = split_by_person(labels, person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
     images = _cached_images(n, size, seed)
     notes = (
         "No real patient: drawn from random numbers, to teach methods; scores here say nothing of a clinic.",
