@@ -1,7 +1,7 @@
-"""Every notebook that pytest runs is measured: minutes, and the memory of its kernel and of all that it starts.
+"""Every notebook that pytest runs is measured: its minutes, and the memory of its kernel and all child processes.
 
-A table of them ends the run, beside what is promised. Memory is a promise that is checked here, Binder's ceiling;
-minutes depend on what else the machine does.
+A table of both ends the run. Memory must stay below Binder's ceiling, or the run fails; minutes depend on what else the
+machine does, and are only shown.
 """
 
 import os
@@ -13,29 +13,29 @@ import pytest
 from dopamine_lib.page.process_memory import children, together
 
 MINUTES, BYTES = 2, 2 * 2**30
-EVERY = 1.0  # seconds between two looks
+INTERVAL = 1.0  # seconds between two samples
 
 
 class _Costs:
-    """The notebook that runs now, and what each has cost so far: {name: [seconds, bytes]}."""
+    """The notebook that is running, and the cost of each until now: {name: [seconds, bytes]}."""
 
     def __init__(self):
         self.notebooks: dict[str, list[float]] = {}
         self.now, self.since, self.end = None, 0.0, threading.Event()
 
     def watch(self) -> None:
-        """Look at the memory again and again, until the tests are over."""
-        while not self.end.wait(EVERY):
+        """Sample the memory until the tests are over."""
+        while not self.end.wait(INTERVAL):
             name = self.now
             try:
                 taken = together(children(os.getpid())) if name else 0
-            except OSError:  # one of them ended while it was looked at
+            except OSError:  # a process ended while it was sampled
                 continue
             if name:
                 self.notebooks[name][1] = max(self.notebooks[name][1], taken)
 
     def turn_to(self, name: str | None) -> None:
-        """The next test belongs to this notebook, or to none."""
+        """The next test belongs to this notebook, or to no notebook."""
         if name != self.now:
             if self.now:
                 self.notebooks[self.now][0] = time.monotonic() - self.since
@@ -66,7 +66,7 @@ def pytest_sessionfinish(session, exitstatus):
 def pytest_terminal_summary(terminalreporter):
     if not costs.notebooks:
         return
-    terminalreporter.section(f"what the notebooks cost (at most {MINUTES} min and {BYTES / 1e6:.0f} MB)")
+    terminalreporter.section(f"cost of the notebooks (at most {MINUTES} min and {BYTES / 1e6:.0f} MB)")
     for name, (seconds, taken) in sorted(costs.notebooks.items()):
         missed = " TOO MUCH MEMORY" * (taken > BYTES) + " slow" * (seconds > 60 * MINUTES)
         terminalreporter.line(f"{name:60} {seconds / 60:5.1f} min {taken / 1e6:6.0f} MB{missed}")
