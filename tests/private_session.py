@@ -2,14 +2,11 @@
 
 import threading
 
-import numpy as np
-
-from dopamine_lib.inference.network.dealer import Dealer
-from dopamine_lib.inference.network.parties import Patient, Provider
-from dopamine_lib.inference.protocols.buffers import Workspace
+from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.rehearsal import deal
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
-from dopamine_lib.inference.protocols.randomness import SESSION, draw, fresh_seed, query_key
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party, Workspace
+from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
 
 
 def at_once(*works):
@@ -37,18 +34,18 @@ class Session:
     """Patient, provider and crypto-provider of one session; ``infer`` is one query from beginning to end."""
 
     def __init__(self, plan, weights, seed=None):
-        self.dealer = Dealer(plan, seed)
+        self.crypto_provider = CryptoProvider(plan, seed)
         self.patient_end, self.provider_end = (Recorded(channel) for channel in local_pair())
-        self.from_dealer, self.to_provider = local_pair()
-        self.patient = Patient(plan, self.dealer.patient_seed, self.patient_end)
-        self.provider = Provider(plan, weights, self.dealer.provider_seed, self.provider_end)
+        self.offline, self.dealt = local_pair()
+        self.patient = Patient(plan, self.crypto_provider.patient_seed, self.patient_end)
+        self.provider = Provider(plan, weights, self.crypto_provider.provider_seed, self.provider_end)
         at_once(self.patient.setup, self.provider.setup)
 
     def prepare(self):
         at_once(
             self.patient.prepare,
-            lambda: self.provider.prepare(self.from_dealer),
-            lambda: self.dealer.send(self.to_provider),
+            lambda: self.provider.prepare(self.offline),
+            lambda: self.crypto_provider.send(self.dealt),
         )
 
     def infer(self, x):
@@ -59,7 +56,7 @@ class Session:
         return at_once(lambda: self.patient.infer(x), self.provider.serve)[0]
 
     def close(self):
-        for channel in (self.patient_end, self.provider_end, self.from_dealer, self.to_provider):
+        for channel in (self.patient_end, self.provider_end, self.offline, self.dealt):
             channel.close()
 
     def __enter__(self):
@@ -69,23 +66,18 @@ class Session:
         self.close()
 
 
-def materials(operation, seed=None, patient_seed=None, provider_seed=None, session=None):
-    """What patient and provider hold for an operation, by a crypto-provider's work."""
-    patient = draw(operation.patient, patient_seed or fresh_seed(seed, "patient"), 0)
-    provider = draw(operation.provider, provider_seed or fresh_seed(seed, "provider"), 0)
-    corrections = operation.corrections.views(np.empty(operation.corrections.nbytes, np.uint8))
-    operation.deal(patient, provider, corrections, session, Workspace())
-    vars(provider).update(vars(corrections))
-    return patient, provider
+def seeds(seed):
+    """The patient's and the provider's seed for an operation by itself."""
+    return fresh_seed(seed, "patient"), fresh_seed(seed, "provider")
 
 
 def both(operation, *shares, seed=None):
     """Both parties run an operation on shares ((x_0, x_1), …); the sum of what they end with."""
-    patient, provider = materials(operation, seed)
+    patient, provider = deal(operation, seeds(seed))
     one, other = local_pair()
     results = at_once(
-        lambda: operation.run(Party(PATIENT, one), 0, *(share[0] for share in shares), patient),
-        lambda: operation.run(Party(PROVIDER, other), 0, *(share[1] for share in shares), provider),
+        lambda: operation.run(Party(PATIENT, one), 0, patient, *(share[0] for share in shares)),
+        lambda: operation.run(Party(PROVIDER, other), 0, provider, *(share[1] for share in shares)),
     )
     one.close()
     other.close()
@@ -97,14 +89,14 @@ def with_weights(operation, shares, weights, bias, seed=None):
 
     With a seed, what the patient sent and received instead: bytes by (direction, tag).
     """
-    session = draw(operation.session, query_key(fresh_seed(seed, "session"), SESSION), 0)
-    patient, provider = materials(operation, seed, session=session)
-    masked = [w - b for w, b in zip(weights, vars(session).values(), strict=True)]
-    operation.prepare(patient, masked, Workspace())
+    masks = list(operation.weight_masks.draw(query_key(fresh_seed(seed, "session"), SESSION), 0).values())
+    patient, provider = deal(operation, seeds(seed), masks)
+    provider.weights, provider.bias = weights, bias
+    operation.prepare(patient, [w - b for w, b in zip(weights, masks, strict=True)], Workspace())
     one, other = (Recorded(channel) for channel in local_pair())
     results = at_once(
-        lambda: operation.run_patient(Party(PATIENT, one), 0, shares[0], patient),
-        lambda: operation.run_provider(Party(PROVIDER, other), 0, shares[1], provider, weights, bias),
+        lambda: operation.run(Party(PATIENT, one), 0, patient, shares[0]),
+        lambda: operation.run(Party(PROVIDER, other), 0, provider, shares[1]),
     )
     one.close()
     other.close()

@@ -6,12 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from dopamine_lib.inference import explorer as explorer
+from dopamine_lib.inference import explorer
 from dopamine_lib.inference.network import rehearsal
-from dopamine_lib.inference.network.program import Program
 from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.comparison import ReLUOperation
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
-from dopamine_lib.inference.protocols.relu import ReLUOperation
 from dopamine_lib.inference.protocols.sharing import random_ring, signed
 from dopamine_lib.pictures import png
 
@@ -46,9 +45,9 @@ def test_with_one_mask_the_difference_is_the_images():
     assert not np.array_equal(signed(explorer.look(0, 1, FRESH)["numbers"]), (one - other).ravel())
 
 
-def test_the_transcript_is_the_programs():
+def test_the_transcript_is_what_the_plan_says():
     plan, _, _ = explorer.network()
-    costs, messages = Program(plan).costs(), explorer.transcript(0)
+    costs, messages = plan.costs(), explorer.transcript(0)
     for sender, to in (("patient", "provider"), ("provider", "patient")):
         assert sum(len(m.content) for m in messages if m.sender == sender) == costs[f"online_to_{to}"]
     assert len({m.tag for m in messages}) == costs["rounds"] + 1  # the query's number is told, not waited for

@@ -8,12 +8,10 @@ from torch import nn
 
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
-from dopamine_lib.inference.network import plain
-from dopamine_lib.inference.network.calibration import calibration_images, extremes
-from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.layers import Branches
-from dopamine_lib.inference.network.program import Program
+from dopamine_lib.inference.network.compiler import Branches, compile_model
+from dopamine_lib.inference.network.plan import evaluate
 from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, round_together
+from dopamine_lib.inference.network.serving import calibration_images, extremes
 from dopamine_lib.models.networks import (
     HALF,
     IMAGENET,
@@ -127,38 +125,38 @@ def test_pooling_comes_before_relu_and_hidden_scales_say_nothing():
     net = seeded(lambda: build("squeezenet", 5, load_weights(), 0))
     x = images((3, 64, 64))
     plan, _ = compile_model(net, 64, x)
-    kinds = [type(step).__name__ for step in plan.steps]
+    kinds = [type(layer).__name__ for layer in plan.layers]
     assert kinds[:3] == ["Convolution", "MaxPool", "ReLU"] and kinds.count("ReLU") == 18
     with torch.no_grad():
         for parameter in net.features[3].squeeze.parameters():
             parameter *= 7
         net.features[6].squeeze.weight *= 3
     louder, _ = compile_model(net, 64, x)
-    assert plan.steps[:-3] == louder.steps[:-3] and louder.steps[-1].scale != plan.steps[-1].scale
+    assert plan.layers[:-3] == louder.layers[:-3] and louder.layers[-1].scale != plan.layers[-1].scale
 
 
 def test_costs_are_what_goes_over_the_channels():
     shape, make = NETWORKS["branches"]
     x = images(shape)
     plan, weights = compile_model(seeded(make), shape[1:], x)
-    costs = Program(plan).costs()
+    costs = plan.costs()
     with Session(plan, weights) as session:
         assert session.patient_end.received == costs["setup_to_patient"]
         session.prepare()
-        assert session.from_dealer.received == costs["offline_to_provider"]
+        assert session.offline.received == costs["offline_to_provider"]
         sent, received, rounds = session.patient_end.sent, session.patient_end.received, session.patient_end.rounds
         session.online(x[0].numpy())
         assert session.patient_end.sent - sent == costs["online_to_provider"]
         assert session.patient_end.received - received == costs["online_to_patient"]
         assert 0 < session.patient_end.rounds - rounds <= costs["rounds"]
-        names = {session.patient.program.describe(tag) for _, tag, _ in session.patient_end.log}
+        names = {plan.describe(tag) for _, tag, _ in session.patient_end.log}
     assert {"query's number", "answer's share", "masked weights", "0: E = x_0 - A", "1: beta"} <= names
 
 
 def test_squeezenet_at_224_stays_within_the_promised_bytes():
     net = build("squeezenet", 5, load_weights(), 0).eval()
     plan, _ = compile_model(net, 224, images((3, 224, 224), 1))
-    costs = Program(plan).costs()
+    costs = plan.costs()
     assert costs["online_to_provider"] + costs["online_to_patient"] <= 60e6
     assert costs["offline_to_provider"] <= 100e6 and costs["offline_to_patient"] == 0
     assert costs["rounds"] <= 110
@@ -181,7 +179,7 @@ def test_squeezenet_at_224_stays_within_the_promised_bytes():
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode=False"),
         (nn.Linear(192, 3), "needs Flatten"),
         (nn.Flatten(2), "must join all dimensions"),
-        (NormalisedFeatures(), "one value a channel"),
+        (NormalisedFeatures(), "one value per channel"),
     ],
 )
 def test_a_layer_that_is_not_understood_is_refused_by_name(layer, said, refuses):
@@ -218,8 +216,8 @@ def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
     )
     dark, white = torch.full((1, 1, 4, 4), 0.01), torch.ones(1, 1, 4, 4)
     plan, weights = compile_model(net, 4, dark, (0.0,), (1.0,))
-    assert max(plain.evaluate(plan, weights, dark[0].numpy())[1].values()) < 0.4
-    exact, room = plain.evaluate(plan, weights, white[0].numpy())
+    assert max(evaluate(plan, weights, dark[0].numpy())[1].values()) < 0.4
+    exact, room = evaluate(plan, weights, white[0].numpy())
     wanted = net(white)[0].detach().numpy()
     assert max(room.values()) > 1 and np.abs(exact - wanted).max() < 0.02 * np.ptp(wanted)
     with Session(plan, weights) as session:
@@ -269,7 +267,7 @@ def test_inputs_that_have_nothing_to_do_with_each_other_leave_nothing_to_gain():
 
 
 def room_used(plan, weights, pictures):
-    return max(max(plain.evaluate(plan, weights, plan.to_input(picture))[1].values()) for picture in pictures)
+    return max(max(evaluate(plan, weights, plan.to_input(picture))[1].values()) for picture in pictures)
 
 
 def test_pictures_unlike_any_calibrated_on_leave_room():

@@ -11,8 +11,6 @@ Each is one chi-square statistic, summed over the positions of a message, and a 
 a planted fault must fall below 1e-12.
 """
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -20,17 +18,14 @@ from private_session import Session, at_once, with_weights
 from scipy.stats import chi2
 from torch import nn
 
-from dopamine_lib.inference.network import dealer as dealer_module
-from dopamine_lib.inference.network import parties
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.dealer import Dealer
-from dopamine_lib.inference.network.parties import Patient, Provider
-from dopamine_lib.inference.network.program import ANSWER, DIGEST, MODEL, QUERY
+from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Weights
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
 from dopamine_lib.inference.protocols.comparison import Comparison
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
-from dopamine_lib.inference.protocols.operation import TAGS
-from dopamine_lib.inference.protocols.randomness import draw, query_key
+from dopamine_lib.inference.protocols.operation import TAGS, BufferLayout
+from dopamine_lib.inference.protocols.randomness import query_key
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 QUERIES, MANY = 256, 4000
@@ -55,7 +50,7 @@ class Run:
     def __init__(self, image, queries=QUERIES, one_seed=False):
         self.queries, self.session = queries, Session(PLAN, WEIGHTS, seed=5)
         if one_seed:
-            seed = self.session.dealer.provider_seed = self.session.dealer.patient_seed
+            seed = self.session.crypto_provider.provider_seed = self.session.crypto_provider.patient_seed
             self.session.provider._seed = seed
 
         def patient():
@@ -65,12 +60,12 @@ class Run:
 
         def provider():
             for _ in range(queries):
-                self.session.provider.prepare(self.session.from_dealer)
+                self.session.provider.prepare(self.session.offline)
                 self.session.provider.serve()
 
         def deal():
             for _ in range(queries):
-                self.session.dealer.send(self.session.to_provider)
+                self.session.crypto_provider.send(self.session.dealt)
 
         at_once(patient, provider, deal)
         self.session.close()
@@ -86,17 +81,17 @@ class Run:
 
     def opened(self):
         """Per side and message that opens a value: the opened bytes (N, n), and the side's own mask of them."""
-        for i, (_, operation) in enumerate(self.session.patient.program.operations):
+        for i, (_, operation) in enumerate(PLAN.operations):
             if not isinstance(operation, Comparison | TruncationOperation):
                 continue
             for side, party, layout in (
                 ("patient", self.session.patient, operation.patient),
                 ("provider", self.session.provider, operation.provider),
             ):
-                own = [draw(layout, query_key(party._seed, query), i) for query in range(self.queries)]
-                masks = [np.stack([o.r.reshape(-1).view(np.uint8) for o in own])]
+                own = [layout.draw(query_key(party._seed, query), i) for query in range(self.queries)]
+                masks = [np.stack([o["r"].reshape(-1).view(np.uint8) for o in own])]
                 if isinstance(operation, Comparison):
-                    masks += [np.stack([o.bits[part].reshape(-1) for o in own]) for part in (slice(6), slice(6, 7))]
+                    masks += [np.stack([o["bits"][part].reshape(-1) for o in own]) for part in (slice(6), slice(6, 7))]
                 for k, mask in enumerate(masks):
                     mine = self.messages[side, "sent", TAGS * i + k]
                     theirs = self.messages[side, "received", TAGS * i + k]
@@ -142,8 +137,7 @@ def honest():
 
 def test_every_message_was_looked_at(honest):
     kinds = {tag for _, _, tag in honest[0].messages}
-    operations = honest[0].session.patient.program.operations
-    wanted = {TAGS * i + k for i, (_, operation) in enumerate(operations) for k in range(len(operation.messages))}
+    wanted = {TAGS * i + k for i, (_, operation) in enumerate(PLAN.operations) for k in range(len(operation.messages))}
     assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1
 
 
@@ -174,15 +168,15 @@ def masked_weights(weights, sessions=QUERIES):
     """F = W - B of many sessions, as the patient receives it."""
     one, other = local_pair()
     recorded = Recorded(one)
-    dealers = [Dealer(PLAN, seed) for seed in range(sessions)]
+    crypto_providers = [CryptoProvider(PLAN, seed) for seed in range(sessions)]
 
     def patient():
-        for dealer in dealers:
-            Patient(PLAN, dealer.patient_seed, recorded).setup()
+        for crypto_provider in crypto_providers:
+            Patient(PLAN, crypto_provider.patient_seed, recorded).setup()
 
     def provider():
-        for dealer in dealers:
-            Provider(PLAN, weights, dealer.provider_seed, other).setup()
+        for crypto_provider in crypto_providers:
+            Provider(PLAN, weights, crypto_provider.provider_seed, other).setup()
 
     at_once(patient, provider)
     one.close()
@@ -195,7 +189,7 @@ def masked_weights(weights, sessions=QUERIES):
 
 
 def test_masked_weights_are_the_same_for_two_models():
-    silent = parties.Weights(
+    silent = Weights(
         {number: [np.zeros_like(matrix) for matrix in matrices] for number, matrices in WEIGHTS.matrices.items()},
         WEIGHTS.biases,
     )
@@ -225,14 +219,14 @@ def test_a_head_s_messages_are_uniform_and_alike_for_two_images():
 
 def freeze(monkeypatch, field):
     """Every layout with this field is drawn from the first query's key: its randomness is used again and again."""
-    for module in (parties, dealer_module):
+    draw, first = BufferLayout.draw, {}
 
-        def frozen(layout, key, operation, buffer=None, *, first):
-            if field in layout.fields:
-                key = first.setdefault((operation, layout), key)
-            return draw(layout, key, operation, buffer)
+    def frozen(layout, key, operation, buffer=None):
+        if field in layout.fields:
+            key = first.setdefault((operation, layout), key)
+        return draw(layout, key, operation, buffer)
 
-        monkeypatch.setattr(module, "draw", partial(frozen, first={}))
+    monkeypatch.setattr(BufferLayout, "draw", frozen)
 
 
 def test_a_reused_input_mask_is_caught(monkeypatch):
@@ -257,8 +251,9 @@ def test_one_seed_at_both_parties_is_caught():
 def test_no_secret_in_representations_and_errors():
     session = Session(PLAN, WEIGHTS, seed=5)
     try:
-        texts = " ".join(map(repr, (session.dealer, session.patient, session.provider, WEIGHTS, session.patient_end)))
-        for seed in (session.dealer.patient_seed, session.dealer.provider_seed):
+        holders = session.crypto_provider, session.patient, session.provider, WEIGHTS, session.patient_end
+        texts = " ".join(map(repr, holders))
+        for seed in (session.crypto_provider.patient_seed, session.crypto_provider.provider_seed):
             assert repr(seed) not in texts and seed.hex() not in texts
         assert "array" not in texts
     finally:

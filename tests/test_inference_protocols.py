@@ -6,13 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from private_session import both, with_weights
 
-from dopamine_lib.inference.network import plan
 from dopamine_lib.inference.protocols import beaver, kernels
-from dopamine_lib.inference.protocols.buffers import Layout
-from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, borrow
-from dopamine_lib.inference.protocols.convolution import ConvolutionOperation
+from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, ReLUOperation, borrow
+from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, BufferLayout
 from dopamine_lib.inference.protocols.pooling import (
     MaximumOperation,
     adaptive_windows,
@@ -22,7 +20,6 @@ from dopamine_lib.inference.protocols.pooling import (
     window_factors,
 )
 from dopamine_lib.inference.protocols.randomness import SESSION, fill, fresh_seed, query_key
-from dopamine_lib.inference.protocols.relu import ReLUOperation
 from dopamine_lib.inference.protocols.sharing import decode, encode, random_ring, reconstruct, share, signed
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
@@ -76,10 +73,10 @@ def test_a_stream_is_as_long_as_asked_and_begins_alike():
 
 
 def test_a_layout_places_arrays_behind_one_another():
-    layout = Layout(a=("u1", (3,)), b=("u4", (2, 2)))
+    layout = BufferLayout(a=("u1", (3,)), b=("u4", (2, 2)))
     assert layout.nbytes == 8 + 16
-    views = layout.views(np.arange(24, dtype=np.uint8))
-    assert views.a.tolist() == [0, 1, 2] and views.b[0, 0] == 0x0B0A0908
+    arrays = layout.arrays(np.arange(24, dtype=np.uint8))
+    assert arrays["a"].tolist() == [0, 1, 2] and arrays["b"][0, 0] == 0x0B0A0908
 
 
 # multiplication
@@ -106,7 +103,7 @@ def test_truncating_shares_is_off_by_one_at_most_where_the_ring_is_wide():
 
 
 def check_relu(x, shift, y):
-    """y is max(x, 0) >> shift up to what ``relu`` says it may differ by."""
+    """y is max(x, 0) >> shift up to what ``comparison`` says it may differ by."""
     x, y = np.asarray(x, np.int64), signed(y).astype(np.int64)
     floor = x >> shift
     kept = (y == floor) | (y == floor + 1)
@@ -197,8 +194,9 @@ def test_pooling_shapes_and_values_are_torch_s(shape, kernel, stride, ceil):
         return np.maximum(a, b)
 
     wanted = F.max_pool2d(torch.tensor(x).double()[None], kernel, stride, ceil_mode=ceil)[0].numpy()
-    assert np.array_equal(max_pool(x, kernel, stride, ceil, maximum), wanted)
-    assert sizes == pair_counts(shape, kernel, stride, ceil)
+    counts = pair_counts(shape, kernel, stride, ceil)
+    assert np.array_equal(max_pool(x, kernel, stride, ceil, [maximum] * len(counts)), wanted)
+    assert sizes == counts
 
 
 @pytest.mark.parametrize("outputs", [(1, 1), (2, 3), (4, 4)])
@@ -248,11 +246,11 @@ def test_convolution_of_shares_is_convolution(kernel, stride, padding):
     rng = np.random.default_rng(0)
     x, w, bias = rng.integers(-99, 99, (3, 8, 7)), rng.integers(-99, 99, (5, 3, *kernel)), rng.integers(-99, 99, 5)
     wanted = F.conv2d(torch.tensor(x)[None], torch.tensor(w), torch.tensor(bias), stride, padding)[0].numpy()
-    branch = plan.Branch(5, kernel, stride, padding)
-    step = plan.Convolution("layer", (0,), (10, *wanted.shape[1:]), 1.0, (branch, branch), False)
+    branch = Branch(5, kernel, stride, padding)
+    layer = Convolution("layer", (0,), (10, *wanted.shape[1:]), 1.0, (branch, branch), False)
     matrix = ring(w).reshape(5, -1)
     shares, biases = share(ring(x)), np.tile(ring(bias), 2)
-    got = with_weights(ConvolutionOperation(step, x.shape), shares, [matrix, matrix], biases)
+    got = with_weights(ConvolutionOperation(layer, x.shape), shares, [matrix, matrix], biases)
     assert np.array_equal(signed(got), np.concatenate([wanted, wanted]))
 
 

@@ -12,8 +12,7 @@ from private_session import Session, at_once
 from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.dealer import Dealer
-from dopamine_lib.inference.network.parties import Patient, Provider
+from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
 from dopamine_lib.models.networks import HALF, to_input
@@ -116,7 +115,7 @@ def test_after_an_error_a_session_is_over(small):
 
 def test_two_plans_do_not_mix(small):
     plan, weights = small
-    other = Plan(plan.shape, plan.scale, plan.mean, (0.4,) * 3, plan.steps)
+    other = Plan(plan.shape, plan.scale, plan.mean, (0.4,) * 3, plan.layers)
     one, two = local_pair()
     with pytest.raises(ChannelError, match="another plan|closed the connection|broke"):
         at_once(Patient(other, bytes(16), one).setup, Provider(plan, weights, bytes(16), two).setup)
@@ -124,16 +123,16 @@ def test_two_plans_do_not_mix(small):
 
 def test_sessions_never_share_randomness(small):
     plan, _ = small
-    dealers = [Dealer(plan) for _ in range(3)]
-    seeds = {seed for dealer in dealers for seed in (dealer.patient_seed, dealer.provider_seed)}
-    first = [b"".join(c.tobytes() for _, c in dealers[0].deal()) for _ in range(2)]
+    crypto_providers = [CryptoProvider(plan) for _ in range(3)]
+    seeds = {seed for one in crypto_providers for seed in (one.patient_seed, one.provider_seed)}
+    first = [b"".join(c.tobytes() for _, c in crypto_providers[0].deal()) for _ in range(2)]
     assert len(seeds) == 6 and first[0] != first[1]
 
 
 def test_the_crypto_provider_does_without_torch(small):
     code = (
-        "import sys; from dopamine_lib.inference.network import dealer, plan; "
-        "list(dealer.Dealer(plan.Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
+        "import sys; from dopamine_lib.inference.network import parties, plan; "
+        "list(parties.CryptoProvider(plan.Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

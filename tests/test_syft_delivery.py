@@ -11,9 +11,8 @@ import torch
 
 import dopamine_lib.inference.workers
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.dealer import Dealer
-from dopamine_lib.inference.network.parties import Patient, Provider
-from dopamine_lib.inference.network.program import ANSWER, MODEL, Program
+from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.plan import ANSWER, MODEL
 from dopamine_lib.inference.network.rehearsal import at_once
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
@@ -123,23 +122,23 @@ def test_a_query_whose_shares_go_by_syft(three, monkeypatch, capsys):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
     images = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     plan, weights = compile_model(net.requires_grad_(False), 8, to_input(images, *HALF), *HALF)
-    dealer = Dealer(plan)
-    hospital.send(patient, TAG, dealer.patient_seed)
-    hospital.send(provider, TAG, dealer.provider_seed)
-    tags = (MODEL, TAGS * Program(plan).weighted[0], ANSWER)
-    (to_provider, to_patient), (from_dealer, dealers) = local_pair(), local_pair()
+    crypto_provider = CryptoProvider(plan)
+    hospital.send(patient, TAG, crypto_provider.patient_seed)
+    hospital.send(provider, TAG, crypto_provider.provider_seed)
+    tags = (MODEL, TAGS * plan.weighted[0], ANSWER)
+    (to_provider, to_patient), (offline, dealt) = local_pair(), local_pair()
     one = Patient(plan, patient.receive(hospital, TAG), syft_delivery.ByPost(to_provider, patient, provider, tags))
     other = Provider(
         plan, weights, provider.receive(hospital, TAG), syft_delivery.ByPost(to_patient, provider, patient, tags)
     )
     at_once(one.setup, other.setup)
-    at_once(one.prepare, lambda: other.prepare(from_dealer), lambda: dealer.send(dealers))
+    at_once(one.prepare, lambda: other.prepare(offline), lambda: crypto_provider.send(dealt))
     logits = at_once(lambda: one.infer(plan.to_input(images[0])), other.serve)[0]
     assert np.allclose(logits, net(to_input(images[:1], *HALF)).numpy()[0], atol=1e-2)
     posted = {name for name in patient.files if name.startswith("provider@")}
     assert len(posted) == 2 + 1  # two masked layers and the answer's share
     assert capsys.readouterr().out == ""
-    for channel in (to_provider, to_patient, from_dealer, dealers):
+    for channel in (to_provider, to_patient, offline, dealt):
         channel.close()
 
 

@@ -148,12 +148,12 @@ def test_hundred_queries_from_four_patients_at_once(model, start):
 def test_two_sessions_of_one_patient_have_nothing_in_common(start, monkeypatch):
     seeds = []
 
-    class Spy(crypto_provider_module.Dealer):
+    class Spy(crypto_provider_module.CryptoProvider):
         def __init__(self, plan):
             super().__init__(plan)
             seeds.extend([self.patient_seed, self.provider_seed])
 
-    monkeypatch.setattr(crypto_provider_module, "Dealer", Spy)
+    monkeypatch.setattr(crypto_provider_module, "CryptoProvider", Spy)
     workers = start()
     for _ in range(3):
         workers.client().close()
@@ -392,14 +392,14 @@ def test_texts_have_a_bound():
 def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
     secrets = [identity.key.decode().splitlines()[1] for identity in identities.values()]
 
-    class Spy(crypto_provider_module.Dealer):
+    class Spy(crypto_provider_module.CryptoProvider):
         def __init__(self, plan):
             super().__init__(plan)
             secrets.extend(
                 form for seed in (self.patient_seed, self.provider_seed) for form in (seed.hex(), repr(seed))
             )
 
-    monkeypatch.setattr(crypto_provider_module, "Dealer", Spy)
+    monkeypatch.setattr(crypto_provider_module, "CryptoProvider", Spy)
     workers = start()
     with caplog.at_level(logging.DEBUG):
         with workers.client(0) as client:
@@ -413,7 +413,7 @@ def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
     assert secrets[0] not in repr(identities["crypto-provider"])
 
 
-@pytest.mark.parametrize("module", ["workers.crypto_provider", "workers.client", "network.dealer"])
+@pytest.mark.parametrize("module", ["workers.crypto_provider", "workers.client", "network.parties"])
 def test_crypto_provider_and_patient_load_no_torch(module):
     program = f"import dopamine_lib.inference.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -14,7 +14,7 @@ from dopamine_lib.pictures import BLUE, GREY, RED
 SIZE, IMAGES = 64, 6
 #: What to look at: a message, or its difference to the same message about the next image.
 VIEWS = ("the message", "minus another's, fresh masks", "minus another's, same masks")
-#: One dealer's seed for all: two sessions dealt with it use every mask twice, which is the fault to be seen.
+#: A crypto-provider's seed: two sessions with it use every mask twice, which is the fault to be seen.
 _SAME = 1
 #: Bytes that a chi-square test over 256 values needs: five of each expected.
 _ENOUGH = 5 * 256
@@ -24,8 +24,8 @@ _ENOUGH = 5 * 256
 def network():
     """Plan and weights of the network, and its images uint8 (6, 64, 64, 3)."""
     from dopamine_lib.data.synthetic import make_population
-    from dopamine_lib.inference.network.calibration import calibration_images
     from dopamine_lib.inference.network.compiler import compile_model
+    from dopamine_lib.inference.network.serving import calibration_images
     from dopamine_lib.models.networks import build, load_weights, to_input
 
     start = load_weights()
@@ -38,7 +38,7 @@ def network():
 def transcript(image: int, seed: int | None = None, session: int = 0):
     """All messages of one query about an image, in order; another ``session`` has masks of its own.
 
-    seed  of the dealer: sessions with the same one share their masks. Raises InputError for an unknown image.
+    seed  of the crypto-provider: sessions with the same one share their masks. Raises InputError for an unknown image.
     """
     from dopamine_lib.inference.network.rehearsal import Rehearsal
 

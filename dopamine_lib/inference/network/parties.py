@@ -1,52 +1,94 @@
-"""Patient and provider: what each does at set-up, ahead of a query, and online. Channels bring the messages.
+"""The three parties of a session: what each does at set-up, ahead of a query, and online. Channels bring the messages.
 
-A session; the seeds are two times 16 bytes from the crypto-provider's ``Dealer``:
-
-    patient   = Patient(plan, patient_seed, channel_to_provider)
-    provider  = Provider(plan, weights, provider_seed, channel_to_patient)
-    both      setup()                    once; they check that their plans agree
-    both      prepare(…)                 once an image, any number ahead; may run in a thread of its own
-    patient   infer(x) -> logits         provider   serve()
+    crypto_provider = CryptoProvider(plan)
+    patient         = Patient(plan, crypto_provider.patient_seed, channel_to_provider)
+    provider        = Provider(plan, weights, crypto_provider.provider_seed, channel_to_patient)
+    both setup()                                         once; they check that their plans agree
+    patient.prepare(), provider.prepare(channel),
+        crypto_provider.send(channel)                    for every image, any number ahead, in threads of their own
+    patient.infer(x) -> logits, provider.serve()         online
 
 After an error a session is over: nothing of it is used again, and a new one begins with new seeds.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from dopamine_lib.inference.network import plan as steps
-from dopamine_lib.inference.network.plan import Plan
-from dopamine_lib.inference.network.program import ANSWER, DIGEST, MODEL, QUERY, Program
-from dopamine_lib.inference.protocols.buffers import Workspace
-from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Party
-from dopamine_lib.inference.protocols.pooling import average_pool, max_pool
-from dopamine_lib.inference.protocols.randomness import SESSION, draw, query_key
+from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Plan, Weights
+from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Bound, Own, Party, Workspace
+from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
 from dopamine_lib.inference.protocols.sharing import decode
 
-
-@dataclass(frozen=True)
-class Weights:
-    """The provider's secret: for each weighted step of the plan its matrices and its bias, as ring elements."""
-
-    matrices: dict[int, list[np.ndarray]] = field(repr=False)
-    biases: dict[int, np.ndarray] = field(repr=False)
+#: Called with (layers done, layers, name) after each layer of the plan.
+Progress = Callable[[int, int, str], None]
 
 
+class CryptoProvider:
+    """Hands out correlated randomness for one session: two fresh seeds, then corrections query by query.
+
+    It needs the public plan and nothing else, and sees neither image nor model nor answer. It must not collude with
+    either party: with the patient's seed the provider could read the image, with the provider's seed the patient could
+    read the model.
+
+    patient_seed   16 bytes for the patient only: all it ever needs
+    provider_seed  16 bytes for the provider only
+
+    Queries count up and cannot be asked for again, so no randomness is handed out twice; a session that broke is
+    replaced by a new one with new seeds, never continued. ``seed`` is for teaching and tests.
+    """
+
+    def __init__(self, plan: Plan, seed: int | None = None):
+        self.plan = plan
+        self.patient_seed, self.provider_seed = fresh_seed(seed, "patient"), fresh_seed(seed, "provider")
+        self._queries = 0
+        self._space = Workspace()
+        key = query_key(self.provider_seed, SESSION)
+        layouts = {i: plan.operations[i][1].weight_masks for i in plan.weighted}
+        self._weight_masks = {i: list(layout.draw(key, i).values()) for i, layout in layouts.items()}
+
+    def deal(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The next query's corrections: (number of the operation, bytes) for each; valid until the next one."""
+        query, self._queries = self._queries, self._queries + 1
+        return self._deal(query_key(self.patient_seed, query), query_key(self.provider_seed, query))
+
+    def _deal(self, patient_key: bytes, provider_key: bytes) -> Iterator[tuple[int, np.ndarray]]:
+        for i, (_, operation) in enumerate(self.plan.operations):
+            patient = operation.patient.draw(patient_key, i, self._scratch("patient", operation.patient))
+            provider = operation.provider.draw(provider_key, i, self._scratch("provider", operation.provider))
+            buffer = self._scratch("corrections", operation.corrections)
+            corrections = operation.corrections.arrays(buffer)
+            masks = self._weight_masks.get(i, [])
+            operation.deal(Own(**patient), Own(**provider), Own(**corrections), masks, self._space)
+            yield i, buffer
+
+    def send(self, provider: Channel) -> None:
+        """Send the next query's corrections to the provider over a channel."""
+        for i, corrections in self.deal():
+            provider.send(TAGS * i, corrections)
+
+    def _scratch(self, name: str, layout) -> np.ndarray:
+        return self._space.array(name, (layout.nbytes,), np.uint8)
+
+
+@dataclass(repr=False)
 class _Prepared:
-    """One query's correlated randomness: used once, then its buffers serve another query."""
+    """One query's operations, by layer, with their randomness: used once, then its buffers serve another query."""
 
-    def __init__(self, query: int, buffers: list[np.ndarray], own: list):
-        self.query, self.buffers, self.own = query, buffers, own
+    query: int
+    buffers: list[np.ndarray]
+    operations: list[list[Bound]]
 
 
-class _Session:
+class _Evaluator:
     """What patient and provider have in common."""
 
-    def __init__(self, number: int, plan: Plan, seed: bytes, channel):
-        self.plan, self.program, self.channel = plan, Program(plan), channel
+    def __init__(self, number: int, plan: Plan, seed: bytes, channel: Channel):
+        self.plan, self.channel = plan, channel
         self.party = Party(number, channel)
         self._seed, self._space = seed, Workspace()  # preparing has scratch of its own: it may run beside a query
         self._drawn = 0
@@ -87,54 +129,34 @@ class _Session:
         query, self._drawn = self._drawn, self._drawn + 1
         return query, query_key(self._seed, query)
 
-    def _evaluate(self, x, prepared: _Prepared, progress=None) -> np.ndarray:
+    def _buffers(self, sizes: list[int]) -> list[np.ndarray]:
+        return self._spare.pop() if self._spare else [np.empty(size, np.uint8) for size in sizes]
+
+    def _keep(self, query: int, buffers: list[np.ndarray], own: list[Own]) -> None:
+        """Lay a query's randomness ready: each layer gets its operations, which then need shares only."""
+        operations = [[] for _ in self.plan.layers]
+        for i, (number, operation) in enumerate(self.plan.operations):
+            operations[number].append(partial(operation.run, self.party, TAGS * i, own[i]))
+        self._ready.append(_Prepared(query, buffers, operations))
+
+    def _evaluate(self, x: np.ndarray, prepared: _Prepared, progress: Progress | None = None) -> np.ndarray:
         """This party's share of the last value, from its share of the image."""
-        numbered = iter(enumerate(zip(self.program.operations, prepared.own, strict=True)))
-
-        def following():
-            i, ((_, operation), own) = next(numbered)
-            return TAGS * i, operation, own
-
         values = [x]
-        for number, step in enumerate(self.plan.steps):
-            inputs = [values[source] for source in step.sources]
-            values.append(self._step(number, step, inputs, following))
+        for layer, operations in zip(self.plan.layers, prepared.operations, strict=True):
+            values.append(layer.private([values[source] for source in layer.sources], operations))
             if progress:
-                progress(number + 1, len(self.plan.steps), step.name)
+                progress(len(values) - 1, len(self.plan.layers), layer.name)
         return values[-1]
 
-    def _step(self, number: int, step, inputs, following) -> np.ndarray:
-        x, party = inputs[0], self.party
-        if isinstance(step, steps.Convolution):
-            return self._weighted(number, x, following())
-        if isinstance(step, steps.ReLU | steps.Truncate):
-            tag, operation, own = following()
-            return operation.run(party, tag, x, own)
-        if isinstance(step, steps.MaxPool):
 
-            def maximum(a, b):
-                tag, operation, own = following()
-                return operation.run(party, tag, a, b, own)
-
-            return max_pool(x, step.kernel, step.stride, step.ceil, maximum)
-        if isinstance(step, steps.NormalisedLinear):
-            tag, lift, own = following()
-            return self._weighted(number, lift.run(party, tag, x, own), following()).reshape(step.shape)
-        if isinstance(step, steps.Raise):
-            return x << step.shift
-        if isinstance(step, steps.AveragePool):
-            return average_pool(x, step.rows, step.columns)
-        return np.concatenate([value << shift for value, shift in zip(inputs, step.shifts, strict=True)])
-
-
-class Patient(_Session):
+class Patient(_Evaluator):
     """Holds the image; the only one who learns the answer.
 
     plan, seed  public plan; 16 bytes from the crypto-provider, for this session only
     provider    channel to the provider
     """
 
-    def __init__(self, plan: Plan, seed: bytes, provider):
+    def __init__(self, plan: Plan, seed: bytes, provider: Channel):
         super().__init__(PATIENT, plan, seed, provider)
         self._masked: dict[int, list[np.ndarray]] = {}
 
@@ -144,26 +166,27 @@ class Patient(_Session):
 
     def _setup(self) -> None:
         self._agree()
-        for i in self.program.weighted:
-            layout = self.program.operations[i][1].session
+        for i in self.plan.weighted:
+            layout = self.plan.operations[i][1].weight_masks
             buffer = np.empty(layout.nbytes, np.uint8)
             self.channel.receive(MODEL, buffer)
-            self._masked[i] = list(vars(layout.views(buffer)).values())
+            self._masked[i] = list(layout.arrays(buffer).values())
 
     def prepare(self) -> None:
-        """Get ready for one more image: no message, a convolution for every layer."""
+        """Get ready for one more image: no message, and a convolution for every layer that has one."""
         query, key = self._next_key()
-        operations = [operation for _, operation in self.program.operations]
-        buffers = self._spare.pop() if self._spare else [np.empty(o.patient.nbytes, np.uint8) for o in operations]
-        own = [draw(o.patient, key, i, buffer) for i, (o, buffer) in enumerate(zip(operations, buffers, strict=True))]
-        for i in self.program.weighted:
-            operations[i].prepare(own[i], self._masked[i], self._space)
-        self._ready.append(_Prepared(query, buffers, own))
+        operations = [operation for _, operation in self.plan.operations]
+        buffers, own = self._buffers([operation.patient.nbytes for operation in operations]), []
+        for i, (operation, buffer) in enumerate(zip(operations, buffers, strict=True)):
+            own.append(Own(**operation.patient.draw(key, i, buffer)))
+            if i in self.plan.weighted:
+                operation.prepare(own[i], self._masked[i], self._space)
+        self._keep(query, buffers, own)
 
-    def infer(self, x: np.ndarray, progress=None) -> np.ndarray:
+    def infer(self, x: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Logits, float64 (classes,), for a normalised image (C, H, W): see ``Plan.to_input``.
 
-        progress  called with (steps done, steps, name) after each step of the plan
+        progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for another shape or a value no picture can have, ChannelError where the session breaks.
         """
         image = self.plan.encode(x)
@@ -172,27 +195,23 @@ class Patient(_Session):
         self._spare.append(prepared.buffers)
         return logits
 
-    def _infer(self, image: np.ndarray, prepared: _Prepared, progress) -> np.ndarray:
+    def _infer(self, image: np.ndarray, prepared: _Prepared, progress: Progress | None) -> np.ndarray:
         self.channel.send(QUERY, np.array([prepared.query], "<u8"))
         mine = self._evaluate(image, prepared, progress)
         theirs = np.empty_like(mine)
         self.channel.receive(ANSWER, theirs)
-        return decode(mine + theirs, self.plan.steps[-1].scale).reshape(-1)
-
-    def _weighted(self, number: int, x, following) -> np.ndarray:
-        tag, operation, own = following
-        return operation.run_patient(self.party, tag, x, own)
+        return decode(mine + theirs, self.plan.layers[-1].scale).reshape(-1)
 
 
-class Provider(_Session):
+class Provider(_Evaluator):
     """Holds the model; learns which patient asked, and when.
 
-    plan, weights  from ``network.compile_model``
+    plan, weights  from ``compiler.compile_model``
     seed           16 bytes from the crypto-provider, for this session only
     patient        channel to the patient
     """
 
-    def __init__(self, plan: Plan, weights: Weights, seed: bytes, patient):
+    def __init__(self, plan: Plan, weights: Weights, seed: bytes, patient: Channel):
         super().__init__(PROVIDER, plan, seed, patient)
         self._weights = weights
 
@@ -203,30 +222,30 @@ class Provider(_Session):
     def _setup(self) -> None:
         self._agree()
         key = query_key(self._seed, SESSION)
-        for i in self.program.weighted:
-            number, operation = self.program.operations[i]
-            mask = draw(operation.session, key, i, buffer := np.empty(operation.session.nbytes, np.uint8))
-            for b, w in zip(vars(mask).values(), self._weights.matrices[number], strict=True):
+        for i in self.plan.weighted:
+            number, operation = self.plan.operations[i]
+            buffer = np.empty(operation.weight_masks.nbytes, np.uint8)
+            masks = operation.weight_masks.draw(key, i, buffer).values()
+            for b, w in zip(masks, self._weights.matrices[number], strict=True):
                 np.subtract(w, b, out=b)
             self.channel.send(MODEL, buffer)
 
-    def prepare(self, dealer) -> None:
-        """Get ready for one more image: receive its corrections over a channel from ``Dealer.send``."""
-        self._guarded(self._prepare, dealer)
+    def prepare(self, crypto_provider: Channel) -> None:
+        """Get ready for one more image: receive its corrections over a channel from ``CryptoProvider.send``."""
+        self._guarded(self._prepare, crypto_provider)
 
-    def _prepare(self, dealer) -> None:
+    def _prepare(self, crypto_provider: Channel) -> None:
         query, key = self._next_key()
-        if not self._spare:
-            operations = [operation for _, operation in self.program.operations]
-            self._spare.append([np.empty(o.provider.nbytes + o.corrections.nbytes, np.uint8) for o in operations])
-        buffers, own = self._spare.pop(), []
-        for i, ((_, operation), buffer) in enumerate(zip(self.program.operations, buffers, strict=True)):
-            drawn = draw(operation.provider, key, i, buffer[: operation.provider.nbytes])
+        operations = [operation for _, operation in self.plan.operations]
+        buffers, own = self._buffers([o.provider.nbytes + o.corrections.nbytes for o in operations]), []
+        for i, ((number, operation), buffer) in enumerate(zip(self.plan.operations, buffers, strict=True)):
+            drawn = operation.provider.draw(key, i, buffer[: operation.provider.nbytes])
             rest = buffer[operation.provider.nbytes :]
-            dealer.receive(TAGS * i, rest)
-            vars(drawn).update(vars(operation.corrections.views(rest)))
-            own.append(drawn)
-        self._ready.append(_Prepared(query, buffers, own))
+            crypto_provider.receive(TAGS * i, rest)
+            own.append(Own(**drawn, **operation.corrections.arrays(rest)))
+            if i in self.plan.weighted:
+                own[i].weights, own[i].bias = self._weights.of(number)
+        self._keep(query, buffers, own)
 
     def serve(self) -> None:
         """Answer one query of the patient's. Raises ChannelError where the session breaks."""
@@ -241,8 +260,3 @@ class Provider(_Session):
             raise ChannelError(f"the patient begins query {query[0]} where {prepared.query} is due: out of step")
         # the image is the patient's alone: the provider's share of it is zero
         self.channel.send(ANSWER, self._evaluate(np.zeros(self.plan.shape, np.uint32), prepared))
-
-    def _weighted(self, number: int, x, following) -> np.ndarray:
-        tag, operation, own = following
-        weights, bias = self._weights.matrices[number], self._weights.biases[number]
-        return operation.run_provider(self.party, tag, x, own, weights, bias)

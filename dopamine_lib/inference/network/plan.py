@@ -1,214 +1,135 @@
 """The public plan of a network: what is computed on what, at which scale. It holds no weight and no pixel.
 
-Patient, provider and crypto-provider each hold the same plan; every size of every message follows from it. Values
-are numbered: 0 is the image, i + 1 the result of step i. A value with ``scale`` s stands for ring / s.
+Patient, provider and crypto-provider each hold the same plan; every size of every message follows from it. Values are
+numbered: 0 is the image, i + 1 the output of layer i. A value with ``scale`` s stands for ring / s.
 
-Public by being in the plan: the architecture, the input's size and normalisation, and each layer's scale. A hidden
-layer's scale is a label, since its channels have secret gains (``quantise``); only the last layers' scales, from where
-nothing follows to hide a gain in, tell the largest activation on public images to a factor of two.
+The plan makes public the architecture, the input's size and normalisation, and each layer's scale. A hidden layer's
+scale is a label, since its channels have secret gains (``quantise``). Only the last layers' scales tell the largest
+activation on public images to a factor of two, because nothing follows them in which a gain could be hidden.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.pooling import pooled_length
-from dopamine_lib.inference.protocols.sharing import encode
+from dopamine_lib.inference.protocols.comparison import ReLU
+from dopamine_lib.inference.protocols.convolution import Convolution
+from dopamine_lib.inference.protocols.normalised import NormalisedLinear
+from dopamine_lib.inference.protocols.operation import TAGS, Layer, Operation, Shape
+from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
+from dopamine_lib.inference.protocols.sharing import encode, signed
+from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Truncate
 
-#: No step may have more elements than this: a plan arrives over the network.
+#: Every kind of layer there is.
+LAYERS: tuple[type[Layer], ...] = (
+    Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear,
+)  # fmt: skip
+
+#: No layer may have more elements than this: a plan arrives over the network.
 MOST_ELEMENTS = 2**25
-#: Nor may one output depend on more inputs: sums of products stay exact in the kernels' float64.
-MOST_INPUTS = 2**20
-MOST_STEPS = 2**12
+MOST_LAYERS = 2**12
+#: Tags of the messages that belong to no operation. Tags from 0xC000 on are free for other uses of the channel.
+DIGEST, MODEL, QUERY, ANSWER = 0xBFFC, 0xBFFD, 0xBFFE, 0xBFFF
+_NAMES = {DIGEST: "plan's digest", MODEL: "masked weights", QUERY: "query's number", ANSWER: "answer's share"}
 
 
 @dataclass(frozen=True)
-class Step:
-    """One layer: ``sources`` are the numbers of its inputs, ``shape`` (C, H, W) and ``scale`` its output's."""
+class Weights:
+    """The provider's secret: for each weighted layer of the plan its matrices and its bias, as ring elements."""
 
-    name: str
-    sources: tuple[int, ...]
-    shape: tuple[int, int, int]
-    scale: float
+    matrices: dict[int, list[np.ndarray]] = field(repr=False)
+    biases: dict[int, np.ndarray] = field(repr=False)
 
-    def output_shape(self, *inputs) -> tuple:
-        """The output's shape from the inputs' shapes."""
-        return inputs[0]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One convolution: output channels, and (rows, columns) of kernel, stride and zero padding."""
-
-    channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def output_size(self, shape) -> tuple[int, int]:
-        """(H, W) of the output for an input (C, H, W)."""
-        sizes = zip(shape[1:], self.kernel, self.stride, self.padding, strict=True)
-        return tuple((n + 2 * p - k) // s + 1 if n + 2 * p >= k else 0 for n, k, s, p in sizes)
-
-
-@dataclass(frozen=True)
-class Convolution(Step):
-    """Convolutions of one input, their outputs joined by channel; a linear layer reads (C, H, W) as (C H W, 1, 1)."""
-
-    branches: tuple[Branch, ...]
-    flat: bool
-
-    def read_shape(self, shape) -> tuple[int, int, int]:
-        """The input's shape as the convolution reads it."""
-        return (math.prod(shape), 1, 1) if self.flat else tuple(shape)
-
-    def output_shape(self, *inputs) -> tuple:
-        for branch in self.branches:
-            fits = all(
-                0 <= p < k and s >= 1 for k, s, p in zip(branch.kernel, branch.stride, branch.padding, strict=True)
-            )
-            if not fits or self.read_shape(inputs[0])[0] * math.prod(branch.kernel) > MOST_INPUTS:
-                raise InputError(
-                    f"step '{self.name}': {branch} is out of bounds; padding must be below the kernel's size"
-                )
-        sizes = {branch.output_size(self.read_shape(inputs[0])) for branch in self.branches}
-        if len(sizes) != 1:
-            raise InputError(f"step '{self.name}': its convolutions give the sizes {sorted(sizes)}; they must agree")
-        return (sum(branch.channels for branch in self.branches), *sizes.pop())
-
-
-@dataclass(frozen=True)
-class ReLU(Step):
-    """max(x, 0) >> shift."""
-
-    shift: int
-
-
-@dataclass(frozen=True)
-class Truncate(Step):
-    """x >> shift."""
-
-    shift: int
-
-
-@dataclass(frozen=True)
-class Raise(Step):
-    """x << shift, by each party on its own."""
-
-    shift: int
-
-
-@dataclass(frozen=True)
-class MaxPool(Step):
-    """Maximum over windows of ``kernel`` every ``stride``; ``ceil`` as in torch's ceil_mode."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    ceil: bool
-
-    def output_shape(self, *inputs) -> tuple:
-        sizes = zip(inputs[0][1:], self.kernel, self.stride, strict=True)
-        return (inputs[0][0], *(pooled_length(n, k, s, self.ceil) for n, k, s in sizes))
-
-
-@dataclass(frozen=True)
-class AveragePool(Step):
-    """Average over windows given by (begin, end) of their rows and columns; the division is in the scale."""
-
-    rows: tuple[tuple[int, int], ...]
-    columns: tuple[tuple[int, int], ...]
-
-    def output_shape(self, *inputs) -> tuple:
-        _, height, width = inputs[0]
-        inside = all(0 <= a < b <= n for windows, n in ((self.rows, height), (self.columns, width)) for a, b in windows)
-        if not inside:
-            raise InputError(f"step '{self.name}': a window does not lie in the input's {height}x{width}")
-        return (inputs[0][0], len(self.rows), len(self.columns))
-
-
-@dataclass(frozen=True)
-class Concatenate(Step):
-    """Values joined by channel, each first multiplied by 2^shift so that their scales agree."""
-
-    shifts: tuple[int, ...]
-
-    def output_shape(self, *inputs) -> tuple:
-        if len({shape[1:] for shape in inputs}) != 1:
-            raise InputError(f"step '{self.name}': it joins {list(inputs)}, whose heights and widths differ")
-        return (sum(shape[0] for shape in inputs), *inputs[0][1:])
-
-
-@dataclass(frozen=True)
-class NormalisedLinear(Step):
-    """W x^ + b in Z_2^64, where x^ is x (C, 1, 1) centred over its channels and divided by its norm.
-
-    weight_bits   scale of W is 2^weight_bits
-    inverse_bits  the patient's 1 / norm is rounded to a multiple of 2^-inverse_bits, in units of the ring
-    """
-
-    weight_bits: int
-    inverse_bits: int
-
-    def output_shape(self, *inputs) -> tuple:
-        if inputs[0][1:] != (1, 1):
-            raise InputError(f"step '{self.name}': it needs features (C, 1, 1), not {inputs[0]}")
-        return self.shape
-
-
-KINDS = {
-    kind.__name__: kind
-    for kind in (Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear)
-}
+    def of(self, number: int) -> tuple[list[np.ndarray], np.ndarray] | None:
+        """Matrices and bias of a layer, None where it has none."""
+        return (self.matrices[number], self.biases[number]) if number in self.matrices else None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A network's steps. ``mean`` and ``std`` normalise a picture's channels; ``scale`` is the image's.
+    """A network's layers. ``mean`` and ``std`` normalise a picture's channels; ``scale`` is the image's.
 
-    Raises InputError where a step's shape does not follow from its inputs, or a number is out of bounds.
+    Raises InputError where a layer's shape does not follow from its inputs, or a number is out of bounds.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    steps: tuple[Step, ...]
+    layers: tuple[Layer, ...]
 
     def __post_init__(self):
-        if not 0 < len(self.steps) <= MOST_STEPS:
-            raise InputError(f"a plan has {len(self.steps)} steps, but must have 1 to {MOST_STEPS}")
+        if not 0 < len(self.layers) <= MOST_LAYERS:
+            raise InputError(f"a plan has {len(self.layers)} layers, but must have 1 to {MOST_LAYERS}")
         if len(self.shape) != 3 or not len(self.mean) == len(self.std) == self.shape[0]:
-            raise InputError(f"the input's shape is {self.shape}; it must be (C, H, W) with a mean and std a channel")
+            raise InputError(f"the input's shape is {self.shape}; it must be (C, H, W) with a mean and std per channel")
         if not all(math.isfinite(m) and 0 < s < 1e6 for m, s in zip(self.mean, self.std, strict=True)):
             raise InputError("the input's mean and std must be finite and std positive")
         shapes = [self.shape]
-        for i, step in enumerate(self.steps):
-            if not step.sources or not all(0 <= source <= i for source in step.sources):
-                raise InputError(f"step '{step.name}' reads the values {step.sources}; only 0 to {i} exist by then")
-            if tuple(step.output_shape(*(shapes[source] for source in step.sources))) != step.shape:
-                raise InputError(f"step '{step.name}': its shape {step.shape} does not follow from its inputs")
-            shapes.append(step.shape)
-        for shape, scale in zip(shapes, [self.scale, *(step.scale for step in self.steps)], strict=True):
+        for i, layer in enumerate(self.layers):
+            if not layer.sources or not all(0 <= source <= i for source in layer.sources):
+                raise InputError(f"layer '{layer.name}' reads the values {layer.sources}; only 0 to {i} exist by then")
+            if tuple(layer.output_shape(*(shapes[source] for source in layer.sources))) != layer.shape:
+                raise InputError(f"layer '{layer.name}': its shape {layer.shape} does not follow from its inputs")
+            shapes.append(layer.shape)
+        for shape, scale in zip(shapes, [self.scale, *(layer.scale for layer in self.layers)], strict=True):
             if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > MOST_ELEMENTS:
                 raise InputError(f"a value of the shape {shape}: each side must be positive, {MOST_ELEMENTS} in all")
             if not 0 < scale < 2.0**64:
                 raise InputError(f"a value's scale is {scale}; it must be positive and below 2^64")
-        for step in self.steps:
-            shifts = getattr(step, "shifts", (getattr(step, "shift", 0),))
-            if not all(0 <= shift <= 30 for shift in shifts):
-                raise InputError(f"step '{step.name}' shifts by {shifts}; it must be by 0 to 30 bits")
-            if isinstance(step, NormalisedLinear) and not (0 <= step.weight_bits < 63 and 0 <= step.inverse_bits < 63):
-                raise InputError(
-                    f"step '{step.name}' has {step.weight_bits} and {step.inverse_bits} bits; each must be 0 to 62"
-                )
 
-    def input_shape(self, step: Step) -> tuple[int, int, int]:
-        """The shape of a step's first input."""
-        return self.shape if step.sources[0] == 0 else self.steps[step.sources[0] - 1].shape
+    @cached_property
+    def operations(self) -> list[tuple[int, Operation]]:
+        """All operations in order, each with the number of its layer. Raises InputError for too many."""
+        shapes = [self.shape, *(layer.shape for layer in self.layers)]
+        operations = [
+            (number, operation)
+            for number, layer in enumerate(self.layers)
+            for operation in layer.operations(shapes[layer.sources[0]])
+        ]
+        if len(operations) * TAGS > DIGEST:
+            raise InputError(f"the network takes {len(operations)} operations; the most is {DIGEST // TAGS}")
+        return operations
+
+    @cached_property
+    def weighted(self) -> list[int]:
+        """Numbers of the operations that use the provider's weights."""
+        return [i for i, (_, operation) in enumerate(self.operations) if operation.weight_masks.nbytes]
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return math.prod(self.layers[-1].shape)
+
+    def costs(self) -> dict[str, int]:
+        """Payload bytes and rounds of one query, and the bytes of a session's set-up.
+
+        online_to_provider, online_to_patient, rounds, offline_to_provider, offline_to_patient (nothing: its seed of
+        16 bytes serves the whole session), setup_to_patient, comparisons
+        """
+        operations = [operation for _, operation in self.operations]
+        answer = self.layers[-1].bits // 8 * self.classes
+        return {
+            "online_to_provider": sum(operation.sent_by_patient for operation in operations) + 8,
+            "online_to_patient": sum(operation.sent_by_provider for operation in operations) + answer,
+            "rounds": sum(operation.rounds for operation in operations) + 1,
+            "offline_to_provider": sum(operation.corrections.nbytes for operation in operations),
+            "offline_to_patient": 0,
+            "setup_to_patient": sum(operation.weight_masks.nbytes for operation in operations) + 32,
+            "comparisons": sum(operation.comparisons for operation in operations),
+        }
+
+    def describe(self, tag: int) -> str:
+        """What the message with this tag is, in words: for transcripts."""
+        if tag >= DIGEST:
+            return _NAMES[tag]
+        number, operation = self.operations[tag // TAGS]
+        return f"{self.layers[number].name}: {operation.messages[tag % TAGS]}"
 
     def to_input(self, image: np.ndarray) -> np.ndarray:
         """A picture, uint8 (H, W, C), as the normalised float32 (C, H, W) the network reads.
@@ -228,33 +149,24 @@ class Plan:
         mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
         pixels = x * std + mean
         if not ((pixels > -1e-3) & (pixels < 1 + 1e-3)).all():
-            raise InputError(
-                "a pixel is outside [0, 1] or not a number: normalise a picture by the plan's mean and std"
-            )
+            raise InputError("a pixel is outside [0, 1] or NaN: normalise a picture by the plan's mean and std")
         return encode(x, self.scale)
-
-    @property
-    def classes(self) -> int:
-        """Number of logits."""
-        return math.prod(self.steps[-1].shape)
 
     def to_json(self) -> str:
         """The plan as text."""
-        steps = [{"kind": type(step).__name__, **asdict(step)} for step in self.steps]
-        return json.dumps({**asdict(self), "steps": steps}, sort_keys=True)
+        fields = asdict(self)
+        layers = zip(self.layers, fields.pop("layers"), strict=True)
+        steps = [{"kind": type(layer).__name__, **record} for layer, record in layers]
+        return json.dumps(fields | {"steps": steps}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """The plan that ``to_json`` wrote. Raises InputError for anything else."""
         try:
             fields = _tuples(json.loads(text))
-            steps = []
-            for record in fields.pop("steps"):
-                kind = KINDS[record.pop("kind")]
-                if kind is Convolution:
-                    record["branches"] = tuple(Branch(**branch) for branch in record["branches"])
-                steps.append(kind(**record))
-            return cls(**fields, steps=tuple(steps))
+            kinds = {kind.__name__: kind for kind in LAYERS}
+            layers = [kinds[record.pop("kind")].from_record(record) for record in fields.pop("steps")]
+            return cls(**fields, layers=tuple(layers))
         except InputError:
             raise
         except Exception as error:  # whatever is wrong with a text from elsewhere, it is no plan
@@ -274,3 +186,19 @@ def _tuples(value, name: str = ""):
     if isinstance(value, dict):
         return {key: _tuples(v, key) for key, v in value.items()}
     return value
+
+
+def evaluate(plan: Plan, weights: Weights, x: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """The integer network without shares: what the protocols must give, and how near its values come to the ring's end.
+
+    Returns logits float64 (classes,) of a normalised image (C, H, W), and for each layer the share of its room that is
+    used: above 1 the protocols would give a wrong answer without a warning. Exact integers in float64 (all stay below
+    2^53), so an overflow of the ring shows instead of wrapping around. It rounds to the nearest and compares all bits;
+    the protocols differ from it in the last places only.
+    """
+    values, room = [signed(plan.encode(x)).astype(np.float64)], {}
+    for number, layer in enumerate(plan.layers):
+        inputs = [values[source] for source in layer.sources]
+        values.append(layer.plain(inputs, weights.of(number)))
+        room[f"{number} {layer.name}"] = layer.room(inputs, values[-1])
+    return values[-1].reshape(-1) / plan.layers[-1].scale, room

@@ -1,4 +1,4 @@
-"""A session within one process, with everything that was sent kept: for the chapter and whoever wants to look.
+"""A session within one process that keeps everything that was sent: for the chapter, and for looking into.
 
     with Rehearsal(plan, weights) as session:
         logits = session.infer(x)
@@ -9,17 +9,17 @@ Patient, provider and crypto-provider are the real ones, each in a thread of its
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from dopamine_lib.inference.network.dealer import Dealer
-from dopamine_lib.inference.network.parties import Patient, Provider
-from dopamine_lib.inference.network.program import Program
-from dopamine_lib.inference.protocols.buffers import Workspace
+from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Operation, Party
-from dopamine_lib.inference.protocols.randomness import draw, fresh_seed
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Operation, Own, Party, Workspace
+from dopamine_lib.inference.protocols.randomness import fresh_seed
 from dopamine_lib.inference.protocols.sharing import reconstruct, share
 
 
@@ -34,27 +34,31 @@ class Message:
 
 
 class Rehearsal:
-    """One session, set up when made. ``dealer``, ``patient`` and ``provider`` are its workers.
+    """One session, set up when made. ``crypto_provider``, ``patient`` and ``provider`` are its parties.
 
     seed  None for real randomness; two sessions with one seed show what must never happen, a mask used twice
     """
 
-    def __init__(self, plan, weights, seed: int | None = None):
-        self.dealer, self.program = Dealer(plan, seed), Program(plan)
-        (to_provider, to_patient), (self._from_dealer, self._dealers) = local_pair(), local_pair()
+    def __init__(self, plan: Plan, weights: Weights, seed: int | None = None):
+        self.plan, self.crypto_provider = plan, CryptoProvider(plan, seed)
+        (to_provider, to_patient), (self._offline, self._dealt) = local_pair(), local_pair()
         self._wire = Recorded(to_provider)
-        self._channels = (to_provider, to_patient, self._from_dealer, self._dealers)
-        self.patient = Patient(plan, self.dealer.patient_seed, self._wire)
-        self.provider = Provider(plan, weights, self.dealer.provider_seed, to_patient)
+        self._channels = (to_provider, to_patient, self._offline, self._dealt)
+        self.patient = Patient(plan, self.crypto_provider.patient_seed, self._wire)
+        self.provider = Provider(plan, weights, self.crypto_provider.provider_seed, to_patient)
         at_once(self.patient.setup, self.provider.setup)
 
-    def infer(self, x):
-        """Logits (classes,) of a normalised image (C, H, W), from dealing to the answer; forgets earlier messages."""
+    def prepare(self) -> None:
+        """Lay the randomness of one more query ready at patient and provider."""
         at_once(
             self.patient.prepare,
-            lambda: self.provider.prepare(self._from_dealer),
-            lambda: self.dealer.send(self._dealers),
+            lambda: self.provider.prepare(self._offline),
+            lambda: self.crypto_provider.send(self._dealt),
         )
+
+    def infer(self, x: np.ndarray) -> np.ndarray:
+        """Logits (classes,) of a normalised image (C, H, W), from dealing to the answer; forgets earlier messages."""
+        self.prepare()
         self._wire.log.clear()
         return at_once(lambda: self.patient.infer(x), self.provider.serve)[0]
 
@@ -62,7 +66,7 @@ class Rehearsal:
     def messages(self) -> list[Message]:
         """What went over the wire since the last query began (before the first: the set-up), in order."""
         senders = {"sent": "patient", "received": "provider"}
-        return [Message(senders[way], tag, self.program.describe(tag), data) for way, tag, data in self._wire.log]
+        return [Message(senders[way], tag, self.plan.describe(tag), data) for way, tag, data in self._wire.log]
 
     def close(self) -> None:
         """End the session; may be called twice."""
@@ -79,16 +83,12 @@ class Rehearsal:
 def run(operation: Operation, *values: np.ndarray) -> np.ndarray:
     """Share ring arrays, let both parties run an operation on the shares, and put its result together.
 
-    Not for operations with weights of the provider's (convolutions), which take more than shares.
+    Not for operations that take weights as well as shares (convolutions).
     """
-    own = [draw(layout, fresh_seed(), 0) for layout in (operation.patient, operation.provider)]
-    corrections = operation.corrections.views(np.empty(operation.corrections.nbytes, np.uint8))
-    operation.deal(*own, corrections, None, Workspace())
-    vars(own[PROVIDER]).update(vars(corrections))
-    shares, ends = list(zip(*map(share, values), strict=True)), local_pair()
+    own, shares, ends = deal(operation), list(zip(*map(share, values), strict=True)), local_pair()
 
     def play(number):
-        return operation.run(Party(number, ends[number]), 0, *shares[number], own[number])
+        return operation.run(Party(number, ends[number]), 0, own[number], *shares[number])
 
     try:
         return reconstruct(*at_once(lambda: play(PATIENT), lambda: play(PROVIDER)))
@@ -97,7 +97,18 @@ def run(operation: Operation, *values: np.ndarray) -> np.ndarray:
             end.close()
 
 
-def at_once(*works):
+def deal(
+    operation: Operation, seeds: Sequence[bytes | None] = (None, None), weight_masks: Sequence[np.ndarray] = ()
+) -> tuple[Own, Own]:
+    """What patient and provider hold for one operation by itself, from two seeds of 16 bytes or fresh ones."""
+    layouts = operation.patient, operation.provider
+    patient, provider = (layout.draw(seed or fresh_seed(), 0) for layout, seed in zip(layouts, seeds, strict=True))
+    corrections = operation.corrections.arrays(np.empty(operation.corrections.nbytes, np.uint8))
+    operation.deal(Own(**patient), Own(**provider), Own(**corrections), weight_masks, Workspace())
+    return Own(**patient), Own(**provider, **corrections)
+
+
+def at_once(*works: Callable[[], Any]) -> list:
     """Run functions in threads of their own and return their results; raises the first error of any."""
     results, errors = [None] * len(works), []
 

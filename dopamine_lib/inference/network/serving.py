@@ -1,16 +1,30 @@
-"""From a model file to what the provider serves: plan, integer weights and the names of the grades."""
+"""From a model file to what the provider serves, and the public images that set the scales of its network.
 
+The images are synthetic eyes, and pictures nothing like an eye. An overflow inside a secret image goes unnoticed, so
+the ranges are taken over what is likely and over extremes, and ``compiler`` leaves room beyond them. No patient's image
+is used.
+"""
+
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from dopamine_lib.data import MAX_SIZE, MIN_SIZE
+from dopamine_lib.data.images import resize_all
+from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.network.calibration import calibration_images
 from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import to_input
 
+EYES = 8
 
-def load(weights, backbone=None, size: int | None = None):
+
+def load(
+    weights: str | Path, backbone: str | Path | None = None, size: int | None = None
+) -> tuple[Plan, Weights, list[str]]:
     """Plan, integer weights and grades of a model that ``reproduce`` wrote, for images of ``size`` pixels.
 
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
@@ -32,3 +46,25 @@ def load(weights, backbone=None, size: int | None = None):
     images = to_input(calibration_images(size), mean, std)
     plan, integers = compile_model(net, size, images, tuple(mean), tuple(std))
     return plan, integers, metadata["grades"]
+
+
+def calibration_images(size: int, seed: int = 0) -> np.ndarray:
+    """uint8 (N, size, size, 3): eight public synthetic eyes and the ``extremes``."""
+    drawn = min(max(size, MIN_SIZE), MAX_SIZE)
+    eyes = resize_all(make_population(EYES, drawn, seed, "public", threads=1)[0], size)
+    return np.concatenate([eyes, extremes(size, seed)])
+
+
+def extremes(size: int, seed: int = 0) -> np.ndarray:
+    """uint8 (16, size, size, 3): noise, stripes both ways, checkerboards, fine to coarse; white, plain colours."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices((size, size))
+    pictures = []
+    for width in (1, 3, 8):
+        blocks = rng.integers(0, 2, (-(-size // width), -(-size // width), 3))
+        pictures.append(blocks[rows // width, columns // width])
+        for pattern in (rows // width, columns // width, rows // width + columns // width):
+            pictures.append(np.repeat(pattern[..., None] % 2, 3, axis=2))
+    for colour in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        pictures.append(np.broadcast_to(colour, (size, size, 3)))
+    return (np.stack(pictures) * 255).astype(np.uint8)

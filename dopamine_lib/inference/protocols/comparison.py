@@ -16,20 +16,50 @@ and beta are uniform whatever x is: a simulator draws them from coins. A share o
 the opened value minus one's own share. Used twice, m - m' would be x - x'.
 
 What is dropped: bits 0 … 14 are not compared, so where bits 15 … 30 of m and r agree, the borrow is taken as 0: a
-negative x above -2^15 may count as positive (and an x within 2^15 of the ring's end may count wrongly). The
-operations that use the answer say what this costs them.
+negative x above -2^15 may count as positive (and an x within 2^15 of the ring's end may count wrongly).
+
+ReLU and truncation in one: shares of x at a fine scale become shares of max(x, 0) >> shift at a coarse one.
+
+    5. Where x >= 0, x >> shift is (m >> shift) + s with s = -(r >> shift), plus 2^(32 - shift) if m wrapped around,
+       which for x >= 0 is the case where msb(r) = 1 and msb(m) = 0. So s depends on msb(m) only: s[0] or s[1].
+       Shares of all four u[beta][msb m] = (beta ^ rho) s[msb m] come from the crypto-provider;
+       y = (m >> shift) (beta ^ rho) + u[beta][msb m]. No message.
+
+Why this hides x: nothing is opened beyond the comparison, and u is shared afresh.
+
+The result is x / 2^shift rounded down or up, at random with the right mean. If each party truncated its own share, it
+would be wrong by 2^(32 - shift) with probability |x| / 2^32. A negative x above -2^15 may come out as x >> shift
+instead of 0: at most 2^(15 - shift) units. Needs |x| < 2^31 - 2^15. ``pooling`` takes maxima by the same comparison.
 """
 
+from dataclasses import dataclass, replace
 from itertools import combinations
+from math import prod
 
 import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.buffers import Layout
-from dopamine_lib.inference.protocols.operation import PATIENT, Operation
+from dopamine_lib.inference.protocols.operation import (
+    ACTIVATION_BITS,
+    PATIENT,
+    RING_BITS,
+    Bound,
+    BufferLayout,
+    Compiler,
+    Layer,
+    Module,
+    Operation,
+    Own,
+    Party,
+    Shape,
+    Workspace,
+    check_shifts,
+)
 
 #: Bits that are not compared.
 DROPPED = 15
+#: Absolute values from here on may be compared wrongly.
+LIMIT = 2**RING_BITS - 2**DROPPED
 #: The six bits opened in step 2, in the order of their mask bits; l3 needs no mask, nothing is multiplied by it.
 L0, E1, L1, E2, L2, E3 = range(6)
 L3, SIGMA = 6, 6
@@ -49,7 +79,7 @@ PRODUCTS = [chosen for chosen in _NEEDED if len(chosen) > 1]
 
 
 class Comparison(Operation):
-    """[x >= 0] for ``count`` elements, as the pair (beta, rho). What to do with it is up to the subclasses."""
+    """[x >= 0] for ``count`` elements, as the pair (beta, rho). Subclasses say what follows from it."""
 
     rounds = 3
     messages = ("m = x + r", "six masked bits", "beta")
@@ -65,12 +95,12 @@ class Comparison(Operation):
         }
         if extra:
             shares["extra"] = ("u4", (extra, size))
-        self.provider = Layout(r=("u4", (size,)), bits=("u1", (7, packed)))
-        self.patient = Layout(r=("u4", (size,)), bits=("u1", (7, packed)), **shares)
-        self.corrections = Layout(**shares)
+        self.provider = BufferLayout(r=("u4", (size,)), bits=("u1", (7, packed)))
+        self.patient = BufferLayout(r=("u4", (size,)), bits=("u1", (7, packed)), **shares)
+        self.corrections = BufferLayout(**shares)
         self.sent_by_patient = self.sent_by_provider = 4 * size + 7 * packed
 
-    def deal(self, patient, provider, corrections, session, space) -> None:
+    def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
         bits = patient.bits ^ provider.bits
         for i, chosen in enumerate(PRODUCTS):
             product = np.bitwise_and.reduce([bits[j] for j in chosen])
@@ -82,23 +112,23 @@ class Comparison(Operation):
         )  # fmt: skip
         self.deal_extra(r, rho, patient, corrections)
 
-    def deal_extra(self, r, rho, patient, corrections) -> None:
+    def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         """Fill ``corrections.extra`` from the mask r (n,) and the bits rho (n,)."""
 
-    def mask(self, x: np.ndarray, own, out: np.ndarray) -> np.ndarray:
+    def mask(self, x: np.ndarray, own: Own, out: np.ndarray) -> np.ndarray:
         """Step 1: this party's share (n,) of m = x + r."""
         np.add(x, own.r[: self.count], out=out[: self.count])
         out[self.count :] = own.r[self.count :]
         return out
 
-    def look_up(self, m: np.ndarray, own, planes: np.ndarray) -> np.ndarray:
+    def look_up(self, m: np.ndarray, own: Own, planes: np.ndarray) -> np.ndarray:
         """Step 2: this party's shares (7, n / 8) of l0 e1 l1 e2 l2 e3 l3; the first six masked in place."""
         kernels.active().look_up(m, own.thermometer, planes)
         planes[:6] ^= own.bits[:6]
         return planes
 
-    def decide(self, number: int, m: np.ndarray, opened: np.ndarray, last: np.ndarray, own) -> np.ndarray:
-        """Step 3: this party's share (n / 8,) of beta; ``opened`` (6, n / 8), ``last`` its share of l3."""
+    def decide(self, number: int, m: np.ndarray, opened: np.ndarray, last: np.ndarray, own: Own) -> np.ndarray:
+        """Step 3: this party's share (n / 8,) of beta, from ``opened`` (6, n / 8) and ``last``, its share of l3."""
         beta = borrow(number, opened, own.bits[:6], own.products)
         beta ^= last
         beta ^= own.bits[SIGMA]
@@ -106,7 +136,7 @@ class Comparison(Operation):
             beta ^= ~np.packbits(m.view(np.int32) < 0, bitorder="little")
         return beta
 
-    def compare(self, party, tag: int, x: np.ndarray, own) -> tuple[np.ndarray, np.ndarray]:
+    def compare(self, party: Party, tag: int, own: Own, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps 1 to 3 with the other party: m (n,) and beta (n,), n the padded count."""
         space = party.workspace
         m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
@@ -116,8 +146,8 @@ class Comparison(Operation):
         return m, unpack(beta)
 
 
-def borrow(number: int, opened, masks, products):
-    """A share of e3 (l2 ^ e2 (l1 ^ e1 l0)) from opened masked bits and shares of the masks and their products.
+def borrow(number: int, opened: np.ndarray, masks: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """A share (n / 8,) of e3 (l2 ^ e2 (l1 ^ e1 l0)), packed, from opened masked bits and shares of masks and products.
 
     A shared value times a masked bit b = B ^ mask is B (value) ^ (mask value): so we carry, from the inside out, the
     shares of h times every product T of the mask bits that are still to come.
@@ -138,3 +168,57 @@ def borrow(number: int, opened, masks, products):
 def unpack(bits: np.ndarray) -> np.ndarray:
     """Packed bits (n / 8,) as bytes (n,) of 0 and 1; element i is bit i % 8 of byte i // 8."""
     return np.unpackbits(bits, bitorder="little")
+
+
+class ReLUOperation(Comparison):
+    """max(x, 0) >> shift for ``count`` elements."""
+
+    def __init__(self, count: int, shift: int):
+        super().__init__(count, extra=4)
+        self.shift = shift
+
+    def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
+        kernels.active().deal_relu(r, rho, self.shift, patient.extra, corrections.extra)
+
+    def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
+        """Shares of max(x, 0) >> shift, of x's shape."""
+        m, beta = self.compare(party, tag, own, x.reshape(-1))
+        out = np.empty(self.padded, np.uint32)
+        kernels.active().finish_relu(party.number, m, beta, own.rho, own.extra, self.shift, out)  # step 5
+        return out[: self.count].reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class ReLU(Layer):
+    """max(x, 0) >> shift."""
+
+    shift: int
+
+    torch_layers = ("ReLU",)
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+        """Truncate to the bits of an activation in passing."""
+        compiler.widen(name)
+        before = compiler.value
+        after = replace(before, images=before.images.relu())
+        shift = max(0, after.bits - ACTIVATION_BITS)
+        gain, scale = before.gain / 2**shift, before.scale / 2**shift
+        compiler.append(cls, name, after.images, gain=gain, scale=scale, shift=shift)
+        compiler.before = before
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        check_shifts(self, (self.shift,))
+        return inputs[0]
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        return [ReLUOperation(prod(input_shape), self.shift)]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return operations[0](inputs[0])
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        return np.rint(np.maximum(inputs[0], 0) / 2**self.shift)
+
+    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
+        return float(np.abs(inputs[0]).max()) / LIMIT

@@ -19,68 +19,162 @@ unknown to it, and used for this image only. C_1 is uniform because C_0 is. B st
 F is sent once, and no second difference can be compared with it. With one A for two images E - E' would be x_0 - x_0'.
 """
 
-import math
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from dopamine_lib.inference.network import plan
+from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.buffers import Layout, Workspace
-from dopamine_lib.inference.protocols.operation import Operation, Party
+from dopamine_lib.inference.protocols.operation import (
+    Bound,
+    BufferLayout,
+    Compiler,
+    Layer,
+    Module,
+    Operation,
+    Own,
+    Party,
+    Shape,
+    Workspace,
+)
+from dopamine_lib.inference.protocols.sharing import signed
+
+#: The most inputs of one output: sums of products stay exact in the kernels' float64.
+MOST_INPUTS = 2**20
 
 
 class ConvolutionOperation(Operation):
-    """X * W for one step of a plan."""
+    """X * W for one layer of a plan."""
 
     rounds = 1
     messages = ("E = x_0 - A",)
 
-    def __init__(self, step: plan.Convolution, input_shape):
-        self.step, self.input_shape = step, step.read_shape(input_shape)
-        self.patient = Layout(a=("u4", self.input_shape), z=("u4", step.shape))
-        self.corrections = Layout(c=("u4", step.shape))
-        self.session = Layout(**{f"b{i}": ("u4", shape) for i, shape in enumerate(self.weight_shapes())})
-        self.sent_by_patient = 4 * math.prod(self.input_shape)
+    def __init__(self, layer: "Convolution", input_shape: Shape):
+        self.layer, self.input_shape = layer, layer.read_shape(input_shape)
+        self.patient = BufferLayout(a=("u4", self.input_shape), z=("u4", layer.shape))
+        self.corrections = BufferLayout(c=("u4", layer.shape))
+        # one matrix a branch: (channels out, channels in * kernel)
+        shapes = [(branch.channels, self.input_shape[0] * prod(branch.kernel)) for branch in layer.branches]
+        self.weight_masks = BufferLayout(**{f"b{i}": ("u4", shape) for i, shape in enumerate(shapes)})
+        self.sent_by_patient = 4 * prod(self.input_shape)
 
-    def weight_shapes(self) -> list[tuple[int, int]]:
-        """Shape of each branch's weights as a matrix (channels out, channels in * kernel)."""
-        return [(b.channels, self.input_shape[0] * math.prod(b.kernel)) for b in self.step.branches]
-
-    def convolve(self, x: np.ndarray, weights, space: Workspace, out: np.ndarray) -> np.ndarray:
-        """x * W mod 2^32 for x (C, H, W) and the branches' matrices; into ``out``, of the step's shape."""
+    def convolve(self, x: np.ndarray, weights: list[np.ndarray], space: Workspace, out: np.ndarray) -> np.ndarray:
+        """x * W mod 2^32 for x (C, H, W) and the branches' matrices; into ``out``, of the layer's shape."""
         at = 0
-        for branch, matrix in zip(self.step.branches, weights, strict=True):
+        for branch, matrix in zip(self.layer.branches, weights, strict=True):
             part = out[at : at + branch.channels].reshape(branch.channels, -1)
             kernels.active().multiply(matrix, unfold(x, branch, space), part)
             at += branch.channels
         return out
 
-    def deal(self, patient, provider, corrections, session, space: Workspace) -> None:
-        self.convolve(patient.a, list(vars(session).values()), space, corrections.c)
+    def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
+        """Step 2: C_1 = A * B - C_0."""
+        self.convolve(patient.a, weight_masks, space, corrections.c)
         corrections.c -= patient.z
 
-    def prepare(self, own, masked_weights, space: Workspace) -> None:
+    def prepare(self, own: Own, masked_weights: list[np.ndarray], space: Workspace) -> None:
         """Step 3: the patient's share, in place of C_0."""
-        own.z += self.convolve(own.a, masked_weights, space, space.array("product", self.step.shape))
+        own.z += self.convolve(own.a, masked_weights, space, space.array("product", self.layer.shape))
 
-    def run_patient(self, party: Party, tag: int, x: np.ndarray, own) -> np.ndarray:
+    def run_patient(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Step 4."""
         e = np.subtract(x.reshape(self.input_shape), own.a, out=party.workspace.array("e", self.input_shape))
         party.channel.send(tag, e)
         return own.z
 
-    def run_provider(self, party: Party, tag: int, x, own, weights, bias: np.ndarray) -> np.ndarray:
+    def run_provider(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Step 5."""
         e = party.workspace.array("e", self.input_shape)
         party.channel.receive(tag, e)
         e += x.reshape(self.input_shape)
-        z = self.convolve(e, weights, party.workspace, np.empty(self.step.shape, np.uint32))
+        z = self.convolve(e, own.weights, party.workspace, np.empty(self.layer.shape, np.uint32))
         z += own.c
-        z += bias[:, None, None]
+        z += own.bias[:, None, None]
         return z
 
 
-def unfold(x: np.ndarray, branch: plan.Branch, space: Workspace) -> np.ndarray:
+@dataclass(frozen=True)
+class Branch:
+    """One convolution: output channels, and (rows, columns) of kernel, stride and zero padding."""
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def output_size(self, shape: Shape) -> tuple[int, int]:
+        """(H, W) of the output for an input (C, H, W)."""
+        sizes = zip(shape[1:], self.kernel, self.stride, self.padding, strict=True)
+        return tuple((n + 2 * p - k) // s + 1 if n + 2 * p >= k else 0 for n, k, s, p in sizes)
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """Convolutions of one input, their outputs joined by channel; a linear layer reads (C, H, W) as (C H W, 1, 1)."""
+
+    branches: tuple[Branch, ...]
+    flat: bool
+
+    torch_layers = ("Conv2d", "Linear")
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Convolution":
+        return cls(**record | {"branches": tuple(Branch(**branch) for branch in record["branches"])})
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, *modules: Module) -> None:
+        """Modules that read one input become one layer; a linear one is alone."""
+        branches = []
+        for module in modules:
+            if hasattr(module, "out_features"):
+                if not compiler.value.flat:
+                    raise InputError(f"layer '{name}' (Linear) needs Flatten before it")
+                branches.append(Branch(module.out_features, (1, 1), (1, 1), (0, 0)))
+                continue
+            compiler.check_picture(name, module)
+            if module.groups != 1 or pair(module.dilation) != (1, 1) or module.padding_mode != "zeros":
+                raise InputError(f"layer '{name}': a convolution needs groups=1, dilation=1 and padding_mode='zeros'")
+            if isinstance(module.padding, str):
+                raise InputError(f"layer '{name}': padding='{module.padding}' is not understood; give it as numbers")
+            sizes = [pair(option) for option in (module.kernel_size, module.stride, module.padding)]
+            branches.append(Branch(module.out_channels, *sizes))
+        compiler.weigh(cls, name, modules, tuple(branches))
+
+    def read_shape(self, shape: Shape) -> Shape:
+        """The input's shape as the convolution reads it."""
+        return (prod(shape), 1, 1) if self.flat else tuple(shape)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        read = self.read_shape(inputs[0])
+        for branch in self.branches:
+            options = zip(branch.kernel, branch.stride, branch.padding, strict=True)
+            if not all(0 <= p < k and s >= 1 for k, s, p in options) or read[0] * prod(branch.kernel) > MOST_INPUTS:
+                raise InputError(
+                    f"layer '{self.name}': {branch} is out of bounds; padding must be below the kernel's size"
+                )
+        sizes = {branch.output_size(read) for branch in self.branches}
+        if len(sizes) != 1:
+            raise InputError(f"layer '{self.name}': its convolutions give the sizes {sorted(sizes)}; they must agree")
+        return (sum(branch.channels for branch in self.branches), *sizes.pop())
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        return [ConvolutionOperation(self, input_shape)]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return operations[0](inputs[0])
+
+    def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
+        matrices, bias = weights
+        x, space = inputs[0].reshape(self.read_shape(inputs[0].shape)), Workspace()
+        parts = [
+            signed(matrix).astype(np.float64) @ unfold(x, branch, space)
+            for matrix, branch in zip(matrices, self.branches, strict=True)
+        ]
+        return (np.concatenate(parts) + signed(bias).astype(np.float64)[:, None]).reshape(self.shape)
+
+
+def unfold(x: np.ndarray, branch: Branch, space: Workspace) -> np.ndarray:
     """x (C, H, W) as a matrix (C * kernel, positions), so that a convolution is a product of matrices."""
     (rows, columns), (down, right), (top, left) = branch.kernel, branch.stride, branch.padding
     if (rows, columns, down, right, top, left) == (1, 1, 1, 1, 0, 0):
@@ -95,3 +189,8 @@ def unfold(x: np.ndarray, branch: plan.Branch, space: Workspace) -> np.ndarray:
     out = space.array("unfolded", (len(x), rows, columns, height, width), x.dtype)
     out[:] = windows.transpose(0, 3, 4, 1, 2)
     return out.reshape(len(x) * rows * columns, height * width)
+
+
+def pair(option: int | tuple[int, int]) -> tuple[int, int]:
+    """An option of a layer of torch, given as one number or two, as (rows, columns)."""
+    return (option, option) if isinstance(option, int) else tuple(option)

@@ -72,7 +72,7 @@ def look_up(m: np.ndarray, thermometer: np.ndarray, planes: np.ndarray) -> None:
 
 
 def finish_relu(number, m, beta, rho, extra, shift, out) -> None:
-    """Step 4 of ``relu``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
+    """Step 5 of ``comparison``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
     for part in _blocks(len(m)):
         chosen, x, e = beta[part], m[part], extra[:, part]
         upper = x >> 31
@@ -104,7 +104,7 @@ def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, 
 
 
 def deal_relu(r, rho, shift, extra_0, extra) -> None:
-    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 4 of ``relu``."""
+    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 5 of ``comparison``."""
     for part in _blocks(len(r)):
         s_1 = -(r[part] >> shift)
         s_0 = s_1 + ((r[part] >> 31) << (31 - shift) << 1)

@@ -21,11 +21,29 @@ number besides the answer. The provider learns nothing.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from dopamine_lib.inference.protocols.buffers import Layout
-from dopamine_lib.inference.protocols.operation import Operation, Party
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.operation import (
+    MARGIN,
+    Bound,
+    BufferLayout,
+    Compiler,
+    Layer,
+    Module,
+    Operation,
+    Own,
+    Party,
+    Shape,
+    Workspace,
+)
+from dopamine_lib.inference.protocols.sharing import decode, encode
+from dopamine_lib.inference.protocols.truncation import TruncationOperation
+
+#: Bits of the patient's 1 / norm.
+INVERSE_PRECISION = 16
 
 
 def form(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -43,22 +61,22 @@ class NormalisedOperation(Operation):
     def __init__(self, features: int, classes: int, inverse_bits: int):
         self.features, self.classes, self.inverse_bits = features, classes, inverse_bits
         products = {"u": ("u8", (classes,)), "q": ("u8", (1,)), "last": ("u8", (classes,))}
-        self.patient = Layout(a=("u8", (features,)), k=("u8", (1,)), **products)
-        self.provider = Layout(g=("u8", (features,)), h=("u8", (classes,)))
-        self.corrections = Layout(**products)
-        self.session = Layout(b0=("u8", (classes, features)))
+        self.patient = BufferLayout(a=("u8", (features,)), k=("u8", (1,)), **products)
+        self.provider = BufferLayout(g=("u8", (features,)), h=("u8", (classes,)))
+        self.corrections = BufferLayout(**products)
+        self.weight_masks = BufferLayout(b0=("u8", (classes, features)))
         self.sent_by_patient, self.sent_by_provider = 8 * (features + 1), 8 * (features + 1 + classes)
 
-    def deal(self, patient, provider, corrections, session, space) -> None:
-        corrections.u[:] = (session.b0 * patient.a).sum(1, dtype=np.uint64) - patient.u
+    def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
+        corrections.u[:] = (weight_masks[0] * patient.a).sum(1, dtype=np.uint64) - patient.u
         corrections.q[:] = np.uint64(2) * form(patient.a, provider.g) - patient.q
         corrections.last[:] = patient.k * provider.h - patient.last
 
-    def prepare(self, own, masked_weights, space) -> None:
+    def prepare(self, own: Own, masked_weights: list[np.ndarray], space: Workspace) -> None:
         """The patient's share of u, in place of its share of B a."""
         own.u += (masked_weights[0] * own.a).sum(1, dtype=np.uint64)
 
-    def run_patient(self, party: Party, tag: int, x: np.ndarray, own) -> np.ndarray:
+    def run_patient(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """The patient's share of the logits (classes,)."""
         x, g = x.reshape(-1), np.empty(self.features, np.uint64)
         party.channel.exchange(tag, x - own.a, g)  # 1
@@ -72,13 +90,71 @@ class NormalisedOperation(Operation):
         party.channel.send(tag + 2, t - own.k)  # 4
         return t * own.u + own.k * received[1:] + own.last
 
-    def run_provider(self, party: Party, tag: int, x: np.ndarray, own, weights, bias: np.ndarray) -> np.ndarray:
+    def run_provider(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """The provider's share of the logits (classes,)."""
         x, e = x.reshape(-1), np.empty(self.features, np.uint64)
         party.channel.exchange(tag, x - own.g, e)  # 1
-        u = (weights[0] * (e + x)).sum(1, dtype=np.uint64) + own.u  # 2
+        u = (own.weights[0] * (e + x)).sum(1, dtype=np.uint64) + own.u  # 2
         q = form(x, x) + np.uint64(2) * form(e, x) + own.q
         party.channel.send(tag + 1, np.concatenate([q, u - own.h]))  # 3
         masked = np.empty(1, np.uint64)
         party.channel.receive(tag + 2, masked)  # 4
-        return masked * u + own.last + bias
+        return masked * u + own.last + own.bias
+
+
+@dataclass(frozen=True)
+class NormalisedLinear(Layer):
+    """W x^ + b in Z_2^64, where x^ is x (C, 1, 1) centred over its channels and divided by its norm.
+
+    weight_bits   scale of W is 2^weight_bits
+    inverse_bits  the patient's 1 / norm is rounded to a multiple of 2^-inverse_bits, in units of the ring
+    """
+
+    weight_bits: int
+    inverse_bits: int
+
+    bits = 64
+    torch_layers, on_normalised = ("Linear",), True
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+        x, scale = compiler.value.images, compiler.value.scale
+        compiler.check_weights(name, module, x.shape[1])
+        weight = module.weight.double() - module.weight.double().mean(1, keepdim=True)
+        bias = module.bias.double() if module.bias is not None else weight.new_zeros(len(weight))
+        norm = float((x.flatten(1) - x.flatten(1).mean(1, keepdim=True)).norm(dim=1).max()) * scale
+        inverse_bits = INVERSE_PRECISION + math.ceil(MARGIN + math.log2(max(norm, 1.0)))
+        largest = float((weight.norm(dim=1) + bias.abs()).max())  # no logit can be larger
+        weight_bits = 62 - inverse_bits - math.ceil(math.log2(max(largest, 2.0**-8)))
+        scale = 2.0 ** (weight_bits + inverse_bits)
+        weights = [encode(weight.numpy(), 2.0**weight_bits, 64)], encode(bias.numpy(), scale, 64)
+        images, gain = x.new_zeros(len(x), len(weight), 1, 1), x.new_full((len(weight),), scale)
+        bits = {"weight_bits": weight_bits, "inverse_bits": inverse_bits}
+        compiler.append(cls, name, images, gain=gain, scale=scale, weights=weights, **bits)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        if not (0 <= self.weight_bits < 63 and 0 <= self.inverse_bits < 63):
+            raise InputError(
+                f"layer '{self.name}' has {self.weight_bits} and {self.inverse_bits} bits; each must be 0 to 62"
+            )
+        if inputs[0][1:] != (1, 1):
+            raise InputError(f"layer '{self.name}': it needs features (C, 1, 1), not {inputs[0]}")
+        return self.shape
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        lift = TruncationOperation(input_shape, 0, bits=64)
+        return [lift, NormalisedOperation(input_shape[0], self.shape[0], self.inverse_bits)]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        lift, head = operations
+        return head(lift(inputs[0])).reshape(self.shape)
+
+    def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
+        (matrix,), bias = weights
+        centred = inputs[0].reshape(-1) - inputs[0].mean()
+        norm = max(float(np.linalg.norm(centred)), 1e-12)
+        logits = decode(matrix, 2**self.weight_bits) @ (centred / norm) + decode(bias, self.scale)
+        return (logits * self.scale).reshape(self.shape)
+
+    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
+        return float(np.abs(inputs[0]).max()) / 2**30

@@ -1,39 +1,97 @@
-"""What every protocol of the package is made of: an operation, and a party that takes part in it.
+"""What a private network is made of: layers, the operations they take, and the parties that run them.
 
-An operation is one use of correlated randomness. Its three layouts are public: what the patient draws from its
-seed, what the provider draws from its own, and the corrections the crypto-provider computes from both and sends to
-the provider, so that together they have the right joint distribution. Either part alone is uniform.
+An operation is one use of correlated randomness. Its layouts are public: what the patient draws from its seed, what the
+provider draws from its own, and the corrections that the crypto-provider computes from both and sends to the provider,
+so that together they have the right joint distribution. Either part alone is uniform.
+
+A layer of a plan is public too. Its class knows everything about it: the shape of its output, its operations, what it
+computes on plain integers, what either party does with its shares, and which layers of torch become it. A new layer is
+a class like those in ``comparison``, ``convolution``, ``pooling``, ``truncation`` and ``normalised``, and one name in
+the list of ``network.plan``.
 """
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 
-from dopamine_lib.inference.protocols.buffers import Layout, Workspace
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.channel import Channel
+from dopamine_lib.inference.protocols.randomness import fill
 
 PATIENT, PROVIDER = 0, 1
 #: Messages of operation number i have the tags 16 i … 16 i + 15.
 TAGS = 16
+#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
+RING_BITS = 31
+#: Bits of room above the largest value on public images.
+MARGIN = 1.5
+#: Bits of an activation; the rest of the ring is for the weights.
+ACTIVATION_BITS = 16
+
+Shape = tuple[int, int, int]
+#: The arrays that a party holds for one operation, by name.
+Own = SimpleNamespace
+#: A torch.nn.Module and a torch.Tensor: patient and crypto-provider do without torch.
+Module, Tensor = Any, Any
 
 
-class Operation:
-    """One use of correlated randomness: its layouts, and how the crypto-provider fills the corrections.
+class BufferLayout:
+    """Named arrays one behind the other in one buffer, each beginning at a multiple of 8 bytes.
 
-    session  what the provider draws once a session (the model's mask); empty for most operations
+    fields  name=(dtype, shape); integers are little-endian, as they travel
     """
 
-    patient = provider = corrections = session = Layout()
-    #: Bytes sent online by each party, and the rounds this takes.
-    sent_by_patient = sent_by_provider = rounds = comparisons = 0
-    #: What its messages are called, in order of their tags.
-    messages: tuple[str, ...] = ()
+    def __init__(self, **fields):
+        self.fields = {
+            name: (np.dtype(dtype).newbyteorder("<"), tuple(shape)) for name, (dtype, shape) in fields.items()
+        }
+        self.nbytes = sum(_rounded(dtype.itemsize * math.prod(shape)) for dtype, shape in self.fields.values())
 
-    def deal(self, patient, provider, corrections, session, space) -> None:
-        """Fill ``corrections`` from both parties' arrays: the crypto-provider's work."""
+    def arrays(self, buffer) -> dict[str, np.ndarray]:
+        """The arrays by name, as views of a buffer (nbytes,)."""
+        arrays, at = {}, 0
+        for name, (dtype, shape) in self.fields.items():
+            arrays[name] = np.frombuffer(buffer, dtype, math.prod(shape), at).reshape(shape)
+            at += _rounded(arrays[name].nbytes)
+        return arrays
+
+    def draw(self, key: bytes, operation: int, buffer: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The arrays filled with one operation's stream of randomness, in ``buffer`` (nbytes,) where one is given."""
+        buffer = np.empty(self.nbytes, np.uint8) if buffer is None else buffer
+        fill(buffer, key, operation)
+        return self.arrays(buffer)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+class Workspace:
+    """Scratch arrays by name: asking again for a name gives the same memory, whatever it held.
+
+    A fresh array of several megabytes costs more in page faults than in arithmetic. Memory begins as zeros, since what
+    lies between the arrays of a layout is sent with them.
+    """
+
+    def __init__(self):
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape, dtype=np.uint32) -> np.ndarray:
+        """An array of this shape with undefined content, valid until the name is asked for again."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = np.zeros(size, np.uint8)
+        return self._buffers[name][:size].view(dtype).reshape(shape)
 
 
 class Party:
     """One of the two parties online: its number, its channel to the other, its scratch memory."""
 
-    def __init__(self, number: int, channel, workspace: Workspace | None = None):
+    def __init__(self, number: int, channel: Channel, workspace: Workspace | None = None):
         self.number, self.channel, self.workspace = number, channel, workspace or Workspace()
 
     def open(self, tag: int, mine: np.ndarray, combine=np.add) -> np.ndarray:
@@ -41,3 +99,124 @@ class Party:
         theirs = self.workspace.array("opened", mine.shape, mine.dtype)
         self.channel.exchange(tag, mine, theirs)
         return combine(mine, theirs, out=self.workspace.array(f"opened {tag % TAGS}", mine.shape, mine.dtype))
+
+
+class Operation:
+    """One use of correlated randomness: its layouts, and the work of all three parties.
+
+    patient, provider  what each draws from its seed, for every query
+    corrections        what the crypto-provider sends to the provider, for every query
+    weight_masks       masks of the provider's weights, which it draws once a session; empty where it has no weights
+    """
+
+    patient = provider = corrections = weight_masks = BufferLayout()
+    #: Bytes sent online by each party, the rounds this takes, and the comparisons in it.
+    sent_by_patient = sent_by_provider = rounds = comparisons = 0
+    #: What its messages are called, in order of their tags.
+    messages: tuple[str, ...] = ()
+
+    def deal(
+        self, patient: Own, provider: Own, corrections: Own, weight_masks: list[np.ndarray], space: Workspace
+    ) -> None:
+        """The crypto-provider's work: fill ``corrections`` from both parties' arrays."""
+
+    def prepare(self, own: Own, masked_weights: list[np.ndarray], space: Workspace) -> None:
+        """The patient's work ahead of a query, where the provider has weights."""
+
+    def run(self, party: Party, tag: int, own: Own, *shares: np.ndarray) -> np.ndarray:
+        """Online: this party's share of the result, from its shares of the inputs.
+
+        own  the arrays it holds for this operation; the provider's ``weights`` and ``bias`` too, where there are any
+        """
+        side = self.run_patient if party.number == PATIENT else self.run_provider
+        return side(party, tag, own, *shares)
+
+
+#: An operation with party, tag and randomness filled in (by ``functools.partial``): shares in, share out.
+Bound = Callable[..., np.ndarray]
+
+
+class Compiler(Protocol):
+    """What a layer needs of ``network.compiler`` to take in a layer of torch.
+
+    value   the current value: ``images`` (N, C, H, W), ``gain`` (C,), ``scale``, ``peak``, ``bits``, ``flat``
+    before  the value before the last layer, where that was a ReLU that may change places with a pooling
+    """
+
+    value: Any
+    before: Any
+
+    def check_picture(self, name: str, module: Module) -> None:
+        """Raise InputError where the current value is flat."""
+
+    def check_weights(self, name: str, module: Module, inputs: int) -> None:
+        """Raise InputError for weights that are not finite or are made for another number of inputs."""
+
+    def narrow(self, name: str) -> None:
+        """Truncate a value that takes more bits than an activation should."""
+
+    def widen(self, name: str) -> None:
+        """Raise a value that is going to be compared."""
+
+    def swap_relu(self, layer: type["Layer"], name: str, module: Module) -> bool:
+        """Put a pooling before the ReLU that precedes it; returns whether there was one."""
+
+    def weigh(self, layer: type["Layer"], name: str, modules: Sequence[Module], branches: tuple) -> None:
+        """Choose the scales of modules that read one input, round their weights, and append their layer."""
+
+    def append(self, layer: type["Layer"], name: str, images: Tensor, **fields) -> None:
+        """Add a layer to the plan; its result becomes the current value."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a plan: ``sources`` number its inputs; ``shape`` (C, H, W) and ``scale`` are its output's."""
+
+    name: str
+    sources: tuple[int, ...]
+    shape: Shape
+    scale: float
+
+    #: Its output is in Z_2^bits.
+    bits = 32
+    #: Names in torch.nn of what becomes this layer, and whether it does so on normalised features or elsewhere.
+    torch_layers, on_normalised = (), False
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Layer":
+        """The layer from its fields in a plan's JSON."""
+        return cls(**record)
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+        """Append the layer that a module of torch becomes. Raises InputError for an option it cannot take."""
+        raise NotImplementedError
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        """The output's shape from the inputs' shapes. Raises InputError for a field out of bounds."""
+        return inputs[0]
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        """The operations it takes, in order; none where each party computes on its own."""
+        return []
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        """Either party's share of the output, from its shares of the inputs, by the layer's operations."""
+        raise NotImplementedError
+
+    def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray] | None) -> np.ndarray:
+        """The output on integers without shares, in float64: what the protocol must give, up to its roundings.
+
+        weights  the provider's matrices and bias for this layer, as ring elements
+        """
+        raise NotImplementedError
+
+    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
+        """The largest value of ``plain`` as a share of what the protocol allows: above 1 the answer is wrong."""
+        return float(np.abs(output).max()) / 2**31
+
+
+def check_shifts(layer: Layer, shifts: tuple[int, ...]) -> None:
+    """Raise InputError for a shift that the ring is too narrow for."""
+    if not all(0 <= shift <= 30 for shift in shifts):
+        raise InputError(f"layer '{layer.name}' shifts by {shifts}; it must be by 0 to 30 bits")

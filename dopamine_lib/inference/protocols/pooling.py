@@ -7,20 +7,37 @@ Maximum of shared a and b:
 Nothing is opened beyond the comparison. Of two values less than 2^15 apart the smaller may be taken. Needs
 |a - b| < 2^31 - 2^15.
 
-A window of k x k at stride s takes (s + 1) (k - 1) comparisons an output when all rows are reduced first and then the
+A window of k x k at stride s takes (s + 1) (k - 1) comparisons per output when all rows are reduced first and then the
 columns, instead of k^2 - 1; and since ReLU is increasing, max(ReLU(x)) = ReLU(max(x)), the pooling comes first and
 leaves ReLU less to do.
 
 An average is a sum of shares, exact and without a message; the division goes into the public scale.
 """
 
-import math
+from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.comparison import Comparison
-from dopamine_lib.inference.protocols.operation import Party
+from dopamine_lib.inference.protocols.comparison import LIMIT, Comparison
+from dopamine_lib.inference.protocols.convolution import pair
+from dopamine_lib.inference.protocols.operation import (
+    MARGIN,
+    RING_BITS,
+    Bound,
+    Compiler,
+    Layer,
+    Module,
+    Operation,
+    Own,
+    Party,
+    Shape,
+)
+
+#: (begin, end) of each window along one axis.
+Windows = tuple[tuple[int, int], ...]
 
 
 class MaximumOperation(Comparison):
@@ -29,81 +46,173 @@ class MaximumOperation(Comparison):
     def __init__(self, count: int):
         super().__init__(count, extra=1)
 
-    def deal_extra(self, r, rho, patient, corrections) -> None:
+    def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         kernels.active().deal_maximum(r, rho, patient.extra[0], corrections.extra[0])
 
-    def finish(self, number: int, b: np.ndarray, m: np.ndarray, beta: np.ndarray, own, out: np.ndarray) -> np.ndarray:
-        """Step 4: this party's share (count,) of the maximum."""
-        kernels.active().finish_maximum(number, b, m, beta, own.r, own.rho, own.extra[0], out)
-        return out
-
-    def run(self, party: Party, tag: int, a: np.ndarray, b: np.ndarray, own) -> np.ndarray:
+    def run(self, party: Party, tag: int, own: Own, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Shares of max(a, b); a, b (count,)."""
         difference = np.subtract(a, b, out=party.workspace.array("difference", a.shape))
-        m, beta = self.compare(party, tag, difference, own)
-        return self.finish(party.number, b, m, beta, own, np.empty(self.count, np.uint32))
+        m, beta = self.compare(party, tag, own, difference)
+        out = np.empty(self.count, np.uint32)
+        kernels.active().finish_maximum(party.number, b, m, beta, own.r, own.rho, own.extra[0], out)  # step 4
+        return out
+
+
+@dataclass(frozen=True)
+class MaxPool(Layer):
+    """Maximum over windows of ``kernel`` every ``stride``; ``ceil`` as in torch's ceil_mode."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    ceil: bool
+
+    torch_layers = ("MaxPool2d",)
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+        """Before the ReLU that precedes it, if one does."""
+        compiler.check_picture(name, module)
+        kernel, stride = pair(module.kernel_size), pair(module.stride)
+        if pair(module.padding) != (0, 0) or pair(module.dilation) != (1, 1) or module.return_indices:
+            raise InputError(f"layer '{name}': MaxPool2d needs padding=0, dilation=1 and no return_indices")
+        if compiler.swap_relu(cls, name, module):
+            return
+        compiler.widen(name)
+        sizes = zip(compiler.value.images.shape[2:], kernel, stride, strict=True)
+        if min(pooled_length(n, k, s, module.ceil_mode) for n, k, s in sizes) < 1:
+            raise InputError(f"layer '{name}': its windows {kernel} do not fit what arrives; use larger images")
+        compiler.append(cls, name, module(compiler.value.images), kernel=kernel, stride=stride, ceil=module.ceil_mode)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        sizes = zip(inputs[0][1:], self.kernel, self.stride, strict=True)
+        return (inputs[0][0], *(pooled_length(n, k, s, self.ceil) for n, k, s in sizes))
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        return [MaximumOperation(n) for n in pair_counts(input_shape, self.kernel, self.stride, self.ceil)]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, operations)
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        counts = pair_counts(inputs[0].shape, self.kernel, self.stride, self.ceil)
+        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, [np.maximum] * len(counts))
+
+    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
+        # the room is for differences within a window, and no window spreads more than the whole channel
+        x = inputs[0]
+        return float((x.max((1, 2)) - x.min((1, 2))).max()) / LIMIT
 
 
 def pooled_length(length: int, kernel: int, stride: int, ceil: bool) -> int:
-    """Outputs along one axis, as torch counts: with ``ceil`` a last window may stick out, but not begin outside."""
+    """Outputs along one axis, as torch counts: with ``ceil`` a last window may stick out, but not begin outside.
+
+    >>> pooled_length(8, 3, 2, ceil=False), pooled_length(8, 3, 2, ceil=True)
+    (3, 4)
+    """
     if length < kernel and not ceil:
         return 0
     count = (length - kernel + (stride - 1 if ceil else 0)) // stride + 1
     return count - 1 if (count - 1) * stride >= length else count
 
 
-def _along(x: np.ndarray, axis: int, part: slice) -> np.ndarray:
-    return x[:, :, part] if axis == 2 else x[:, part]
+def _candidates(length: int, kernel: int, stride: int, ceil: bool) -> list[range]:
+    """Along one axis: where the k-th elements of all windows lie, for each k; fewer where a window sticks out."""
+    count = pooled_length(length, kernel, stride, ceil)
+    return [range(k, length, stride)[:count] for k in range(min(kernel, length))]
 
 
-def _candidates(x: np.ndarray, axis: int, kernel: int, stride: int, count: int) -> list[np.ndarray]:
-    """The k-th element of every window along an axis, for k = 0 … kernel - 1: fewer where windows stick out."""
-    starts = range(min(kernel, x.shape[axis]))
-    return [_along(_along(x, axis, slice(k, None, stride)), axis, slice(count)) for k in starts]
-
-
-def pair_counts(shape, kernel, stride, ceil: bool):
+def pair_counts(shape: Shape, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> list[int]:
     """For each comparison of a max pooling of (C, H, W): the number of pairs. Columns within a row come first."""
     channels, *lengths = shape
     counts = []
     for axis in (1, 0):
-        length, k, s = lengths[axis], kernel[axis], stride[axis]
-        lengths[axis] = pooled_length(length, k, s, ceil)
-        others = [len(range(i, length, s)[: lengths[axis]]) for i in range(1, min(k, length))]
-        counts += [channels * n * lengths[1 - axis] for n in others]
+        first, *others = _candidates(lengths[axis], kernel[axis], stride[axis], ceil)
+        lengths[axis] = len(first)
+        counts += [channels * len(other) * lengths[1 - axis] for other in others]
     return counts
 
 
-def max_pool(x: np.ndarray, kernel, stride, ceil: bool, maximum) -> np.ndarray:
-    """Max pooling of (C, H, W), one axis after the other; ``maximum(a, b)`` takes flat arrays of equal length."""
+def max_pool(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool, maxima: list) -> np.ndarray:
+    """Max pooling of (C, H, W), one axis after the other.
+
+    maxima  for each of ``pair_counts``, a function of two flat arrays (pairs,) that gives the larger of each pair
+    """
+    remaining = iter(maxima)
     for axis in (2, 1):
-        k, s = kernel[axis - 1], stride[axis - 1]
-        first, *others = _candidates(x, axis, k, s, pooled_length(x.shape[axis], k, s, ceil))
-        best = np.ascontiguousarray(first)
+        first, *others = (
+            (slice(None),) * axis + (slice(at.start, at.stop, at.step),)
+            for at in _candidates(x.shape[axis], kernel[axis - 1], stride[axis - 1], ceil)
+        )
+        best = np.ascontiguousarray(x[first])
         for other in others:
-            part = _along(best, axis, slice(other.shape[axis]))
-            chosen = maximum(np.ascontiguousarray(other).reshape(-1), part.reshape(-1))
-            part[...] = chosen.reshape(part.shape)
+            candidate = np.ascontiguousarray(x[other])
+            part = best[(slice(None),) * axis + (slice(candidate.shape[axis]),)]
+            part[...] = next(remaining)(candidate.reshape(-1), part.reshape(-1)).reshape(part.shape)
         x = best
     return x
 
 
-def adaptive_windows(length: int, outputs: int) -> tuple[tuple[int, int], ...]:
+@dataclass(frozen=True)
+class AveragePool(Layer):
+    """Average over windows given by (begin, end) of their rows and columns; the division is in the scale."""
+
+    rows: Windows
+    columns: Windows
+
+    torch_layers = ("AvgPool2d", "AdaptiveAvgPool2d")
+
+    @classmethod
+    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+        from torch import stack  # patient and crypto-provider do without torch
+
+        compiler.check_picture(name, module)
+        compiler.narrow(name)
+        value, x = compiler.value, compiler.value.images
+        if hasattr(module, "output_size"):
+            wanted = [n or own for n, own in zip(pair(module.output_size), x.shape[2:], strict=True)]
+            rows, columns = (adaptive_windows(n, m) for n, m in zip(x.shape[2:], wanted, strict=True))
+        else:
+            if pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override:
+                raise InputError(f"layer '{name}': AvgPool2d needs padding=0, ceil_mode=False and no divisor_override")
+            sizes = zip(x.shape[2:], pair(module.kernel_size), pair(module.stride), strict=True)
+            rows, columns = (tuple((i, i + k) for i in range(0, n - k + 1, s)) for n, k, s in sizes)
+        common = window_factors(rows, columns)[0]
+        if value.peak * common > 2.0 ** (RING_BITS - 1 - MARGIN):
+            raise InputError(f"layer '{name}': its windows differ too much in size (common multiple {common})")
+        images = stack([stack([x[:, :, a:b, c:d].mean((2, 3)) for c, d in columns], 2) for a, b in rows], 2)
+        gain, scale = value.gain * common, value.scale * common
+        compiler.append(cls, name, images, gain=gain, scale=scale, rows=rows, columns=columns)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        channels, height, width = inputs[0]
+        inside = all(0 <= a < b <= n for windows, n in ((self.rows, height), (self.columns, width)) for a, b in windows)
+        if not inside:
+            raise InputError(f"layer '{self.name}': a window does not lie in the input's {height}x{width}")
+        return (channels, len(self.rows), len(self.columns))
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return average_pool(inputs[0], self.rows, self.columns)
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        return average_pool(inputs[0], self.rows, self.columns)
+
+
+def adaptive_windows(length: int, outputs: int) -> Windows:
     """Begin and end of each window of an adaptive pooling along one axis, as torch divides it."""
     return tuple((i * length // outputs, -(-(i + 1) * length // outputs)) for i in range(outputs))
 
 
-def window_factors(rows, columns) -> tuple[int, np.ndarray]:
+def window_factors(rows: Windows, columns: Windows) -> tuple[int, np.ndarray]:
     """``(common, factors)``: a window's sum times its factor is its average times ``common``, an integer.
 
     factors uint32 (len(rows), len(columns)); all 1 where the windows have one size.
     """
     sizes = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
-    common = math.lcm(*sizes.ravel().tolist())
+    common = lcm(*sizes.ravel().tolist())
     return common, (common // sizes).astype(np.uint32)
 
 
-def average_pool(x: np.ndarray, rows, columns) -> np.ndarray:
+def average_pool(x: np.ndarray, rows: Windows, columns: Windows) -> np.ndarray:
     """Shares of the average over each window of (C, H, W), times ``window_factors``' common multiple."""
     sums = np.stack([x[:, a:b].sum(1, dtype=x.dtype) for a, b in rows], axis=1)
     sums = np.stack([sums[:, :, a:b].sum(2, dtype=x.dtype) for a, b in columns], axis=2)

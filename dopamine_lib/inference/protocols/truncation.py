@@ -8,16 +8,30 @@ v[1] = -(r >> shift) and v[0] = v[1] + msb(r) 2^(32 - shift).
        The patient subtracts 2^30 >> shift again.
 
 Why this hides x: m is masked by a uniform r, used once; v is shared afresh. The result is rounded down or up at random,
-with the right mean, and is exact for shift = 0. Needs |x| < 2^30
-and shift <= 30.
+with the right mean, and is exact for shift = 0. Needs |x| < 2^30 and shift <= 30.
+
+The other way, x << shift, each party goes alone, since it is a multiplication by a public number.
 """
 
-import math
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from dopamine_lib.inference.protocols.buffers import Layout
-from dopamine_lib.inference.protocols.operation import PATIENT, Operation, Party
+from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.operation import (
+    PATIENT,
+    Bound,
+    BufferLayout,
+    Layer,
+    Operation,
+    Own,
+    Party,
+    Shape,
+    Workspace,
+    check_shifts,
+)
+from dopamine_lib.inference.protocols.sharing import RINGS
 
 OFFSET = np.uint32(2**30)
 
@@ -28,21 +42,21 @@ class TruncationOperation(Operation):
     rounds = 1
     messages = ("m = x + r",)
 
-    def __init__(self, shape, shift: int, bits: int = 32):
+    def __init__(self, shape: Shape, shift: int, bits: int = 32):
         self.shape, self.shift = shape, shift
-        self.ring = np.dtype(f"u{bits // 8}").type
-        self.patient = Layout(r=("u4", shape), v=(self.ring, (2, *shape)))
-        self.provider = Layout(r=("u4", shape))
-        self.corrections = Layout(v=(self.ring, (2, *shape)))
-        self.sent_by_patient = self.sent_by_provider = 4 * math.prod(shape)
+        self.ring = RINGS[bits]
+        self.patient = BufferLayout(r=("u4", shape), v=(self.ring, (2, *shape)))
+        self.provider = BufferLayout(r=("u4", shape))
+        self.corrections = BufferLayout(v=(self.ring, (2, *shape)))
+        self.sent_by_patient = self.sent_by_provider = 4 * prod(shape)
 
-    def deal(self, patient, provider, corrections, session, space) -> None:
+    def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
         r = patient.r + provider.r
         v_1 = -(r >> self.shift).astype(self.ring)
         v_0 = v_1 + ((r >> 31).astype(self.ring) << (31 - self.shift) << 1)
         np.subtract(np.stack([v_0, v_1]), patient.v, out=corrections.v)
 
-    def run(self, party: Party, tag: int, x: np.ndarray, own) -> np.ndarray:
+    def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Shares of x >> shift."""
         masked = x + own.r
         if party.number == PATIENT:
@@ -53,3 +67,62 @@ class TruncationOperation(Operation):
             y += (m >> self.shift).astype(self.ring)
             y -= self.ring(OFFSET >> self.shift)
         return y
+
+
+@dataclass(frozen=True)
+class Truncate(Layer):
+    """x >> shift."""
+
+    shift: int
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        check_shifts(self, (self.shift,))
+        return inputs[0]
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        return [TruncationOperation(input_shape, self.shift)]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return operations[0](inputs[0])
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        return np.rint(inputs[0] / 2**self.shift)
+
+    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
+        return float(np.abs(inputs[0]).max()) / 2**30
+
+
+@dataclass(frozen=True)
+class Raise(Layer):
+    """x << shift, by each party on its own."""
+
+    shift: int
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        check_shifts(self, (self.shift,))
+        return inputs[0]
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return inputs[0] << self.shift
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        return inputs[0] * 2**self.shift
+
+
+@dataclass(frozen=True)
+class Concatenate(Layer):
+    """Values joined by channel, each first multiplied by 2^shift so that their scales agree."""
+
+    shifts: tuple[int, ...]
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        check_shifts(self, self.shifts)
+        if len({shape[1:] for shape in inputs}) != 1:
+            raise InputError(f"layer '{self.name}': it joins {list(inputs)}, whose heights and widths differ")
+        return (sum(shape[0] for shape in inputs), *inputs[0][1:])
+
+    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
+        return np.concatenate([x << shift for x, shift in zip(inputs, self.shifts, strict=True)])
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        return np.concatenate([x * 2**shift for x, shift in zip(inputs, self.shifts, strict=True)])

@@ -15,15 +15,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dopamine_lib.inference.network.parties import Patient
+from dopamine_lib.inference.network.parties import Patient, Progress
 from dopamine_lib.inference.network.plan import Plan
-from dopamine_lib.inference.network.program import Program
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
-
-#: Called with (steps done, steps, name of the step).
-Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class PatientClient:
         except BaseException:
             self._channel.close()
             raise
-        costs = Program(self.plan).costs()
+        costs = self.plan.costs()
         self._bytes = {
             "offline_to_provider": costs["offline_to_provider"],
             "offline_to_patient": control.SEED_BYTES,
@@ -114,7 +110,7 @@ class PatientClient:
     def infer(self, image: np.ndarray, progress: Progress | None = None) -> Answer:
         """The grade of one image, uint8 (size, size, 3). Prepares a query first if none lies ready.
 
-        progress  called with (steps done, steps, name) after each step of the plan
+        progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for an image of another shape or type, before anything is sent.
         """
         x = self.plan.to_input(image)

@@ -9,7 +9,7 @@ import os
 import threading
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.network.dealer import Dealer
+from dopamine_lib.inference.network.parties import CryptoProvider
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control
@@ -50,16 +50,16 @@ class CryptoProviderServer(ThreadingServer):
             plan = Plan.from_json(control.receive_text(channel, Tag.PLAN))
         except InputError:
             raise ChannelError("the provider sent a plan that cannot be read") from None
-        dealer, session = Dealer(plan), os.urandom(control.SESSION_BYTES)
+        crypto_provider, session = CryptoProvider(plan), os.urandom(control.SESSION_BYTES)
         with self._waiting_lock:
-            self._waiting[session] = (patient, plan.digest(), dealer.patient_seed)
+            self._waiting[session] = (patient, plan.digest(), crypto_provider.patient_seed)
         try:
             channel.send(Tag.SESSION, session)
-            channel.send(Tag.SEED, dealer.provider_seed)
+            channel.send(Tag.SEED, crypto_provider.provider_seed)
             queries = 0
             channel.timeout = IDLE_TIMEOUT
             while control.receive_number(channel, Tag.NEXT):
-                dealer.send(channel)
+                crypto_provider.send(channel)
                 queries += 1
             log.info("%s: a session ended after %d queries", self.role, queries)
         finally:
