@@ -159,7 +159,7 @@ def test_claims_are_the_accountants():
     )
 
 
-def test_audit_refuses_no_promise_and_bad_samples(refuses):
+def test_audit_refuses_missing_claims_and_bad_samples(refuses):
     with refuses("at least one claim"):
         audit(*gaussian_worlds(1.0, 0), [])
     with refuses("199", "200"):
@@ -299,7 +299,7 @@ def test_canaries_among_patients_at_the_kits_own_choice():
 
 
 def test_few_canaries_leave_no_hospital_without_patients(refuses):
-    """Whatever the coins say: without a seed they fall otherwise each time."""
+    """Whatever the coins say: without a seed they fall differently each time."""
     ran = canary_run(replace(SETTINGS["FSCDP"], rounds=3), Choice(1e-9, 1.0), canaries=12, hospitals=10)
     assert ran.scores["server"].shape == (12,)
     with refuses("5 patients", "10 hospitals"):

@@ -98,8 +98,8 @@ def test_psnr_and_rank():
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda net, w: invert(net, w, w[1:], [0], (3, 28, 28)), ("one number a parameter",)),
-        (lambda net, w: invert(net, w, w, [], (3, 28, 28)), ("one grade a patient",)),
+        (lambda net, w: invert(net, w, w[1:], [0], (3, 28, 28)), ("one number per parameter",)),
+        (lambda net, w: invert(net, w, w, [], (3, 28, 28)), ("one grade per patient",)),
         (lambda net, w: invert(net, w, w, [0], (3, 28, 28), steps=0), ("steps is 0",)),
         (lambda net, w: grade_of(w[:3], 5), ("a bias of 5 values",)),
         (lambda net, w: dense_inputs(torch.zeros(4, 3), torch.zeros(4)), ("says nothing",)),

@@ -160,9 +160,9 @@ def test_a_gaussian_shift_is_found():
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda: Roc(np.zeros(4), np.ones(4, bool)), ("scores (4,)", "one row a target")),
+        (lambda: Roc(np.zeros(4), np.ones(4, bool)), ("scores are (4,)", "one row per target")),
         (lambda: Roc(np.zeros((2, 3)), np.ones((3, 2), bool)), ("(2, 3)", "(3, 2)")),
-        (lambda: Roc([[1.0, math.nan]], [[True, False]]), ("nan",)),
+        (lambda: Roc([[1.0, math.nan]], [[True, False]]), ("NaN",)),
         (lambda: Roc(np.zeros((1, 3)), np.ones((1, 3), bool)), ("0 of 3 are non-members",)),
         (lambda: Roc(np.zeros((1, 1000)), np.arange(1000)[None] < 100).rate(0.01), ("9.0 of 900", "more targets")),
         (lambda: Roc(np.zeros((1, 100)), np.arange(100)[None] < 9).bootstrap([0.01]), ("0.9 of 91",)),

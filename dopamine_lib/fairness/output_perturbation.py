@@ -1,23 +1,23 @@
 """Output perturbation: solve a convex problem once, add noise to the answer once (Chaudhuri et al. 2011, algorithm 1).
 
-The other way to a private head. Multinomial logistic regression on features x of norm at most R (with the bias' 1),
+Another way to a private head. Multinomial logistic regression on features x of norm at most R (with the bias' 1),
 
     J(W) = sum over patients of loss(W; x, y)  +  L / 2 |W|^2,
 
 has one minimiser. How far can one patient move it? Let J' = J + loss_z have the minimiser W' and J have W. The
-gradient of J' at W' is zero, so that of J there is minus the new patient's: |grad J(W')| = |grad loss_z(W')| <= G. J is
-L-strongly convex and grad J(W) = 0, so L |W - W'| <= |grad J(W') - grad J(W)| <= G: the minimiser moves by G / L at
-most. A patient's gradient is e (x, 1)^T with the error e = softmax - onehot, whose norm is below sqrt(2); so
+gradient of J' at W' is zero, so J's there is minus the new patient's: |grad J(W')| = |grad loss_z(W')| <= G. J is
+L-strongly convex and grad J(W) = 0, so L |W - W'| <= |grad J(W') - grad J(W)| <= G: the minimiser moves by at most
+G / L. A patient's gradient is e (x, 1)^T with the error e = softmax - onehot, whose norm is below sqrt(2); so
 G = sqrt(2) R and the sensitivity is
 
     sqrt(2) R / L,    plus  2 t / L  for answers that are only exact to a gradient of norm t.
 
 (The solver's W~ with |grad J(W~)| <= t lies within t / L of W.) Noise is Gaussian, calibrated exactly
-(``gaussian.analytic_sigma``). The bound is central: whoever solves holds the data. With hospitals, each solves for its
-own N_k patients at L N_k / N and the mean weighted by N_k / N is released: a patient moves its hospital's answer by
-sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L again, so K shares of noise under secure
-aggregation give everybody the same bound for one message. Sizes N_k are public and fixed, as in training. (A patient
-more or less is then a patient whose loss is left out, at the same weights.)
+(``gaussian.analytic_sigma``). The bound is central: the party that solves holds the data. With hospitals, each
+solves for its own N_k patients at L N_k / N, and the mean weighted by N_k / N is released: a patient moves its
+hospital's answer by sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L again, so K shares of noise
+under secure aggregation give the same bound for one message. The sizes N_k are public and fixed, as in training.
+(Adding or removing a patient then means including or leaving out its loss, at the same weights.)
 """
 
 import math
@@ -33,19 +33,29 @@ from dopamine_lib.privacy.dpsgd import noise_share
 from dopamine_lib.privacy.gaussian import analytic_sigma
 from dopamine_lib.privacy.randomness import Randomness
 
-#: The solver stops at a gradient of this norm, where one patient's may be sqrt(2) R.
+#: The solver stops at a gradient of this norm; one patient's gradient has norm up to sqrt(2) R.
 TOLERANCE = 1e-3
 
 
 def sensitivity(regularisation: float, radius: float) -> float:
-    """sqrt(2) R / L, with the solver's error: the farthest that one patient moves the answer (this module's proof)."""
+    """sqrt(2) R / L plus the solver's error: how far one patient can move the answer (proof above).
+
+    Raises InputError for arguments that are not positive.
+
+    >>> round(sensitivity(regularisation=10.0, radius=1.0), 3)
+    0.142
+    """
     check_within("regularisation", regularisation, 0, 1e9, "without it one patient moves the answer without bound")
     check_within("radius", radius, 0, 1e6, "clip the features to it")
     return (math.sqrt(2) * radius + 2 * TOLERANCE) / regularisation
 
 
 def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
-    """float64 (N, p + 1): features with a 1 for the bias, each row scaled to norm ``radius`` at most."""
+    """Features (N, p) with a 1 for the bias, each row scaled down to norm ``radius``: float64 (N, p + 1).
+
+    >>> clip_rows(np.array([[2.0, 2.0]]), radius=1.5)  # the norm was 3
+    array([[1. , 1. , 0.5]])
+    """
     rows = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
     return rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True) / radius)
 
@@ -53,8 +63,8 @@ def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
 def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: float) -> np.ndarray:
     """The minimiser (classes, p + 1) of J, to a gradient of norm ``TOLERANCE``, by L-BFGS.
 
-    rows float64 (N, p + 1), labels int (N,). Raises RuntimeError where the solver does not get there: a bound would
-    not hold for what it found.
+    rows float64 (N, p + 1), labels int (N,). Raises RuntimeError if the solver stops before: the bound would not
+    hold for its answer.
     """
     onehot = np.eye(classes)[labels]
 
@@ -68,7 +78,7 @@ def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: fl
         return loss, (error.T @ rows + regularisation * weights).ravel()
 
     width = classes * rows.shape[1]
-    # no coordinate of the gradient above t / sqrt(d): then its norm is not above t
+    # with every coordinate of the gradient at most t / sqrt(d), its norm is at most t
     options = {"gtol": TOLERANCE / math.sqrt(width), "ftol": 0.0, "maxiter": 10_000, "maxfun": 20_000, "maxcor": 20}
     found = minimize(objective, np.zeros(width), jac=True, method="L-BFGS-B", options=options)
     if np.linalg.norm(objective(found.x)[1]) > TOLERANCE:
@@ -78,7 +88,7 @@ def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: fl
 
 @dataclass(frozen=True)
 class Perturbed:
-    """A released head: logits are ``rows @ weights.T``. noise: standard deviation on each of its numbers."""
+    """A released head, whose logits are ``rows @ weights.T``; ``noise`` is each weight's standard deviation."""
 
     weights: Tensor
     noise: float
@@ -101,11 +111,13 @@ def output_perturbation(
 ) -> Perturbed:
     """Solve at every hospital, average, perturb: (epsilon, delta) for one patient's image added or removed.
 
-    features (N, p) and labels (N,) of all images; hospitals: the training indices of each, one array for a trusted
-    curator; regularisation: L for all patients together; epsilon None for the answer without noise
-    before  noise multiplier of a Gaussian release that is spent as well, e.g. of the mean features: Gaussians compose
-            exactly, 1 / sigma^2 adds up (Dong, Roth, Su 2022, corollary 3.3)
-    Raises InputError for arguments out of bounds, or where ``before`` alone spends epsilon.
+    features (N, p), labels (N,)  of all images
+    hospitals       the training indices of each hospital; one array for a trusted curator
+    regularisation  L for all patients together
+    epsilon         None for the answer without noise
+    before          noise multiplier of an earlier Gaussian release that counts as well, e.g. of the mean features:
+                    Gaussians compose exactly, 1 / sigma^2 adds up (Dong, Roth, Su 2022, corollary 3.3)
+    Raises InputError for arguments out of bounds, or if ``before`` alone spends epsilon.
     """
     moves, patients = sensitivity(regularisation, radius), sum(map(len, hospitals))
     answer = np.zeros((classes, features.shape[1] + 1))
@@ -117,7 +129,9 @@ def output_perturbation(
         return Perturbed(weights, 0.0, moves)
     left = analytic_sigma(epsilon, delta) ** -2 - (0 if before is None else before**-2)
     if left <= 0:
-        raise InputError(f"epsilon is {epsilon}, which noise of {before:g} before has spent: raise one of them")
+        raise InputError(
+            f"epsilon is {epsilon}, but the earlier release with noise {before:g} spends it all: raise one of them"
+        )
     noise = moves / math.sqrt(left)
     share = noise_share(noise, 1.0, len(hospitals))
     for number in range(len(hospitals)):

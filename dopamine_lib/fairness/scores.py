@@ -1,9 +1,8 @@
-"""How well a model does for whom: scores by subgroup, the worst group and the gap, with intervals.
+"""How well a model serves each group of patients: scores by subgroup, the worst group and the gap, with intervals.
 
-A score of a small group is a guess, so everything here is drawn again many times: patients with replacement, because
-others might have come, and runs with replacement, because training draws its noise anew. The largest gap among
-several groups is above zero by chance alone; ``gap`` therefore also says how large it is when patients are dealt to
-groups of the same sizes at random.
+The score of a small group is uncertain, so patients are resampled with replacement, because others might have come, and
+so are runs, because training draws new noise. The largest gap among several groups is above zero by chance alone;
+``gap`` therefore also gives its size when patients are dealt to groups of the same sizes at random.
 """
 
 import itertools
@@ -13,10 +12,10 @@ import numpy as np
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.errors import InputError, check_within
 
-#: Scores of a group that are one number; "recall_per_grade" has one for each grade.
+#: The scores that are one number per group; "recall_per_grade" has one for each grade.
 METRICS = ("accuracy", "quadratic_kappa", "auroc", "ece")
 SCORES = (*METRICS, "recall_per_grade")
-#: Fewest test patients of a group that is reported at all.
+#: The smallest group, in test patients, that is reported.
 LEAST = 30
 #: Equal bins of confidence for the calibration error.
 BINS = 10
@@ -29,10 +28,14 @@ def scores(
     """Scores of R runs on N weighted patients, for B sets of weights at once.
 
     labels (N,), probabilities (R, N, classes), weights (B, N), by default all ones with B = 1. Returns those of
-    ``SCORES`` that are asked for, (B, R) each: accuracy; quadratic_kappa (Cohen 1968), nan where one grade only is
-    present; auroc, the mean over grades of one against the rest; ece, the expected calibration error of the predicted
-    grade in ``BINS`` equal bins (Guo et al. 2017), which is too large in small groups; and recall_per_grade
-    (B, R, classes). Raises InputError where the shapes do not fit.
+    ``SCORES`` that are named in ``only``, (B, R) each: accuracy; quadratic_kappa (Cohen 1968), NaN if only one grade
+    is present; auroc, the mean over grades of one against the rest; ece, the expected calibration error of the
+    predicted grade in ``BINS`` equal bins (Guo et al. 2017), which is too large in small groups; and recall_per_grade
+    (B, R, classes). Raises InputError if the shapes do not fit.
+
+    >>> sure = np.array([[[0.9, 0.1], [0.2, 0.8], [0.9, 0.1], [0.6, 0.4]]])  # one run, four patients
+    >>> scores(np.array([0, 1, 1, 0]), sure, only=("accuracy",))["accuracy"]
+    array([[0.75]])
     """
     _, patients, classes = probabilities.shape
     if len(labels) != patients or patients == 0:
@@ -88,10 +91,10 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -
 
 
 def subgroups(dataset: Dataset, index: np.ndarray, *, least: int = LEAST) -> dict[str, dict[str, np.ndarray]]:
-    """Groups of the images at ``index``, as masks (len(index),): by what is recorded, its pairs, grade and sharpness.
+    """Groups of the images at ``index``, as masks (len(index),): by attributes, pairs of them, grade and sharpness.
 
-    Only groups of at least ``least`` images are there, and only divisions with two of them or more. Raises InputError
-    for a ``least`` below 2.
+    Groups below ``least`` images are left out, and so are divisions with fewer than two groups. Raises InputError for
+    a ``least`` below 2.
     """
     check_within("least number of patients", least, 2, 10**9, "a group of one is a person", low_open=False)
     labels = dataset.labels[index]
@@ -112,9 +115,9 @@ def subgroups(dataset: Dataset, index: np.ndarray, *, least: int = LEAST) -> dic
 
 
 def sharpness(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Mean step between neighbouring pixels of each image (len(index),): what stands for quality if no camera is known.
+    """Mean step between neighbouring pixels of each image (len(index),): a stand-in for quality if no camera is known.
 
-    Disease and patients' age change it too, so a gap between quarters is no proof that the camera made it.
+    Disease and patients' age change it too, so a gap between quarters does not prove that the camera caused it.
     """
     grey = np.array([images[i].mean(axis=2, dtype=np.float32) for i in index])
     return np.abs(np.diff(grey, axis=1)).mean((1, 2)) + np.abs(np.diff(grey, axis=2)).mean((1, 2))
@@ -143,7 +146,7 @@ def _draws(person: np.ndarray, runs: int, bootstraps: int, seed: int) -> tuple[n
 
 
 def _interval(point: float, drawn: np.ndarray) -> dict[str, float] | None:
-    """Estimate and 95 % percentile interval; None where the score is undefined."""
+    """Estimate and 95 % percentile interval; None if the score is undefined."""
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(point) or not len(drawn):
         return None
@@ -162,10 +165,10 @@ def subgroup_table(
 ) -> list[dict]:
     """Every group's scores: the mean over runs and a 95 % interval over patients and runs.
 
-    index (N,) test images, probabilities (R, N, classes) of R runs' models on them. Each row has "by" (what divides:
-    "all", "camera", "age_band x eye", "grade" …), "group", "patients" (images), each of ``METRICS`` as a dict of mean,
-    low and high or None where it is undefined (kappa of one grade), and "recall_per_grade", a list of means, None for
-    a grade that the group lacks. With five runs or fewer the part of an interval that is due to runs is too narrow.
+    index (N,) test images, probabilities (R, N, classes) of R runs' models on them. Each row has "by" (the
+    division: "all", "camera", "age_band x eye", "grade" …), "group", "patients" (images), each of ``METRICS`` as a dict
+    of mean, low and high, or None if it is undefined (kappa of one grade), and "recall_per_grade", a list of means,
+    None for a grade that the group lacks. With five runs or fewer the runs' part of an interval is too narrow.
     """
     labels = dataset.labels[index]
     patients, runs = _draws(dataset.person[index], len(probabilities), bootstraps, seed)
@@ -197,10 +200,10 @@ def gap(
     """The worst group and the distance between the best and the worst, by one of ``METRICS``.
 
     labels (N,), probabilities (R, N, classes), groups as masks (N,). Returns "worst" and "best" (names), "worst_score"
-    and "gap" (mean, low, high over patients and runs; the worst group is looked for in every draw), "by_chance", the
-    95 % quantile of the gap where group names are shuffled among patients, and "p_value": with groups that do not
-    matter it is below 0.05 in at most 5 % of all cases. Raises InputError for fewer than two groups, another metric,
-    or one that is undefined in a group.
+    and "gap" (mean, low, high over patients and runs; every draw has its own worst group), "by_chance", the 95 %
+    quantile of the gap with group names shuffled among patients, and "p_value", which is below 0.05 in at most 5 % of
+    all cases if groups do not matter. Raises InputError for fewer than two groups, an unknown metric, or one that is
+    undefined in a group.
     """
     if metric not in METRICS:
         raise InputError(f"metric '{metric}' is unknown; choose one of {', '.join(METRICS)}")
