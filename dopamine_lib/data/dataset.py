@@ -74,7 +74,7 @@ class Dataset:
 def split_by_person(
     labels: np.ndarray, person: np.ndarray, *, test_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split so that nobody is on two sides and every grade keeps its proportion.
+    """Split so that no person is in two parts and every grade keeps its proportion.
 
     labels, person  int (N,). Persons are stratified by the label of their first image, so the parts have their
                     sizes up to the images of one person

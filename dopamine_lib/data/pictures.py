@@ -21,19 +21,14 @@ def contact_sheet(dataset: Dataset, *, columns: int = 8) -> Figure:
     return figure
 
 
-def hospital_split(dataset: Dataset, hospitals: list[np.ndarray], *, by: str = "grade") -> Figure:
-    """Patients of each hospital, stacked by grade or by an attribute such as ``camera``."""
-    if by == "grade":
-        names, values = list(dataset.grades), np.array(dataset.grades)[dataset.labels]
-    else:
-        values = dataset.attributes[by]
-        names = sorted(set(values.tolist()))
+def hospital_split(dataset: Dataset, hospitals: list[np.ndarray]) -> Figure:
+    """The patients of each hospital, stacked by grade."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axis = figure.subplots()
     numbers, bottom = np.arange(1, len(hospitals) + 1), np.zeros(len(hospitals))
-    for shade, name in enumerate(names):
-        counts = np.array([np.sum(values[own] == name) for own in hospitals])
-        axis.bar(numbers, counts, bottom=bottom, label=name, color=f"C{shade}")
+    for grade, name in enumerate(dataset.grades):
+        counts = np.array([np.sum(dataset.labels[own] == grade) for own in hospitals])
+        axis.bar(numbers, counts, bottom=bottom, label=name, color=f"C{grade}")
         bottom += counts
     axis.set_xticks(numbers)
     axis.set_xlabel("hospital")

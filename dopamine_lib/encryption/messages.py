@@ -3,7 +3,7 @@
 TenSEAL adds and decrypts whatever it is given: flipped bits, a message of another round, a ciphertext under
 another key. So every message names its session, round, sender, layout and key, and is authenticated:
 
-    hospital to server   AES-256-GCM under a key those two share: the other hospitals, who could decrypt it, cannot
+    hospital to server   AES-256-GCM under a key those two share: the other hospitals, which could decrypt it, cannot
                          open it
     server to hospitals  one answer for all with a GCM tag for each, so that no hospital can pose as the server
 

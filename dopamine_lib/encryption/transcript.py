@@ -27,17 +27,14 @@ class Finding(NamedTuple):
 class Transcript:
     """Everything that a party was shown, in order.
 
-    last  how many of the newest records to keep (3,001 rounds of messages fill the memory); None keeps all
-
     >>> transcript = Transcript()
     >>> transcript.record("message", b"in front of " + bytes(range(100, 120)))
     >>> transcript.find(bytes(range(100, 120)))
     [Finding(record='message', offset=12, form='bytes')]
     """
 
-    def __init__(self, last: int | None = None):
+    def __init__(self):
         self.records: list[tuple[str, bytes]] = []
-        self._last = last
 
     def __repr__(self) -> str:
         return f"<Transcript of {len(self.records)} records, {sum(len(data) for _, data in self.records)} bytes>"
@@ -45,8 +42,6 @@ class Transcript:
     def record(self, name: str, data: bytes) -> None:
         """Keep a copy of data that is received or held."""
         self.records.append((name, bytes(data)))
-        if self._last is not None:
-            del self.records[: -self._last]
 
     def find(self, secret: bytes, *, known: bytes = b"") -> list[Finding]:
         """Where stretches of a secret, such as a key, stand in the records. Bytes that are in ``known`` are public.
