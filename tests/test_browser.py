@@ -64,9 +64,9 @@ def eyes():
 
     from dopamine_lib.models.checkpoints import load_model
     from dopamine_lib.models.networks import to_input
-    from dopamine_lib.page.served_model import served_model_path
+    from dopamine_lib.page.served_model import SERVED
 
-    net, about = load_model(served_model_path())
+    net, about = load_model(SERVED)
     preparing = about["preprocessing"]
     files = []
     for pixels in make_population(3, 200, 5, threads=1)[0]:

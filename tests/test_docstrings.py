@@ -19,7 +19,6 @@ UNFINISHED = (
     "fairness",
     "federation",
     "inference",
-    "page",
     "privacy",
     "report",
     "reproduction",

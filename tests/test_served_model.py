@@ -14,7 +14,7 @@ from dopamine_lib.federation.settings import setting
 from dopamine_lib.models.checkpoints import load_model, save_model
 from dopamine_lib.models.networks import EMBEDDED, extract_features, load_weights
 from dopamine_lib.page import served_model
-from dopamine_lib.page.served_model import MEASURED, facts, main, make, served_model_path
+from dopamine_lib.page.served_model import MEASURED, SERVED, facts, main, make
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilons
 
 
@@ -32,8 +32,8 @@ def test_the_facts_are_complete(known):
 
 
 def test_the_file_is_small_and_stands_on_the_embedded_weights():
-    assert served_model_path().stat().st_size < 20_000
-    state, metadata = load_model(served_model_path())
+    assert SERVED.stat().st_size < 20_000
+    state, metadata = load_model(SERVED)
     assert metadata["architecture"] == "head" and metadata["data"] == "synthetic"
     assert metadata["backbone_sha256"] == load_weights(EMBEDDED).sha256
     assert sum(p.numel() for p in state[-1].parameters()) == 2565
@@ -61,7 +61,7 @@ def test_epsilon_is_what_the_accountants_give(known):
 def test_the_accuracy_is_what_it_says(known):
     data = load_synthetic()
     test, weights = data.test, load_weights()
-    net, metadata = load_model(served_model_path())
+    net, metadata = load_model(SERVED)
     features = extract_features(weights, np.ascontiguousarray(data.images[test]), progress=False)
     with torch.inference_mode():
         right = net[-1](features).argmax(1).numpy() == data.labels[test]
@@ -77,7 +77,7 @@ def test_the_accuracy_is_what_it_says(known):
 
 
 def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):
-    _, metadata = load_model(served_model_path())
+    _, metadata = load_model(SERVED)
     for name, changes in (("fit", {"architecture": "cnn"}), ("fit", {"grades": ["one"]}), ("reproduce", {"grades": 5})):
         save_model(tmp_path / "model.safetensors", torch.nn.Linear(512, 5), metadata | changes)
         with refuses("model.safetensors", name):
@@ -85,7 +85,7 @@ def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):
 
 
 def test_facts_read_the_header_and_no_weight(monkeypatch, known):
-    path = served_model_path()
+    path = SERVED
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     read = []
 
@@ -173,5 +173,5 @@ def test_made_again_it_is_as_good(known, tmp_path, capsys):
         key: pytest.approx(known[key]) if key == "epsilon" else known[key]
         for key in ("epsilon", "delta", "statement", "trained_on", "grades")
     }
-    assert path.read_bytes() != served_model_path().read_bytes()  # other noise every time
+    assert path.read_bytes() != SERVED.read_bytes()  # other noise every time
     assert [file.name for file in tmp_path.iterdir()] == ["again.safetensors"]

@@ -60,7 +60,7 @@ def test_messages_arrive_in_order_for_their_reader_only(three):
 
 def test_a_long_message_goes_in_parts(three):
     _, _, provider, hospital, _ = three
-    message = os.urandom(2 * syft_delivery.MOST_BYTES + 5)
+    message = os.urandom(2 * syft_delivery.MAX_BYTES + 5)
     hospital.send(provider, TAG, message)
     assert len(provider.files) == 0 and provider.receive(hospital, TAG) == message
     assert len(provider.files) == 3

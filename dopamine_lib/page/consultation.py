@@ -83,7 +83,7 @@ class Backend:
         backbone: str | Path | None = None,
         size: int | None = None,
     ):
-        self._weights = Path(weights or served_model.served_model_path())
+        self._weights = Path(weights or served_model.SERVED)
         self._options = {"backbone": backbone, "size": size}
         self._credentials = tls.Credentials.make("patient")
         self._lock = threading.Lock()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError
 
+#: The file that is served by default; ``--weights`` of the command ``app`` names another.
 SERVED = Path(__file__).parents[1] / "assets" / "served_model.safetensors"
 #: A header holds a privacy statement and little more.
 MAX_HEADER = 1_000_000
@@ -31,11 +32,6 @@ MEASURED = (
     "train_patients",
     "trained_on",
 )
-
-
-def served_model_path() -> Path:
-    """The file that is served by default; ``--weights`` of the command ``app`` names another."""
-    return SERVED
 
 
 def facts(path: str | Path | None = None) -> dict:

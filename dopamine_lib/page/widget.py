@@ -30,6 +30,7 @@ SAMPLES = len(GRADES)
 _PATIENTS, _SEED = 11, 6
 #: Seconds between the repetitions of what a page says at its start.
 SAY_AGAIN = (1, 2, 4, 8)
+PATIENCE = 120.0  # seconds that ``wait`` waits
 
 
 @functools.lru_cache(maxsize=4)
@@ -133,12 +134,12 @@ class PatientPage:
             return
         self._show(image, name or "your photograph", warning=retina_warning(image))
 
-    def wait(self, seconds: float = 120.0) -> Grading | None:
-        """Wait until nothing is going on; returns ``grading``, None where there is no answer. TimeoutError if late."""
+    def wait(self) -> Grading | None:
+        """Wait until nothing is going on; returns ``grading``, None where there is no answer. Raises TimeoutError."""
         thread = self._thread
-        thread.join(seconds)
+        thread.join(PATIENCE)
         if thread.is_alive():
-            raise TimeoutError(f"the page is still at work after {seconds:g} s")
+            raise TimeoutError(f"the page is still at work after {PATIENCE:g} s")
         return self.grading
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Who is who in a distributed run: one key pair a party, its public half known to all beforehand.
+"""Key pairs of a distributed run's parties, whose public halves all know beforehand.
 
-    DIR/hospital-3.key    the private key, readable by its owner alone; made on that hospital's machine, never copied
-    DIR/hospital-3.pub    the public key; everybody has everybody's
+    DIR/hospital-3.key    the private key, readable by its owner only; made on that hospital's machine, never copied
+    DIR/hospital-3.pub    the public key; everybody has all of them
 
-Whoever relays messages could put its own keys in the place of keys it relays, and read or change everything. So the
+A party that relays messages could replace the keys that it relays by its own, and read or change everything. So the
 ``.pub`` files travel another way (by hand, or from each hospital's own site) and are compared by ``fingerprint``.
 """
 
@@ -18,7 +18,11 @@ from dopamine_lib.files import read_key, write_key
 
 
 def party_name(number: int) -> str:
-    """``server``, or ``hospital-3`` for hospital 3."""
+    """The name of a party, in files and on the command line.
+
+    >>> party_name(3), party_name(SERVER)
+    ('hospital-3', 'server')
+    """
     return "server" if number == SERVER else f"hospital-{number}"
 
 
@@ -29,26 +33,30 @@ def party_number(name: str) -> int:
         return SERVER
     if kind == "hospital" and number.isdecimal() and int(number) < SERVER and name == party_name(int(number)):
         return int(number)
-    raise InputError(f"party '{name}' is unknown; it is 'server', or 'hospital-0' and so on")
+    raise InputError(f"party '{name}' is unknown; write 'server', or 'hospital-0', 'hospital-1' and so on")
 
 
 def fingerprint(public: bytes) -> str:
-    """A public key in 32 letters and digits, to compare by telephone."""
+    """A public key's hash as 32 hexadecimal digits, to compare by telephone.
+
+    >>> fingerprint(bytes(32))
+    'ed882494499da0d71cc18f8fb5bcf983'
+    """
     return hashlib.blake2b(public, digest_size=16, person=b"fingerprint").hexdigest()
 
 
-def fingerprints(folder) -> dict[str, str]:
-    """The fingerprint of every public key in ``folder``, by party. Raises InputError where there is none."""
+def fingerprints(folder: str | Path) -> dict[str, str]:
+    """The fingerprint of every public key in ``folder``, by party. Raises InputError where there are none."""
     paths = sorted(Path(folder).glob("*.pub"))
     if not paths:
-        raise InputError(f"{folder} holds no .pub file; get each party's from its owner")
+        raise InputError(f"{folder} holds no .pub files; get each party's from its owner")
     return {path.stem: fingerprint(_read_key(path, "get it from its owner")) for path in paths}
 
 
-def make_identity(folder, name: str) -> str:
+def make_identity(folder: str | Path, name: str) -> str:
     """Make the key pair of the party called ``name`` in ``folder``; returns the fingerprint of its public key.
 
-    Raises InputError where it has one already: a new one would shut out whoever knows the old one.
+    Raises InputError where it has one already: a new one would lock out every party that knows the old one.
     """
     party_number(name)
     folder, private = Path(folder), os.urandom(32)
@@ -58,7 +66,7 @@ def make_identity(folder, name: str) -> str:
         write_key(folder / f"{name}.key", f"{private.hex()}\n".encode())
         write_public(folder, name, public)
     except FileExistsError:
-        raise InputError(f"{folder / name}.key is there already; remove it first if {name} is to be new") from None
+        raise InputError(f"{folder / name}.key is there already; remove it first to give {name} a new one") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
     return fingerprint(public)
@@ -69,8 +77,8 @@ def write_public(folder: Path, name: str, public: bytes) -> None:
     (folder / f"{name}.pub").write_text(public.hex() + "\n")
 
 
-def read_publics(folder, hospitals: int) -> dict[int, bytes]:
-    """The public keys of the server and K hospitals, by number. InputError where one is missing or no key."""
+def read_publics(folder: str | Path, hospitals: int) -> dict[int, bytes]:
+    """The public keys of the server and K hospitals, by number. Raises InputError for a missing or damaged one."""
     folder = Path(folder)
     return {
         number: _read_key(folder / f"{party_name(number)}.pub", "get it from its owner")
@@ -78,13 +86,16 @@ def read_publics(folder, hospitals: int) -> dict[int, bytes]:
     }
 
 
-def read_identity(folder, number: int, publics: dict[int, bytes]) -> Identity:
-    """A party's own key pair. InputError where others may read the file, or the public key is another one's."""
+def read_identity(folder: str | Path, number: int, publics: dict[int, bytes]) -> Identity:
+    """A party's own key pair.
+
+    Raises InputError where others can read the file, or where ``publics`` has another public key for the party.
+    """
     path = Path(folder) / f"{party_name(number)}.key"
     remedy = f"make it here with: python -m dopamine_lib.federation.mpi identity {party_name(number)} {folder}"
     identity = Identity(_read_key(path, remedy, read_key))
     if publics[number] != identity.public:
-        raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was swapped or is old")
+        raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was replaced or is old")
     return identity
 
 

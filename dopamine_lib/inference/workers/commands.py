@@ -177,7 +177,11 @@ def _patient(arguments) -> None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """``HOST:PORT`` as (host, port). Raises InputError for anything else."""
+    """``HOST:PORT`` as (host, port). Raises InputError for anything else.
+
+    >>> parse_address("[::1]:7100")
+    ('::1', 7100)
+    """
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"'{text}' is no address; write HOST:PORT, for example 127.0.0.1:{CRYPTO_PROVIDER_PORT}")

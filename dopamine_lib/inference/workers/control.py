@@ -78,7 +78,14 @@ def receive_bytes(channel: Channel, tag: int, size: int) -> bytes:
 
 
 def send_text(channel: Channel, tag: int, text: str) -> None:
-    """Send a text of any length: its length first."""
+    """Send a text of any length: its length first.
+
+    >>> from dopamine_lib.inference.protocols.channel import local_pair
+    >>> provider, patient = local_pair()
+    >>> send_text(provider, Tag.CARD, "five grades")
+    >>> receive_text(patient, Tag.CARD)
+    'five grades'
+    """
     data = text.encode()
     send_number(channel, tag, len(data))
     channel.send(tag, data)

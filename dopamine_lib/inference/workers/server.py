@@ -1,7 +1,7 @@
 """A worker that others connect to: one thread per connection, so that a rude client hurts nobody but itself.
 
 A client that says nothing, sends garbage, stops halfway or is killed costs its own connection, which ends when its
-time is up at the latest. While ``limit`` connections are open, new ones are closed unheard.
+time is up at the latest. While ``MAX_CONNECTIONS`` are open, new ones are closed unheard.
 """
 
 import logging
@@ -20,16 +20,15 @@ class ThreadingServer:
 
     role    its name in the log
     peers   PEM certificates of the workers let in, by the name that ``talk`` is given
-    limit   connections open at once
     """
 
     role = "server"
 
-    def __init__(self, address: Address, credentials: Credentials, peers: dict[str, str], limit: int = MAX_CONNECTIONS):
+    def __init__(self, address: Address, credentials: Credentials, peers: dict[str, str]):
         self._listener = Listener(address, credentials, peers)
         self.address = self._listener.address
         self.fingerprints = {name: bytes.fromhex(fingerprint(certificate)) for name, certificate in peers.items()}
-        self._slots = threading.Semaphore(limit)
+        self._slots = threading.Semaphore(MAX_CONNECTIONS)
         self._lock = threading.Lock()
         self._channels, self._threads = set(), set()
         self._closed = False

@@ -1,20 +1,20 @@
-"""Delivery by syft 0.10: sealed files between peers who approved each other. The arithmetic is ours, the post syft's.
+"""Delivery by syft 0.10: sealed files between peers that approved each other. syft carries, the kit computes.
 
 The paper names the PySyft of its time, which computed on additive shares. Today's has no secure computation: it
-synchronises files between the datasites of peers over a shared drive, end to end encrypted, each for whom its owner
-names. That fits what is sent once (seeds, fingerprints of certificates, shares of model, image and result) and not the
-hundred rounds of a query: a message takes a tenth of a second, and every later synchronisation reads it again.
+synchronises files between the datasites of peers over a shared drive, end-to-end encrypted, each for the readers that
+its owner names. That fits what is sent once (seeds, fingerprints of certificates, shares of model, image and result),
+not the hundred rounds of a query: a message takes a tenth of a second, and every later synchronisation reads it again.
 
     with Drive() as drive:                         syft's in-memory stand-in for the drive: offline, within one process
-        patient, hospital = drive.join("patient"), drive.join("hospital")
-        introduce(patient, hospital)               one asks, the other approves
-        hospital.allow(patient)                    one folder, readable for one peer
-        hospital.send(patient, SEED, seed)
-        patient.receive(hospital, SEED)
+        patient, crypto_provider = drive.join("patient"), drive.join("crypto-provider")
+        introduce(patient, crypto_provider)        one asks, the other approves
+        crypto_provider.allow(patient)             one folder, readable by one peer
+        crypto_provider.send(patient, SEED, seed)
+        patient.receive(crypto_provider, SEED)
 
-A peer writes in its own datasite only. syft seals a message for its reader, but would deliver an old one again: so a
-message says inside whose it is and which in order. The in-memory drive is a test double: it shows what goes where,
-and keeps nobody of this process out. syft's names used here are partly those of its own tests, hence the exact pin.
+A peer writes in its own datasite only. syft seals a message for its reader, but would deliver an old one again: so
+each message names its sender, its reader and its number. The in-memory drive is a test double: it shows what goes
+where, and locks out nobody in this process. Some names used here belong to syft's own tests, hence the exact pin.
 """
 
 import base64
@@ -28,7 +28,10 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 os.environ.setdefault("PRE_SYNC", "false")  # else syft synchronises whenever one of its attributes is read
 
@@ -38,20 +41,20 @@ from syft.sync.syftbox_manager import SyftboxManager, SyftboxManagerConfig
 from syft_perms import SyftPermContext
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 
 PAUSE, TIMEOUT = 0.05, 30.0  # seconds between two looks into the folder, and until a receiver gives up
-#: Of every file: whose it is (16 bytes), tag, number of the message, number of the part, parts.
+#: A file begins with sender and reader (16 bytes), tag, number of the message, number of the part, count of parts.
 _HEADER = struct.Struct("<16sIIII")
-MOST_BYTES = 10**6 - _HEADER.size  # of a message in one file, which syft handles well up to a megabyte
+MAX_BYTES = 10**6 - _HEADER.size  # of a message per file: syft handles files well up to a megabyte
 _GZIP, _BASE64 = b"\x1f\x8b", re.compile(rb"(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
-_ONE_AT_A_TIME = threading.RLock()  # the in-memory drive and the redirection of printing are for one thread
+_ONE_AT_A_TIME = threading.RLock()  # the in-memory drive and redirected output serve one thread
 
 
 class Drive:
     """The shared drive, and the peers' folders in a temporary directory that ``close`` removes.
 
-    encrypted  False shows what the drive's owner would read; syft's own default
+    encrypted  False, syft's own default, shows what the drive's owner would read then
     """
 
     def __init__(self, encrypted: bool = True):
@@ -75,15 +78,15 @@ class Drive:
         """Remove the peers' folders; may be called twice."""
         self._temporary.cleanup()
 
-    def __enter__(self):
+    def __enter__(self) -> "Drive":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class Peer:
-    """One worker's datasite. ``files`` are those it holds, its own and what was let through to it."""
+    """One worker's datasite. ``files`` are those it holds: its own, and those it was allowed to read."""
 
     def __init__(self, name: str, drive: Drive, folder: Path):
         self.name, self.email, self._drive = name, f"{name}@kit.test", drive
@@ -106,19 +109,19 @@ class Peer:
             self._syft.peer_manager.write_own_version()
 
     def allow(self, reader: "Peer") -> None:
-        """Open a folder of this datasite to one reader; what is sent to it lies there."""
+        """Open a folder of this datasite to one reader; messages to it lie there."""
         folder = self._outbox(reader)
         folder.mkdir(exist_ok=True)
         with _quietly():
             SyftPermContext(datasite=folder.parent).open(f"{folder.name}/").grant_read_access(reader.email)
 
-    def send(self, reader: "Peer", tag: int, data) -> None:
-        """Leave a message for a reader and synchronise. Raises InputError where ``allow`` was not called before."""
+    def send(self, reader: "Peer", tag: int, data: bytes | np.ndarray) -> None:
+        """Leave a message for a reader and synchronise. Raises InputError where the reader was not allowed before."""
         folder, content = self._outbox(reader), memoryview(data).cast("B")
         if not folder.is_dir():
             raise InputError(f"{self.name} has no folder that {reader.name} may read; call allow first")
         number = self._sent[reader.name] = self._sent.get(reader.name, -1) + 1
-        parts = [content[at : at + MOST_BYTES] for at in range(0, len(content), MOST_BYTES)] or [content]
+        parts = [content[at : at + MAX_BYTES] for at in range(0, len(content), MAX_BYTES)] or [content]
         with _quietly():
             for i, part in enumerate(parts):
                 header = _HEADER.pack(self._address(self, reader), tag, number, i, len(parts))
@@ -126,9 +129,9 @@ class Peer:
             self.synchronise()
 
     def receive(self, sender: "Peer", tag: int, timeout: float = TIMEOUT) -> bytes:
-        """The next message of a sender, which must have this tag.
+        """The next message from a sender, which must have this tag.
 
-        Raises ChannelError where none comes in time, or one that is not the one due.
+        Raises ChannelError where none comes in time, or another than the one due.
         """
         number = self._received.get(sender.name, -1) + 1
         whole, part, parts = b"", 0, 1
@@ -143,7 +146,7 @@ class Peer:
         return whole
 
     def synchronise(self) -> None:
-        """Publish what is new here and fetch what this peer may read."""
+        """Publish what is new here, and fetch what this peer may read."""
         with _quietly():
             self._syft.sync(auto_checkpoint=False, auto_compact=False)
 
@@ -189,23 +192,25 @@ def introduce(one: Peer, other: Peer) -> None:
 
 
 class ByPost:
-    """A Channel that sends the messages with certain tags by syft and the others through a channel.
+    """A Channel that sends messages with certain tags by syft, and all others through another channel.
 
-    channel  for everything else: the rounds
+    channel       for all others: the rounds
     mine, theirs  this party's peer and the other's
-    tags     of the messages that go by syft
+    tags          of the messages that go by syft
     """
 
-    def __init__(self, channel, mine: Peer, theirs: Peer, tags):
+    def __init__(self, channel: Channel, mine: Peer, theirs: Peer, tags: Iterable[int]):
         self._channel, self._mine, self._theirs, self._tags = channel, mine, theirs, frozenset(tags)
 
-    def send(self, tag: int, data) -> None:
+    def send(self, tag: int, data: bytes | np.ndarray) -> None:
+        """Send one message."""
         if tag in self._tags:
             self._mine.send(self._theirs, tag, data)
         else:
             self._channel.send(tag, data)
 
-    def receive(self, tag: int, out) -> None:
+    def receive(self, tag: int, out: bytes | np.ndarray) -> None:
+        """Receive one message into ``out``. Raises ChannelError for another tag or size."""
         if tag not in self._tags:
             self._channel.receive(tag, out)
             return
@@ -214,10 +219,12 @@ class ByPost:
             raise ChannelError(f"{self._theirs.name} sent {len(data)} bytes where {len(out)} are due")
         out[:] = data
 
-    def exchange(self, tag: int, outgoing, incoming) -> None:
+    def exchange(self, tag: int, outgoing: bytes | np.ndarray, incoming: bytes | np.ndarray) -> None:
+        """Send and receive at the same time; never by syft."""
         self._channel.exchange(tag, outgoing, incoming)
 
     def close(self) -> None:
+        """Close the other channel."""
         self._channel.close()
 
 
