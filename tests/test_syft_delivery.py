@@ -27,42 +27,42 @@ CHAPTER = Path(__file__).parent.parent / "notebooks" / "05_private_inference.ipy
 
 @pytest.fixture
 def three():
-    """A drive with three workers and a stranger whom the hospital approved but allows nothing."""
+    """A drive with three workers and a stranger whom the crypto-provider approved but allows nothing."""
     with syft_delivery.Drive() as drive:
         yield drive, *joined(drive)
 
 
 def joined(drive):
-    patient, provider, hospital, stranger = map(drive.join, ("patient", "provider", "hospital", "stranger"))
-    for one, other in ((patient, provider), (patient, hospital), (provider, hospital), (stranger, hospital)):
+    patient, provider, third, stranger = map(drive.join, ("patient", "provider", "crypto-provider", "stranger"))
+    for one, other in ((patient, provider), (patient, third), (provider, third), (stranger, third)):
         syft_delivery.introduce(one, other)
-    for one, other in ((patient, provider), (provider, patient), (hospital, patient), (hospital, provider)):
+    for one, other in ((patient, provider), (provider, patient), (third, patient), (third, provider)):
         one.allow(other)
-    return patient, provider, hospital, stranger
+    return patient, provider, third, stranger
 
 
 def test_messages_arrive_in_order_for_their_reader_only(three):
-    drive, patient, provider, hospital, stranger = three
+    drive, patient, provider, third, stranger = three
     for reader, size in ((patient, 16), (provider, 16), (patient, 0), (patient, 1000)):
         message = os.urandom(size)
-        hospital.send(reader, TAG, message)
-        assert reader.receive(hospital, TAG) == message
+        third.send(reader, TAG, message)
+        assert reader.receive(third, TAG) == message
     assert [name.split("/")[1] for name in patient.files] == ["to_patient"] * 3
     stranger.synchronise()
     assert stranger.files == []
-    with pytest.raises(ChannelError, match="nothing for stranger from hospital"):
-        stranger.receive(hospital, TAG, timeout=0.1)
-    hospital.allow(stranger)  # the same stranger, once allowed: the test can fail
-    hospital.send(stranger, TAG, b"now")
-    assert stranger.receive(hospital, TAG) == b"now"
+    with pytest.raises(ChannelError, match="nothing for stranger from crypto-provider"):
+        stranger.receive(third, TAG, timeout=0.1)
+    third.allow(stranger)  # the same stranger, once allowed: the test can fail
+    third.send(stranger, TAG, b"now")
+    assert stranger.receive(third, TAG) == b"now"
     assert not any("to_patient" in name for name in stranger.files)
 
 
 def test_a_long_message_goes_in_parts(three):
-    _, _, provider, hospital, _ = three
+    _, _, provider, third, _ = three
     message = os.urandom(2 * syft_delivery.MAX_BYTES + 5)
-    hospital.send(provider, TAG, message)
-    assert len(provider.files) == 0 and provider.receive(hospital, TAG) == message
+    third.send(provider, TAG, message)
+    assert len(provider.files) == 0 and provider.receive(third, TAG) == message
     assert len(provider.files) == 3
 
 
@@ -70,34 +70,34 @@ def test_a_long_message_goes_in_parts(three):
 def test_the_drives_owner_reads_nothing(encrypted):
     """And with encryption off, syft's default, it reads everything, wherever the secret stands."""
     with syft_delivery.Drive(encrypted) as drive:
-        patient, _, hospital, _ = joined(drive)
+        patient, _, third, _ = joined(drive)
         for length in (16, 17, 18):
             secret = os.urandom(length)
-            hospital.send(patient, TAG, secret)
-            assert patient.receive(hospital, TAG) == secret
+            third.send(patient, TAG, secret)
+            assert patient.receive(third, TAG) == secret
             assert drive.shows(secret) != encrypted
             assert not drive.shows(os.urandom(length))
 
 
 def test_an_old_message_is_not_taken_again(three):
     """Nor another's, a part too few, or rubbish: each is put where the next message is due."""
-    drive, patient, provider, hospital, _ = three
-    hospital.send(patient, TAG, b"first")
-    hospital.send(provider, TAG, b"not for the patient")
-    hospital.send(provider, TAG, b"nor this")
-    assert patient.receive(hospital, TAG) == b"first"
-    old = next(drive.folder.glob("patient/hospital@*/to_patient/*.bin"))
-    theirs = sorted(drive.folder.glob("hospital/hospital@*/to_provider/*.bin"))[1]
+    drive, patient, provider, third, _ = three
+    third.send(patient, TAG, b"first")
+    third.send(provider, TAG, b"not for the patient")
+    third.send(provider, TAG, b"nor this")
+    assert patient.receive(third, TAG) == b"first"
+    old = next(drive.folder.glob("patient/crypto-provider@*/to_patient/*.bin"))
+    theirs = sorted(drive.folder.glob("crypto-provider/crypto-provider@*/to_provider/*.bin"))[1]
     due = old.with_name("000001-000.bin")
     for content in (old.read_bytes(), theirs.read_bytes(), b"", b"rubbish" * 9):
         due.write_bytes(content)
         with pytest.raises(ChannelError, match="another message than number 1, tag 7"):
-            patient.receive(hospital, TAG)
+            patient.receive(third, TAG)
     due.unlink()
-    hospital.send(patient, TAG, b"second")
+    third.send(patient, TAG, b"second")
     with pytest.raises(ChannelError, match="tag 8"):
-        patient.receive(hospital, TAG + 1)
-    assert patient.receive(hospital, TAG) == b"second"
+        patient.receive(third, TAG + 1)
+    assert patient.receive(third, TAG) == b"second"
 
 
 def test_refusals(three, refuses):
@@ -117,19 +117,19 @@ def test_a_message_of_another_size_is_refused(three):
 def test_a_query_whose_shares_go_by_syft(three, monkeypatch, capsys):
     """Seeds, masked model, image's share and answer's share by syft, the rounds by a channel; nothing is printed."""
     monkeypatch.setattr(kernels, "active", lambda: kernels)
-    _, patient, provider, hospital, _ = three
+    _, patient, provider, third, _ = three
     torch.manual_seed(1)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
     images = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     plan, weights = compile_model(net.requires_grad_(False), 8, to_input(images, *HALF), *HALF)
     crypto_provider = CryptoProvider(plan)
-    hospital.send(patient, TAG, crypto_provider.patient_seed)
-    hospital.send(provider, TAG, crypto_provider.provider_seed)
+    third.send(patient, TAG, crypto_provider.patient_seed)
+    third.send(provider, TAG, crypto_provider.provider_seed)
     tags = (MODEL, TAGS * plan.weighted[0], ANSWER)
     (to_provider, to_patient), (offline, dealt) = local_pair(), local_pair()
-    one = Patient(plan, patient.receive(hospital, TAG), syft_delivery.ByPost(to_provider, patient, provider, tags))
+    one = Patient(plan, patient.receive(third, TAG), syft_delivery.ByPost(to_provider, patient, provider, tags))
     other = Provider(
-        plan, weights, provider.receive(hospital, TAG), syft_delivery.ByPost(to_patient, provider, patient, tags)
+        plan, weights, provider.receive(third, TAG), syft_delivery.ByPost(to_patient, provider, patient, tags)
     )
     at_once(one.setup, other.setup)
     at_once(one.prepare, lambda: other.prepare(offline), lambda: crypto_provider.send(dealt))

@@ -10,8 +10,8 @@ import json
 import threading
 from collections.abc import Sequence
 
-from dopamine_lib.inference.network.parties import Provider, Weights
-from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.network.parties import Provider
+from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
