@@ -286,7 +286,7 @@ def test_central_and_local_counts_are_unbiased_with_the_stated_error(epsilon, sh
     rng, n, trials = np.random.default_rng(3), 500, 4000
     bits = (np.arange(n) < share * n).astype(int)
     for count, error in (
-        (dp.central_count, dp.central_error(epsilon)),
+        (lambda bits, e, rng: dp.Laplace.for_epsilon(e).release(np.sum(bits), rng), dp.central_error(epsilon)),
         (dp.local_count, dp.local_error(epsilon, n)),
     ):
         estimates = np.array([count(bits, epsilon, rng) for _ in range(trials)])

@@ -1,4 +1,4 @@
-"""Noise in the integers: what it spends, how far one patient moves it, and what a hospital sends."""
+"""Discrete noise: what it spends, how far one patient moves it, and what a hospital sends."""
 
 import math
 
@@ -190,10 +190,13 @@ def test_without_a_seed_no_noise_comes_twice():
 
 
 def test_values_past_the_box_are_clamped_not_refused():
-    noise = head(box=1.0)
+    noise = head()
     far = np.where(np.arange(2565) % 2, 50.0, -50.0)
     sent = noise.combine(far, (np.zeros(2565), np.zeros(2565, np.int64)))
-    assert np.abs(sent).max() == noise.box_units == math.floor(noise.scale * 0.5) and set(sent) == {sent[0], sent[1]}
+    assert np.abs(sent).max() == noise.box_units == math.floor(integer_noise.BOX * noise.scale * 0.5) and set(sent) == {
+        sent[0],
+        sent[1],
+    }
 
 
 @pytest.mark.parametrize("least", [10, 7])
@@ -214,13 +217,11 @@ def test_overflow_stays_under_what_was_asked_for(least):
     "changes, said",
     [
         (dict(rounding="up"), "rounding"),
-        (dict(box=0), "box"),
         (dict(least=11), "least"),
         (dict(least=0), "least"),
         (dict(scale=-1.0), "scale"),
         (dict(scale=1e9), "scale"),
         (dict(scale=10.0), "variance of a share"),
-        (dict(overflow=0.5), "overflow"),
         (dict(sample_rate=0), "sample rate"),
         (dict(total_range=100), "variance of a share"),
     ],

@@ -1,16 +1,16 @@
 """What a training run has spent: epsilon by three accountants, its inverse, and the ledger.
 
-What happened is a ``DpEvent``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``. Accountants interpret
-composed events. Opacus does the mathematics of the Gaussian: Renyi-DP with Poisson sampling (Mironov, Talwar, Zhang
-2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding or
-removing one patient's image.
+What happened is a ``DpEvent``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``; accountants interpret
+several of them composed. Opacus does the mathematics of the Gaussian: Renyi-DP under Poisson sampling (Mironov, Talwar,
+Zhang 2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding
+or removing one patient's image.
 """
 
 import functools
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,17 +21,17 @@ from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_wi
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
-#: Those of them at which the moment is a finite sum, and quick.
+#: The whole ones, at which the moment is a finite sum and quick to compute.
 WHOLE = tuple(order for order in ORDERS if order == int(order))
 #: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv: numerical, an upper bound.
 ACCOUNTANTS = ("rdp_classic", "rdp", "prv")
-#: Of steps that are accounted, and of noise multipliers that are looked for.
+#: The most steps that can be accounted for, and the least noise multiplier that is searched for.
 MOST_STEPS = 10**7
 LEAST_NOISE = 0.2
 
 
 class BudgetSpent(Exception):
-    """The next step would pass the privacy budget (Algorithm 1, lines 18 to 20)."""
+    """The next step would exceed the privacy budget (Algorithm 1, lines 18 to 20)."""
 
 
 def check_steps(steps: int) -> None:
@@ -56,10 +56,10 @@ class DpEvent(Protocol):
         """Renyi-DP of all steps together at each of ``orders``."""
 
     def delta_left(self, delta: float) -> float:
-        """The part of ``delta`` left for the conversion to epsilon, once failures of this mechanism are paid for."""
+        """The part of ``delta`` left for the conversion to epsilon, once this mechanism's failures are paid for."""
 
     def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
-        """Epsilon at ``delta`` with the noise as drawn; ``epsilon`` is that of exact noise at ``left``."""
+        """Epsilon at ``delta`` of the noise as it is drawn; ``epsilon`` is that of exact noise at ``left``."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class SampledGaussian:
         return self.steps * _rdp_per_step(self.noise_multiplier, self.sample_rate, orders)
 
     def delta_left(self, delta: float) -> float:
-        """All of it: nothing else can fail."""
+        """All of it: this mechanism has no failures."""
         return delta
 
     def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
-        """The same: Gaussian noise is taken to be exact, and a statement says so."""
+        """``epsilon`` itself: floating-point Gaussian noise is taken for exact, which the statement names."""
         return epsilon
 
 
@@ -123,8 +123,8 @@ def rdp_epsilon(rdp: np.ndarray, orders: tuple[float, ...], delta: float, improv
     """The least epsilon >= 0 over all orders for Renyi-DP ``rdp`` (…, orders); returns (…).
 
     Classic: rdp - ln(delta) / (a - 1), Mironov 2017, proposition 3. Improved: less ln(a) / (a - 1) and plus
-    ln(1 - 1/a), Balle et al. 2020, theorem 21. Steps add up before the conversion, and an order whose Renyi-DP is NaN
-    is passed over. Raises InputError for delta outside (0, 1).
+    ln(1 - 1/a), Balle et al. 2020, theorem 21. Add up steps before the conversion; orders whose Renyi-DP is NaN are
+    skipped. Raises InputError for delta outside (0, 1).
     """
     check_delta(delta)
     a = np.array(orders)
@@ -141,12 +141,15 @@ def epsilon(
     accountant: str = "rdp_classic",
     orders: tuple[float, ...] = (),
 ) -> float | None:
-    """Epsilon at ``delta`` of one event, or of several composed; infinity where no epsilon is finite.
+    """Epsilon at ``delta`` of one event, or of several composed; infinity where delta is too small for any.
 
-    accountant  one of ``ACCOUNTANTS``; None is returned for "prv" where an event has no PRV
-    orders      of Renyi-DP, by default all that every event knows: each gives a bound and the least is taken, so fewer
-                give a valid, looser one
-    Raises InputError for delta outside (0, 1) or an unknown accountant.
+    accountant  one of ``ACCOUNTANTS``; the result is None for "prv" where an event has no PRV
+    orders      of Renyi-DP, by default all that the events have in common: every order gives a bound and the least is
+                taken, so fewer orders give a valid but looser one
+    Raises InputError for delta outside (0, 1) or an unknown accountant. FSCDP's 10.83 of Figure 1:
+
+    >>> round(epsilon(SampledGaussian(noise_multiplier=1.15, sample_rate=100 / 2930, steps=3001), delta=1e-4), 2)
+    10.83
     """
     check_delta(delta)
     if accountant not in ACCOUNTANTS:
@@ -174,12 +177,20 @@ def epsilons(events: DpEvent | Iterable[DpEvent], delta: float) -> dict[str, flo
 
 
 def noise_multiplier_for(
-    target: float, sample_rate: float, steps: int, delta: float, accountant="prv", before: tuple = ()
+    target: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    accountant: str = "prv",
+    before: tuple[SampledGaussian, ...] = (),
 ) -> float:
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
-    before  SampledGaussians that are spent as well
+    before  what is spent besides
     Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
+
+    >>> round(noise_multiplier_for(3.0, sample_rate=100 / 2930, steps=3001, delta=1e-4, accountant="rdp"), 2)
+    2.61
     """
     check_epsilon(target)
 
@@ -188,16 +199,16 @@ def noise_multiplier_for(
 
     quick = "rdp" if accountant == "prv" else accountant
     high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, LEAST_NOISE, 1.0)
-    # the orders between improve on that a little, and only those beside the best whole one; PRV a little more
+    # of the other orders only those next to the best whole one improve on that, a little; PRV improves a little more
     best = min(WHOLE, key=lambda order: spent(high, quick, (order,)))
     near = tuple(order for order in ORDERS if abs(order - best) < 1)
     return _least_noise(lambda sigma: spent(sigma, orders=near), target, max(LEAST_NOISE, high / 2), high)
 
 
-def _least_noise(spent, target: float, low: float, high: float) -> float:
-    """The least sigma whose ``spent(sigma)`` is at most ``target``, to a relative 1e-3 and rounded up.
+def _least_noise(spent: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The least sigma with ``spent(sigma)`` at most ``target``, to a relative 1e-3 and rounded up.
 
-    low, high  where to look first
+    low, high  where to search first
     """
     while spent(high) > target:
         low, high = high, 2 * high
@@ -210,7 +221,7 @@ def _least_noise(spent, target: float, low: float, high: float) -> float:
             return low
         low, high = max(LEAST_NOISE, low / 2), low
     ends = math.log(low), math.log(high)
-    # nearly a straight line on logarithmic axes, so a few steps find it
+    # nearly a straight line on logarithmic axes, so a few steps suffice
     sigma = math.exp(brentq(lambda x: math.log(max(spent(math.exp(x)), 1e-12) / target), *ends, xtol=2e-4))
     while spent(sigma) > target:
         sigma *= 1.0002
@@ -218,23 +229,23 @@ def _least_noise(spent, target: float, low: float, high: float) -> float:
 
 
 class Ledger:
-    """Steps charged so far at one (sigma, q), and the refusal of the step that would pass the budget.
+    """The steps charged so far at one (sigma, q); it refuses the step that would exceed the budget.
 
-    budget   epsilon that must not be passed, by ``accountant``; infinity to only keep count
-    planned  steps that will be asked for at most; a budget that covers them needs no search for its end
-    bound    epsilon of (steps, accountant) where more happens than these steps; theirs alone by default
-    ``charge`` comes before the noise is used and is written to disk there, so the ledger is never behind it.
+    budget   epsilon that must not be exceeded, by ``accountant``; infinity to keep count only
+    planned  the most steps that will be charged; a budget that covers them all needs no search for its end
+    bound    epsilon as a function of (steps, accountant) where more is spent than these steps; theirs alone by default
+    Charge a step, and save the ledger, before its noise is used: then the ledger never lags behind.
     """
 
     def __init__(
         self,
-        noise_multiplier,
-        sample_rate,
-        delta,
-        budget=math.inf,
-        accountant="rdp_classic",
+        noise_multiplier: float,
+        sample_rate: float,
+        delta: float,
+        budget: float = math.inf,
+        accountant: str = "rdp_classic",
         planned: int | None = None,
-        bound=None,
+        bound: Callable[[int, str], float | None] | None = None,
     ):
         check_delta(delta)
         self.noise_multiplier, self.sample_rate, self.delta = noise_multiplier, sample_rate, delta
@@ -244,12 +255,12 @@ class Ledger:
         )
         self._affordable = self._steps_within_budget(planned)
 
-    def spent(self, accountant: str = "rdp_classic") -> float:
+    def spent(self, accountant: str = "rdp_classic") -> float | None:
         """Epsilon of the steps charged so far."""
         return self._bound(self.charged, accountant)
 
     def charge(self, steps: int = 1) -> None:
-        """Charge the next ``steps``. Raises BudgetSpent, charging nothing, if they would pass the budget."""
+        """Charge the next ``steps``. Raises BudgetSpent, charging nothing, if they would exceed the budget."""
         if self.charged + steps > self._affordable:
             raise BudgetSpent(
                 f"{steps} more steps would spend epsilon {self._bound(self.charged + steps, self.accountant):.3f}, "
@@ -263,20 +274,19 @@ class Ledger:
         return self._affordable - self.charged
 
     def _steps_within_budget(self, planned: int | None) -> float:
-        """The largest number of steps within the budget, by bisection: epsilon grows with every step."""
+        """The most steps within the budget, by bisection: epsilon grows with every step."""
         if math.isinf(self.budget):
             return math.inf
         check_epsilon(self.budget)
 
-        def fits(steps):
-            return self._bound(steps, self.accountant) <= self.budget
+        def spent(steps: int) -> float:
+            return self._bound(steps, self.accountant)
 
-        if planned is not None and fits(planned):
+        if planned is not None and spent(planned) <= self.budget:
             return planned
-        if not fits(0):
+        if spent(0) > self.budget:
             return 0
         low, high = 0, 1024
-        while fits(high) and high < MOST_STEPS:
+        while spent(high) <= self.budget and high < MOST_STEPS:
             low, high = high, min(2 * high, MOST_STEPS)
-        between = range(low + 1, high)
-        return low + bisect_right(between, self.budget, key=lambda steps: self._bound(steps, self.accountant))
+        return low + bisect_right(range(low + 1, high), self.budget, key=spent)

@@ -1,9 +1,9 @@
-"""Definition 1 (Eq. 1) as something one can compute: three mechanisms and all that can be told from two neighbours.
+"""Definition 1 (Eq. 1), made computable: three mechanisms, and everything their outputs tell of two neighbours.
 
-Laplace, Gaussian and randomised response are given by their output distributions P on D and Q on D', two inputs
-a sensitivity apart; the three are symmetric, so P and Q may change places. This room is for reading and for small
-exact computations. It neither calibrates the Gaussian (``gaussian``) nor accounts for training (``accounting``),
-and its floating-point noise is not fit for releases: its lowest bits give the input away (Mironov 2012).
+Laplace, Gaussian and randomised response are given by their output distributions P on D and Q on D', two inputs a
+sensitivity apart; all three are symmetric, so P and Q may be exchanged. This module is for reading and for small exact
+computations. It neither calibrates the Gaussian (``gaussian``) nor accounts for training (``accounting``), and its
+floating-point noise is unfit for releases: its lowest bits give the input away (Mironov 2012).
 """
 
 import math
@@ -26,44 +26,48 @@ def check_epsilons(epsilon: ArrayLike, *, zero: bool = False) -> None:
         check_epsilon(value, zero=zero, most=LARGEST_EPSILON)
 
 
-def hockey_stick(p, q, epsilon: float) -> float:
+def hockey_stick(p: ArrayLike, q: ArrayLike, epsilon: float) -> float:
     """The least delta of Eq. 1 for two probability tables (m,): the sum of max(0, p - e^epsilon q).
 
-    The event Y of all outputs with p > e^epsilon q reaches it. One direction only: exchange p and q for the other.
+    The event Y of all outputs with p > e^epsilon q attains it. This is one direction; exchange p and q for the other.
+    Raises InputError for an epsilon outside [0, 500] and for tables that are not probabilities.
+
+    >>> hockey_stick([0.75, 0.25], [0.25, 0.75], epsilon=0.0)
+    0.5
     """
     check_epsilons(epsilon, zero=True)
     p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
     for name, table in (("p", p), ("q", q)):
         if not (table.shape == p.shape and np.all(table >= 0) and math.isclose(table.sum(), 1, abs_tol=1e-9)):
             raise InputError(
-                f"{name} is {table}, but must hold probabilities that add up to 1, as many as p: normalise it"
+                f"{name} is {table}, but must hold as many probabilities as p, which add up to 1: normalise it"
             )
     return float(np.maximum(p - math.exp(epsilon) * q, 0).sum())
 
 
 @dataclass(frozen=True)
 class _Additive:
-    """Noise on a number that neighbours move by at most ``sensitivity``: P is centred at 0, Q at the sensitivity."""
+    """Noise on a number that neighbours change by at most ``sensitivity``: P is centred at 0, Q at the sensitivity."""
 
     scale: float
     sensitivity: float = 1.0
 
     def __post_init__(self):
         check_within("noise scale", self.scale, 0, 1e12, "without noise there is no bound")
-        check_within("sensitivity", self.sensitivity, 0, 1e12, "a question nobody can change needs no noise")
+        check_within("sensitivity", self.sensitivity, 0, 1e12, "an answer that no patient changes needs no noise")
 
     @property
     def shift(self) -> float:
-        """The distance of P and Q in units of the noise."""
+        """The distance between P and Q in units of the noise."""
         return self.sensitivity / self.scale
 
-    def densities(self, y) -> tuple[np.ndarray, np.ndarray]:
+    def densities(self, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Densities of P and of Q at the outputs y (m,), each (m,)."""
         y = np.asarray(y, dtype=float)
         return self._density(y), self._density(y - self.sensitivity)
 
     def outputs(self, points: int = 401) -> np.ndarray:
-        """Outputs (points,), ascending, that cover P and Q but for a negligible rest."""
+        """Outputs (points,), ascending, that cover all but a negligible part of P and Q."""
         reach = 7 * self.scale
         return np.linspace(-reach, self.sensitivity + reach, points)
 
@@ -76,7 +80,11 @@ class Laplace(_Additive):
 
     @classmethod
     def for_epsilon(cls, epsilon: float, sensitivity: float = 1.0) -> "Laplace":
-        """The mechanism that spends exactly ``epsilon``, with delta = 0: scale = sensitivity / epsilon."""
+        """The mechanism that spends exactly ``epsilon``, with delta = 0: scale = sensitivity / epsilon.
+
+        >>> Laplace.for_epsilon(0.5).scale
+        2.0
+        """
         check_epsilons(epsilon)
         return cls(sensitivity / epsilon, sensitivity)
 
@@ -88,20 +96,20 @@ class Laplace(_Additive):
     def _density(self, y):
         return np.exp(-np.abs(y) / self.scale) / (2 * self.scale)
 
-    def release(self, values, rng: np.random.Generator) -> np.ndarray:
-        """The values, any shape, each with noise of its own."""
+    def release(self, values: ArrayLike, rng: np.random.Generator) -> np.ndarray:
+        """The values, of any shape, each with its own noise."""
         return values + rng.laplace(0.0, self.scale, np.shape(values))
 
-    def delta(self, epsilon):
+    def delta(self, epsilon: ArrayLike) -> float | np.ndarray:
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array: 1 - exp((epsilon - shift) / 2)."""
         check_epsilons(epsilon, zero=True)
         return np.maximum(-np.expm1((np.asarray(epsilon) - self.shift) / 2), 0.0)[()]
 
-    def loss(self, y) -> np.ndarray:
-        """The privacy loss ln(P(y) / Q(y)) at the outputs y: never beyond plus or minus the shift."""
+    def loss(self, y: ArrayLike) -> np.ndarray:
+        """The privacy loss ln(P(y) / Q(y)) at the outputs y: within plus or minus the shift."""
         return (np.abs(np.asarray(y) - self.sensitivity) - np.abs(y)) / self.scale
 
-    def loss_cdf(self, loss):
+    def loss_cdf(self, loss: ArrayLike) -> float | np.ndarray:
         """Pr[privacy loss <= loss] for outputs drawn from P; half of the mass sits at the largest loss."""
         inside = np.exp((np.minimum(loss, self.shift) - self.shift) / 2) / 2
         return np.where(loss < -self.shift, 0.0, np.where(loss >= self.shift, 1.0, inside))[()]
@@ -126,33 +134,33 @@ class Gaussian(_Additive):
     def _density(self, y):
         return np.exp(-0.5 * (y / self.scale) ** 2) / (self.scale * math.sqrt(2 * math.pi))
 
-    def release(self, values, rng: np.random.Generator) -> np.ndarray:
-        """The values, any shape, each with noise of its own."""
+    def release(self, values: ArrayLike, rng: np.random.Generator) -> np.ndarray:
+        """The values, of any shape, each with its own noise."""
         return values + rng.normal(0.0, self.scale, np.shape(values))
 
-    def delta(self, epsilon):
+    def delta(self, epsilon: ArrayLike) -> float | np.ndarray:
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array (Balle and Wang 2018, theorem 8)."""
         check_epsilons(epsilon, zero=True)
         far, near = np.asarray(epsilon) / self.shift, self.shift / 2
         return np.maximum(ndtr(near - far) - np.exp(epsilon + log_ndtr(-near - far)), 0.0)[()]
 
-    def loss(self, y) -> np.ndarray:
-        """The privacy loss ln(P(y) / Q(y)) at the outputs y: a straight line, without bounds."""
+    def loss(self, y: ArrayLike) -> np.ndarray:
+        """The privacy loss ln(P(y) / Q(y)) at the outputs y: a straight line, unbounded."""
         return self.shift * (self.shift / 2 - np.asarray(y) / self.scale)
 
-    def loss_cdf(self, loss):
+    def loss_cdf(self, loss: ArrayLike) -> float | np.ndarray:
         """Pr[privacy loss <= loss] for outputs drawn from P: the loss is N(shift^2 / 2, shift^2)."""
         return ndtr((np.asarray(loss) - self.shift**2 / 2) / self.shift)[()]
 
     @property
     def loss_range(self) -> tuple[float, float]:
-        """Losses beyond these have a probability under 1e-18 on either side."""
+        """A range of losses outside of which the probability is under 1e-18 on either side."""
         return self.shift**2 / 2 - 9 * self.shift, self.shift**2 / 2 + 9 * self.shift
 
 
 @dataclass(frozen=True)
 class RandomisedResponse:
-    """One patient's bit, told truly with probability ``truth`` and inverted otherwise; pure, local DP (Warner 1965).
+    """One patient's bit, told truly with probability ``truth`` and inverted otherwise; pure local DP (Warner 1965).
 
     P is the answer of a patient whose bit is 0, Q that of one whose bit is 1: neighbours replace a bit. Raises
     InputError for a probability outside (1/2, 1).
@@ -161,7 +169,7 @@ class RandomisedResponse:
     truth: float
 
     def __post_init__(self):
-        remedy = "at 1/2 the answer says nothing, at 1 it hides nothing"
+        remedy = "at 1/2 the answer tells nothing, at 1 it hides nothing"
         check_within("probability of the truth", self.truth, 0.5, 1, remedy, high_open=True)
 
     @classmethod
@@ -175,7 +183,7 @@ class RandomisedResponse:
         """Its epsilon: ln(truth / (1 - truth))."""
         return math.log(self.truth / (1 - self.truth))
 
-    def densities(self, y) -> tuple[np.ndarray, np.ndarray]:
+    def densities(self, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities under P and under Q of the answers y (m,) in {0, 1}, each (m,)."""
         y = np.asarray(y)
         return np.where(y == 0, self.truth, 1 - self.truth), np.where(y == 1, self.truth, 1 - self.truth)
@@ -184,21 +192,21 @@ class RandomisedResponse:
         """The two answers."""
         return np.array([0, 1])
 
-    def release(self, bits, rng: np.random.Generator) -> np.ndarray:
+    def release(self, bits: ArrayLike, rng: np.random.Generator) -> np.ndarray:
         """The bits, any shape, each inverted with probability 1 - truth."""
         bits = np.asarray(bits, dtype=int)
         return bits ^ (rng.random(bits.shape) >= self.truth)
 
-    def delta(self, epsilon):
+    def delta(self, epsilon: ArrayLike) -> float | np.ndarray:
         """The hockey-stick divergence of P from Q, at one epsilon >= 0 or an array: truth - e^epsilon (1 - truth)."""
         check_epsilons(epsilon, zero=True)
         return np.maximum(self.truth - np.exp(epsilon) * (1 - self.truth), 0.0)[()]
 
-    def loss(self, y) -> np.ndarray:
+    def loss(self, y: ArrayLike) -> np.ndarray:
         """The privacy loss ln(P(y) / Q(y)) at the answers y: plus or minus the shift."""
         return np.where(np.asarray(y) == 0, self.shift, -self.shift)
 
-    def loss_cdf(self, loss):
+    def loss_cdf(self, loss: ArrayLike) -> float | np.ndarray:
         """Pr[privacy loss <= loss] for answers drawn from P: two steps."""
         return np.where(loss < -self.shift, 0.0, np.where(loss >= self.shift, 1.0, 1 - self.truth))[()]
 
@@ -208,12 +216,17 @@ class RandomisedResponse:
         return -self.shift, self.shift
 
 
-def sensitivity(question: str, low: float = 0.0, high: float = 1.0, *, n=None, adjacency: str = "add-remove") -> float:
+def sensitivity(
+    question: str, low: float = 0.0, high: float = 1.0, *, n: float | None = None, adjacency: str = "add-remove"
+) -> float:
     """How far one patient can move a count, sum or mean of values clamped to [low, high] (section 2.1).
 
     question   "count" (of yes or no: 1), "sum", or "mean": the sum divided by the public number ``n``
     adjacency  "add-remove": a patient adds at most max(|low|, |high|); "replace": it moves a sum by high - low
-    Raises InputError for a range that is empty or unbounded: then no noise is enough.
+    Raises InputError for a range that is empty or unbounded: then no amount of noise is enough.
+
+    >>> sensitivity("sum", 0, 20), sensitivity("mean", 0, 20, n=100)
+    (20.0, 0.2)
     """
     if question not in ("count", "sum", "mean") or adjacency not in ADJACENCIES:
         raise InputError(
@@ -230,12 +243,16 @@ def sensitivity(question: str, low: float = 0.0, high: float = 1.0, *, n=None, a
     return float(largest / n)
 
 
-def clamp(values, low: float, high: float) -> np.ndarray:
-    """The values moved into [low, high], which must be chosen without looking at them. Raises InputError for NaN."""
+def clamp(values: ArrayLike, low: float, high: float) -> np.ndarray:
+    """The values moved into [low, high], which must be chosen without looking at them. Raises InputError for NaN.
+
+    >>> clamp([-1.0, 5.0, 40.0], 0, 20)
+    array([ 0.,  5., 20.])
+    """
     _check_range(low, high)
     values = np.asarray(values, dtype=float)
     if np.isnan(values).any():
-        raise InputError("a value is nan, but every patient needs one: decide on a value for a missing one first")
+        raise InputError("a value is nan, but every patient needs one: decide on a value for missing ones first")
     return np.clip(values, low, high)
 
 
@@ -246,10 +263,13 @@ def _check_range(low, high):
 
 
 def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float]:
-    """What an (epsilon, delta) bound for one record says of ``size`` records of one patient: (epsilon, delta).
+    """The (epsilon, delta) bound for ``size`` records of one patient, given that for one record.
 
     Eq. 1 applied ``size`` times in a row: size epsilon, and delta (1 + e^epsilon + … + e^((size - 1) epsilon)), at
     most 1. Tight for pure DP; a mechanism's own curve can be much better. Raises InputError for a size below 1.
+
+    >>> group_privacy(0.5, 0.0, size=3)
+    (1.5, 0.0)
     """
     _check_bound(epsilon, delta)
     check_within("group size", size, 1, 1e9, "count the records of one patient", low_open=False)
@@ -261,7 +281,11 @@ def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float
 
 
 def basic_composition(*bounds: tuple[float, float]) -> tuple[float, float]:
-    """The bound on several releases from the same patients: epsilons add up, and so do deltas."""
+    """The bound on several releases from the same patients: epsilons add up, and so do deltas.
+
+    >>> basic_composition((0.5, 0.0), (1.0, 0.25))
+    (1.5, 0.25)
+    """
     for bound in bounds:
         _check_bound(*bound)
     return sum(epsilon for epsilon, _ in bounds), min(1.0, sum(delta for _, delta in bounds))
@@ -272,20 +296,15 @@ def _check_bound(epsilon, delta):
     check_delta(delta, zero=True)
 
 
-def central_count(bits, epsilon: float, rng: np.random.Generator) -> float:
-    """How many bits (n,) are 1, by a trusted curator: the true count with Laplace noise (central DP)."""
-    return float(Laplace.for_epsilon(epsilon).release(np.sum(bits), rng))
-
-
-def local_count(bits, epsilon: float, rng: np.random.Generator) -> float:
-    """The same question where every patient inverts its own bit: unbiased, and nobody is trusted (local DP)."""
+def local_count(bits: ArrayLike, epsilon: float, rng: np.random.Generator) -> float:
+    """How many bits (n,) are 1, from randomised responses: an unbiased estimate that trusts nobody (local DP)."""
     response = RandomisedResponse.for_epsilon(epsilon)
     told = response.release(bits, rng).sum()
     return float((told - np.size(bits) * (1 - response.truth)) / (2 * response.truth - 1))
 
 
 def central_error(epsilon: float) -> float:
-    """Standard error of ``central_count``: sqrt(2) / epsilon, however many patients there are."""
+    """Standard error of a trusted curator's count with Laplace noise: sqrt(2) / epsilon, for any number of patients."""
     return Laplace.for_epsilon(epsilon).standard_deviation
 
 

@@ -1,11 +1,12 @@
-"""The DP-SGD step of Algorithm 1, lines 8 to 13: sample, clip every patient's gradient, sum, add noise.
+"""The DP-SGD step of Algorithm 1, lines 9 to 13: clip every patient's gradient, sum, add noise.
 
-A ``Task`` is a model together with images, seen as functions of one flat parameter vector w in R^d: what
-hospitals send and what is later encrypted is such a vector. ``clipped_sums`` serves several hospitals in one
-pass; a hospital's own sum is the row of its number.
+A ``Task`` is a model together with its images, seen as functions of one flat parameter vector w in R^d: what hospitals
+send, and what is later encrypted, is such a vector. ``clipped_sums`` serves several hospitals in one pass; row k of the
+result is hospital k's sum.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,35 +17,29 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.privacy.accounting import SampledGaussian
 from dopamine_lib.privacy.bookkeeping import BookKeeper
+from dopamine_lib.privacy.gaussian import remaining_sigma
 from dopamine_lib.privacy.randomness import Stream
 
-#: Numbers of input in one micro-batch: 128 images of 64 pixels, 10 of 224.
+#: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """1 / max(1, norm / C) for each sample: Algorithm 1, line 11."""
-    return 1 / (norms / max_grad_norm).clamp_min(1)
+    """1 / max(1, norm / C) for each of the norms (B,): Algorithm 1, line 11.
 
-
-def clipped_sums_reference(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: float, group: Tensor, groups: int):
-    """Sums of clipped gradients by a plain loop over samples: what ``Task.clipped_sums`` must equal.
-
-    x (B, …), y (B,), group (B,) with values in 0 … groups-1; returns (groups, d).
+    >>> clip_factors(torch.tensor([0.5, 2.0]), max_grad_norm=1.0)
+    tensor([1.0000, 0.5000])
     """
-    parameters = list(model.parameters())
-    sums = torch.zeros(groups, sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
-    for x_i, y_i, g_i in zip(x, y, group, strict=True):
-        loss = F.cross_entropy(model(x_i[None]), y_i[None])
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])  # line 10
-        sums[g_i] += gradient * clip_factors(gradient.norm(), max_grad_norm)  # line 11
-    return sums
+    return 1 / (norms / max_grad_norm).clamp_min(1)
 
 
 def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -> float:
     """Standard deviation of one hospital's noise, sigma C / sqrt(K): Algorithm 1, line 13, and Lemma 1.
 
-    K independent shares add up to sigma C. (The line's own variance sigma^2 C^2 / sqrt(K) is a slip.)
+    K independent shares add up to sigma C. (Line 13 has the variance sigma^2 C^2 / sqrt(K): register, row 1.)
+
+    >>> noise_share(noise_multiplier=1.0, max_grad_norm=0.5, hospitals=4)
+    0.25
     """
     return noise_multiplier * max_grad_norm / math.sqrt(hospitals)
 
@@ -53,8 +48,10 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
 class GaussianNoise:
     """One hospital's share of Gaussian noise: Algorithm 1, line 13. ``IntegerNoise`` is its discrete twin.
 
-    noise_multiplier  sigma of ``shares`` hospitals' noise together, in units of C = ``max_grad_norm``
-    sample_rate       q;  d: parameters
+    noise_multiplier  sigma of the noise of ``shares`` hospitals together, in units of C
+    max_grad_norm     C, the clipping norm of one patient's gradient
+    sample_rate       q
+    d                 number of parameters
     """
 
     noise_multiplier: float
@@ -64,18 +61,21 @@ class GaussianNoise:
     d: int
 
     def draw(self, stream: Stream, steps: int = 1) -> list[Tensor]:
-        """Noise for ``steps``, to be used once: for each float32 (d,). Drawn for many steps at once it costs less."""
+        """One hospital's noise for each of ``steps``, to be used once: float32 (d,) each.
+
+        For a small model, many steps drawn at once cost less.
+        """
         std = noise_share(self.noise_multiplier, self.max_grad_norm, self.shares)
         return list(stream.normal(steps * self.d, std).view(steps, -1).unbind())
 
     def combine(self, clipped_sum: Tensor, drawn: Tensor) -> Tensor:
-        """What one hospital sends in a step: its clipped sum (d,) with its share of the noise."""
+        """What one hospital sends in a step: its clipped sum (d,) plus its share of the noise."""
         return clipped_sum + drawn
 
     def event(self, steps: int, colluding: int = 0) -> SampledGaussian:
-        """What ``steps`` totals spend, where ``colluding`` hospitals subtract their own shares."""
-        left = math.sqrt((self.shares - colluding) / self.shares)
-        return SampledGaussian(left * self.noise_multiplier, self.sample_rate, steps)
+        """What ``steps`` totals spend against ``colluding`` hospitals, which subtract their own shares."""
+        sigma = remaining_sigma(self.noise_multiplier, self.shares, colluding)
+        return SampledGaussian(sigma, self.sample_rate, steps)
 
 
 class Task:
@@ -84,11 +84,11 @@ class Task:
     net     module from a batch of inputs to logits, made of Conv2d, Linear and layers without parameters
     inputs  function from int64 indices (B,) to the net's inputs (B, ...)
     labels  int64 (N,)
-    chunk   samples in one micro-batch, which bounds the memory of any batch; by default from the inputs' size
-    All is computed where w is, on whatever device. Raises InputError for a net with other layers.
+    chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size
+    Everything is computed on w's device. Raises InputError for a net with other layers.
     """
 
-    def __init__(self, net: nn.Module, inputs, labels: Tensor, chunk: int | None = None):
+    def __init__(self, net: nn.Module, inputs: Callable[[Tensor], Tensor], labels: Tensor, chunk: int | None = None):
         self.net, self.inputs, self.labels, self.chunk = net.eval(), inputs, labels, chunk
         self.start = parameters_to_vector(net.parameters()).detach().clone()
         self._keeper = BookKeeper(net)
@@ -98,11 +98,19 @@ class Task:
         """Number of trainable parameters."""
         return len(self.start)
 
-    def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
-        """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and 13's sum.
+    def clipped_sums(
+        self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
+    ) -> Tensor:
+        """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and line 13's sum.
 
         w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d). An infinite
-        ``max_grad_norm`` clips nothing. An empty batch gives zeros.
+        ``max_grad_norm`` clips nothing. An empty batch gives zeros. With w = 0 the gradient of the first of two
+        classes at x = 3 is (-1.5, 1.5) for W and (-0.5, 0.5) for b, of norm sqrt(5); here it is clipped to 1:
+
+        >>> x, y = torch.tensor([[3.0], [0.0]]), torch.tensor([0, 1])
+        >>> task = Task(nn.Linear(1, 2), lambda index: x[index], y)
+        >>> task.clipped_sums(torch.zeros(4), torch.tensor([0]), max_grad_norm=1.0)
+        tensor([[-0.6708,  0.6708, -0.2236,  0.2236]])
         """
         sums = w.new_zeros(groups, self.d)
         if len(index) == 0:
@@ -128,7 +136,7 @@ class Task:
         return torch.cat([functional_call(self.net, parameters, (x,)) for x in parts])
 
     def load(self, w: Tensor) -> None:
-        """Put w (d,) into the net."""
+        """Write w (d,) into the net."""
         vector_to_parameters(w, self.net.parameters())
 
     def _micro_batches(self, *tensors: Tensor):

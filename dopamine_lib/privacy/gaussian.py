@@ -1,7 +1,7 @@
 """The Gaussian mechanism: Definition 2, the delta it really spends, the analytic calibration, Lemma 1's shares.
 
-For one release of a function with L2 sensitivity D. What many releases spend together is in ``composition`` and
-``accounting``; the noise itself is drawn in ``randomness``.
+All this is for one release of a function with L2 sensitivity D. What many releases spend together is in ``composition``
+and ``accounting``; the noise itself is drawn in ``randomness``.
 """
 
 import math
@@ -11,7 +11,7 @@ from scipy.special import erfcx, ndtri
 
 from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 
-#: Bounds of what can be asked: far beyond any use, and well inside floating point.
+#: Bounds of every scale: far beyond any use, and well inside floating point.
 LEAST, MOST = 1e-6, 1e9
 
 _LOG_SQRT_2PI = math.log(2 * math.pi) / 2
@@ -30,7 +30,10 @@ def classic_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> flo
 
     Proven for epsilon <= 1 only (Dwork and Roth 2014, theorem A.1). The formula is evaluated beyond, because the
     paper uses it there: then it may add too little noise. To protect anything, use ``analytic_sigma``.
-    Raises InputError for epsilon <= 0, delta outside (0, 1) or a sensitivity that is no bound.
+    Raises InputError for epsilon outside (0, 1000], delta outside (0, 1) or sensitivity outside [1e-6, 1e9].
+
+    >>> round(classic_sigma(1.0, 1e-5), 3), round(analytic_sigma(1.0, 1e-5), 3)
+    (4.845, 3.731)
     """
     check_epsilon(epsilon)
     check_delta(delta)
@@ -43,6 +46,9 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float = 1.0) -> fl
 
     Phi(D/2s - eps s/D) - e^eps Phi(-D/2s - eps s/D), for epsilon >= 0: Balle and Wang 2018, theorem 8. It is an
     equality, so nothing is wasted. Raises InputError for sigma or sensitivity out of bounds, or epsilon < 0.
+
+    >>> gaussian_delta(sigma=analytic_sigma(1.0, 1e-5), epsilon=1.0) <= 1e-5
+    True
     """
     _check_scale("sigma", sigma, "without noise there is no bound")
     check_epsilon(epsilon, zero=True)
@@ -63,10 +69,10 @@ def analytic_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
     def excess(log_mu):
         return _log_delta(epsilon, math.exp(log_mu)) - target
 
-    # delta grows with mu = D / sigma, from less than 0.4 mu at most to nearly 1
+    # delta grows with mu = D / sigma: it is below 0.4 mu, and nearly 1 at the upper end
     low, high = math.log(delta), math.log(100 + 2 * epsilon - 2 * math.log1p(-delta))
     log_mu = brentq(excess, low, high, xtol=1e-15, rtol=1e-15)
-    return sensitivity * math.exp(-log_mu) * (1 + 1e-12)  # rounding shall not fall on the side of too little noise
+    return sensitivity * math.exp(-log_mu) * (1 + 1e-12)  # rounding must not err towards too little noise
 
 
 def analytic_epsilon(sigma: float, delta: float, sensitivity: float = 1.0) -> float:
@@ -81,16 +87,16 @@ def analytic_epsilon(sigma: float, delta: float, sensitivity: float = 1.0) -> fl
     mu, target = sensitivity / sigma, math.log(delta)
     if _log_delta(0.0, mu) <= target:
         return 0.0
-    # here the first of theorem 8's two terms alone is less than delta
+    # at this epsilon, even the first of theorem 8's two terms is below delta
     high = mu * (mu / 2 - float(ndtri(delta)) + 1)
     return brentq(lambda epsilon: _log_delta(epsilon, mu) - target, 0.0, high, xtol=1e-15, rtol=1e-14)
 
 
 def _log_delta(epsilon: float, mu: float) -> float:
-    """ln delta of N(0, 1) against N(mu, 1), without cancellation where delta or mu is tiny; -inf for none.
+    """ln delta of N(0, 1) against N(mu, 1), without cancellation where delta or mu is tiny; -inf where delta is 0.
 
     With x = eps/mu - mu/2 theorem 8 reads phi(x) (M(x) - M(x + mu)), where M(x) = (1 - Phi(x)) / phi(x) is Mills'
-    ratio: both terms have one factor in common, and no e^eps is left that could overflow.
+    ratio: both terms share a factor, and no e^eps is left to overflow.
     """
     x = epsilon / mu - mu / 2
     log_density = -x * x / 2 - _LOG_SQRT_2PI
@@ -118,21 +124,27 @@ def _check_hospitals(hospitals: int, count: int, name: str, least: int, remedy: 
 
 
 def remaining_sigma(sigma: float, hospitals: int, absent: int) -> float:
-    """Noise left of ``sigma`` on the sum when ``absent`` of K hospitals collude or drop out: sigma sqrt((K - a) / K).
+    """What is left of ``sigma`` on the sum when ``absent`` of K hospitals collude or drop out: sigma sqrt((K - a) / K).
 
-    Each of K hospitals adds a share of sigma / sqrt(K) (Lemma 1 with its variance over K). Who colludes subtracts
-    its own share; who drops out never added it. Raises InputError unless 0 <= absent <= K - 1.
+    Each of K hospitals adds a share of sigma / sqrt(K) (Lemma 1 with its variance over K). A colluding hospital
+    subtracts its own share; one that drops out never added it. Raises InputError unless 0 <= absent <= K - 1.
+
+    >>> remaining_sigma(1.15, hospitals=10, absent=0), round(remaining_sigma(1.15, hospitals=10, absent=1), 3)
+    (1.15, 1.091)
     """
     _check_scale("sigma", sigma, "without noise there is no bound")
-    _check_hospitals(hospitals, absent, "number of absent hospitals", 0, "one honest hospital at least must add noise")
+    _check_hospitals(hospitals, absent, "number of absent hospitals", 0, "at least one honest hospital must add noise")
     return sigma * math.sqrt((hospitals - absent) / hospitals)
 
 
 def share_for(sigma: float, hospitals: int, least_honest: int | None = None) -> float:
-    """Standard deviation each of K hospitals must add so that ``least_honest`` shares make ``sigma``: sigma / sqrt(m).
+    """Standard deviation that each of K hospitals must add so that m = ``least_honest`` shares make ``sigma``.
 
-    None stands for all K: Lemma 1. With fewer, the sum of all K carries sigma sqrt(K / m): the price of safety.
-    Raises InputError unless 1 <= least_honest <= K.
+    It is sigma / sqrt(m); None stands for all K: Lemma 1. With fewer, the sum of all K carries sigma sqrt(K / m): the
+    price of safety. Raises InputError unless 1 <= least_honest <= K.
+
+    >>> share_for(3.0, hospitals=9), share_for(3.0, hospitals=9, least_honest=4)
+    (1.0, 1.5)
     """
     _check_scale("sigma", sigma, "without noise there is no bound")
     least_honest = hospitals if least_honest is None else least_honest

@@ -1,24 +1,24 @@
-"""Noise in the integers: a hospital's clipped sum rounded, noised and sent as whole numbers, and the bound that holds.
+"""Discrete noise: a hospital's clipped sum is rounded, noised and sent as integers, and the bound is for these.
 
 Encryption and masks carry integers. If floats are noised first and rounded afterwards, the bound is for numbers that
-nobody sent. Here hospital k sends, with its clipped sum a_k in R^d and the scale s (units in 1.0),
+nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scale s (units in 1.0)
 
     z_k = round(clamp(s a_k)) + Skellam noise,        and what is decrypted or unmasked is the sum of the z_k:
 
-    clamp     to a box: a projection onto a convex set, which takes no two points further apart
-    round     at random, floor(x + u) with u uniform, exact on average. What one patient adds before, a vector w of
-              length s C at most, comes out as a random rounding of w, for u is the same with and without the
-              patient. But with probability ROUNDING_FAILURE, charged to delta, its squared length is at most
-              |w|^2 + d/4 + sqrt(2 ln(1 / failure)) (|w| + sqrt(d)/2): Kairouz, Liu, Steinke 2021, proposition 22.
-              Rounding to nearest makes it up to |w| + sqrt(d), and for large d that is much more
-    noise     of variance (sigma s C)^2 / m a hospital, so that any m shares make up sigma. Its Renyi-DP is in
+    clamp     to a box: a projection onto a convex set, which moves no two points further apart
+    round     at random, floor(x + u) with u uniform: unbiased. One patient's contribution, a vector w of length s C at
+              most, becomes a random rounding of w, for u is the same with and without the patient. Its squared length
+              is at most |w|^2 + d/4 + sqrt(2 ln(1 / failure)) (|w| + sqrt(d)/2), except with probability
+              ROUNDING_FAILURE, which is charged to delta: Kairouz, Liu, Steinke 2021, proposition 22. Rounding to
+              nearest lengthens it up to |w| + sqrt(d), and for large d that is much more
+    noise     of variance (sigma s C)^2 / m per hospital, so that any m shares make up sigma. Its Renyi-DP is in
               ``skellam.rdp``
-    sample    Poisson at rate q: ``sampled_rdp``. Given who else was sampled and all u, a step is Skellam noise at 0
-              or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
-    range     a total past the range wraps around. That is processing after the noise, but a program that stopped
-              there would tell, so its probability is charged to delta all the same
+    sample    Poisson at rate q: ``sampled_rdp``. Given all other patients' samples and all u, a step is Skellam noise
+              at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
+    range     a total beyond the range wraps around. That is post-processing of the noisy total, but a program that
+              stopped there would give it away, so its probability is charged to delta all the same
 
-The sampler's own error is charged too. Neighbours: add or remove one image.
+The sampler's own error is charged too. Neighbours differ by adding or removing one image.
 """
 
 import functools
@@ -35,37 +35,43 @@ from dopamine_lib.privacy.accounting import SampledGaussian, check_steps
 from dopamine_lib.privacy.randomness import Stream
 
 ORDERS = (*range(2, 65), 96, 128, 256)
-#: Probability, a step, that random rounding moves further than the sensitivity says; charged to delta.
+#: Probability per step that random rounding moves further than the sensitivity says; charged to delta.
 ROUNDING_FAILURE = 1e-12
-#: What clipping and adding in float32 may add to one patient's share of a sum, relative to C, at least: with n patients
-#: in a hospital's sum it is at most about 2 n^2 2^-24, so this is enough for 91 of them.
+#: The least allowance, relative to C, for what clipping and adding in float32 add to one patient's part of a sum: for
+#: n patients in a hospital's sum at most about 2 n^2 2^-24, so this is enough for 91 of them.
 FLOAT_SLACK = 1e-3
-#: Most probability of an overflow in a whole training, unless another is asked for.
+#: Largest |value| of one hospital's sum, in units of C; values beyond are clamped. In the head's training the largest
+#: of a sum's values was 0.9 in the median and below 4.4 in 99.9 % of the sums.
+BOX = 4.0
+#: The largest probability of an overflow in a whole training; charged to delta.
 OVERFLOW = 1e-9
-#: Part of delta that is kept for what the sampler is off.
+#: The part of delta reserved for the sampler's error.
 SAMPLER_PART = 1e-3
 ROUNDINGS = ("random", "nearest")
 
 
 def most_in_a_sum(sample_rate: float, patients: int) -> int:
-    """Patients in one hospital's Poisson sample, exceeded with a probability below 1e-16 a step (Chernoff)."""
+    """A bound on one hospital's Poisson sample, exceeded with probability below 1e-16 per step (Chernoff).
+
+    >>> most_in_a_sum(sample_rate=100 / 2930, patients=293)  # 10 on average
+    52
+    """
     mean = sample_rate * patients
     return math.ceil(mean + 10 * math.sqrt(mean) + 10)
 
 
 class IntegerNoise:
-    """What hospitals need to send noisy integers, and what that spends.
+    """Skellam noise on the rounded sums of K hospitals: what each sends, and what that spends.
 
     noise_multiplier  sigma of the survivors' noise together, in units of C
     max_grad_norm     C, the clipping norm of one patient's gradient
-    hospitals         K; ``least`` of them (all, by default) must survive a round, and make up sigma then
-    d                 parameters
-    total_range       the largest |total| that comes back from the aggregation
-    sample_rate       q;  steps: T, planned
-    patients          in one hospital's sum at most, for what adding in float32 may be off
-    scale             s, units in 1.0; by default the largest that keeps the overflow under ``overflow``
-    box               largest |value| of one hospital's sum, in units of C; what is beyond is clamped. In the head's
-                      training the largest of a sum's values was 0.9 at the median and 4.4 at 99.9 % of the sums
+    hospitals         K; ``least`` of them (by default all) must survive a round, and their shares make up sigma
+    d                 number of parameters
+    total_range       the largest |total| that the aggregation returns
+    sample_rate       q
+    steps             T, as planned
+    patients          at most in one hospital's sum, for the error of adding in float32
+    scale             s, units in 1.0; by default the largest whose probability of an overflow is below ``OVERFLOW``
     rounding          "random", or "nearest" to see what that costs
     Raises InputError for values out of their bounds, and for a scale that is too fine for the range.
     """
@@ -83,9 +89,7 @@ class IntegerNoise:
         least: int | None = None,
         patients: int = 91,
         scale: float | None = None,
-        box: float = 4.0,
         rounding: str = "random",
-        overflow: float = OVERFLOW,
     ):
         SampledGaussian(noise_multiplier, sample_rate, steps)  # for its checks
         check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
@@ -93,41 +97,34 @@ class IntegerNoise:
         check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
         check_within("patients in a sum", patients, 1, 2**10, "let more hospitals share them", low_open=False)
         check_within("d", d, 1, 2**31, "it is the number of parameters", low_open=False)
-        check_within("box", box, 0, 1e6, "it is in units of the clipping norm")
-        check_within("overflow", overflow, 0, 1e-3, "it is charged to delta")
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding is {rounding!r}, but must be one of {', '.join(ROUNDINGS)}")
-        self.noise_multiplier, self.max_grad_norm, self.box, self.rounding = (
-            noise_multiplier,
-            max_grad_norm,
-            box,
-            rounding,
-        )
+        self.noise_multiplier, self.max_grad_norm, self.rounding = noise_multiplier, max_grad_norm, rounding
         self.hospitals, self.least, self.d = hospitals, least or hospitals, d
         self.total_range, self.sample_rate, self.steps = total_range, sample_rate, steps
         self._slack = max(FLOAT_SLACK, 2 * patients**2 * 2**-24)
-        most = self._largest_scale(overflow)
+        most = self._largest_scale()
         if scale is not None and not 0 < scale <= most:
             raise InputError(
                 f"scale is {scale:g}, but totals up to {total_range} hold at most {most:.6g} units in 1.0: take a "
-                "smaller scale, a smaller box or a wider layout"
+                "smaller scale or a wider layout"
             )
         self.scale = most if scale is None else float(scale)
         self._sampler = skellam.Sampler(self.share_variance)
 
     @property
     def share_variance(self) -> float:
-        """Variance of one hospital's noise in units: (sigma s C)^2 / least."""
+        """Variance of one hospital's noise, in units squared: (sigma s C)^2 / least."""
         return (self.noise_multiplier * self.scale * self.max_grad_norm) ** 2 / self.least
 
     @property
     def box_units(self) -> int:
         """Largest |value| of a hospital's sum before the noise, in units."""
-        return math.floor(self.box * self.max_grad_norm * self.scale)
+        return math.floor(BOX * self.max_grad_norm * self.scale)
 
     @property
     def l2_sensitivity(self) -> float:
-        """How far one patient moves the total, in units: clipping, float32 and rounding together."""
+        """How far one patient moves the total (L2, in units): clipping, float32 and rounding together."""
         moved, d = self.scale * self.max_grad_norm * (1 + self._slack), self.d
         nearest = moved + math.sqrt(d)
         if self.rounding == "nearest":
@@ -137,12 +134,12 @@ class IntegerNoise:
 
     @property
     def l1_sensitivity(self) -> float:
-        """The same in the sum of absolute values, at most sqrt(d) times as much; and D2^2, for they are integers."""
+        """The same in L1: at most sqrt(d) times as much, and at most its square, for the moves are integers."""
         return min(math.sqrt(self.d) * self.l2_sensitivity, self.l2_sensitivity**2)
 
     @property
     def inflation(self) -> float:
-        """The sensitivity by that of continuous noise, s C: what integers cost."""
+        """The L2 sensitivity relative to that of continuous noise, s C: what integers cost."""
         return self.l2_sensitivity / (self.scale * self.max_grad_norm)
 
     @property
@@ -151,20 +148,25 @@ class IntegerNoise:
         return self._sampler.outside
 
     def overflow_probability(self, steps: int | None = None) -> float:
-        """An upper bound of P(any value of any total leaves the range) over ``steps``, all K hospitals adding noise."""
+        """An upper bound on P(any value of any total leaves the range) over ``steps`` with all K hospitals' noise."""
         return self._overflow(self.scale, self.steps if steps is None else steps)
 
     def draw(self, stream: Stream, steps: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
-        """One hospital's randomness for ``steps``, to be used once: for each a pair (roundings, noise).
+        """One hospital's randomness for each of ``steps``, to be used once: pairs (u, noise).
 
-        Roundings are float64 (d,) in [0, 1), noise int64 (d,). Drawn for many steps at once a small model's cost less.
+        u are the roundings' uniforms, float64 (d,) in [0, 1); the noise is int64 (d,). For a small model, many steps
+        drawn at once cost less.
         """
-        roundings = skellam.uniform(stream, steps * self.d).reshape(steps, self.d)
-        return list(zip(roundings, self._sampler.draw(stream, steps * self.d).reshape(steps, self.d), strict=True))
+        u = skellam.uniform(stream, steps * self.d).reshape(steps, self.d)
+        return list(zip(u, self._sampler.draw(stream, steps * self.d).reshape(steps, self.d), strict=True))
 
     def combine(self, clipped_sum: Tensor | np.ndarray, drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """What one hospital sends in a step: its clipped sum (d,) clamped, rounded and noised, as int64 (d,)."""
-        roundings, noise = drawn
+        """What one hospital sends in a step: its clipped sum (d,), clamped, rounded and noised, as int64 (d,).
+
+        drawn  one of the pairs that ``draw`` returns
+        Raises InputError for a sum of another shape or that is not finite.
+        """
+        u, noise = drawn
         x = np.multiply(np.asarray(clipped_sum), self.scale, dtype=np.float64)
         if x.shape != (self.d,) or not np.isfinite(x).all():
             raise InputError(
@@ -176,36 +178,36 @@ class IntegerNoise:
         else:
             whole = np.floor(x)
             x -= whole  # exact, unlike floor(x + u) in floating point
-            whole += roundings < x
+            whole += u < x
         message = whole.astype(np.int64)
         message += noise
         return message
 
     def decode(self, total: np.ndarray) -> np.ndarray:
-        """A total int64 (d,) as the noisy sum of gradients, float64 (d,)."""
+        """The noisy sum of gradients, float64 (d,), that a total int64 (d,) stands for."""
         return total / self.scale
 
     def event(self, steps: int, colluding: int = 0) -> "SampledSkellam":
-        """What ``steps`` totals spend, where ``colluding`` hospitals subtract their own shares."""
+        """What ``steps`` totals spend against ``colluding`` hospitals, which subtract their own shares."""
         return SampledSkellam(self, steps, colluding)
 
     def _overflow(self, scale: float, steps: int) -> float:
         variance = (self.noise_multiplier * scale * self.max_grad_norm) ** 2 * self.hospitals / self.least
-        room = self.total_range - self.hospitals * math.floor(self.box * self.max_grad_norm * scale)
+        room = self.total_range - self.hospitals * math.floor(BOX * self.max_grad_norm * scale)
         return min(1.0, steps * self.d * skellam.tail(room, variance))
 
-    def _largest_scale(self, overflow: float) -> float:
-        """The largest scale whose overflow stays under the given probability, to a relative 1e-6 and rounded down."""
-        low, high = 0.0, self.total_range / (self.hospitals * self.box * self.max_grad_norm)
-        while high - low > 1e-6 * high:
+    def _largest_scale(self) -> float:
+        """The largest scale that keeps overflows below ``OVERFLOW``, to a relative 1e-6 and rounded down."""
+        low, high = 0.0, self.total_range / (self.hospitals * BOX * self.max_grad_norm)
+        while high - low > 1e-6 * high:  # not SciPy's: every seeded run depends on the digits that these halvings give
             middle = (low + high) / 2
-            low, high = (middle, high) if self._overflow(middle, max(1, self.steps)) <= overflow else (low, middle)
+            low, high = (middle, high) if self._overflow(middle, max(1, self.steps)) <= OVERFLOW else (low, middle)
         return low
 
 
 @dataclass(frozen=True)
 class SampledSkellam:
-    """The integers that ``steps`` rounds open, as a ``DpEvent`` of the accountants; it has no PRV.
+    """The integer totals of ``steps`` rounds, as a ``DpEvent``; it has no PRV.
 
     colluding  hospitals that subtract their own shares: 1 for a curious hospital's view, 0 for an outsider's
     Raises InputError unless 0 <= colluding < least, and for a negative or fractional number of steps.
@@ -222,7 +224,7 @@ class SampledSkellam:
         check_within("colluding", self.colluding, 0, self.noise.least - 1, "one share must be unknown", low_open=False)
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
-        """Renyi-DP of all steps at each of ``orders``, from the shares of ``least`` hospitals without the colluding."""
+        """Renyi-DP of all steps at each of ``orders``, with the shares of ``least`` less ``colluding`` hospitals."""
         noise = self.noise
         variance = noise.share_variance * (noise.least - self.colluding)
         curve = sampled_rdp(variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
@@ -230,16 +232,16 @@ class SampledSkellam:
         return self.steps * np.array([at[order] for order in orders])
 
     def delta_left(self, delta: float) -> float:
-        """Less what roundings and overflows may take, and less a thousandth for what the sampler is off."""
+        """``delta`` less the probabilities of rounding failures and overflows, and less the sampler's thousandth."""
         failure = ROUNDING_FAILURE if self.noise.rounding == "random" else 0.0
         return (delta - self.steps * failure - self.noise.overflow_probability(self.steps)) * (1 - SAMPLER_PART)
 
     def with_sampler(self, epsilon: float, delta: float, left: float) -> float:
         """Epsilon of noise from ``Sampler`` where exact noise has (epsilon, left); infinity where delta is too small.
 
-        The log-probabilities of n draws are off by a sum of n terms within +-e, whose mean is e^2 at most: by
-        Hoeffding's inequality no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b = e^-200.
-        Both neighbours' outputs change by that: (epsilon + 2t, e^t left + (1 + e^(epsilon + t)) (b + n outside)).
+        The log-probability of n draws is off by a sum of n terms within +-e, whose mean is e^2 at most: by Hoeffding's
+        inequality by no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b = e^-200. Both neighbours'
+        outputs change by that: (epsilon + 2t, e^t left + (1 + e^(epsilon + t)) (b + n outside)).
         """
         draws, error = self.noise.hospitals * self.noise.d * self.steps, skellam.LOG_ERROR
         t = draws * error**2 + error * math.sqrt(2 * draws * 200)
@@ -251,8 +253,9 @@ class SampledSkellam:
 
 @functools.lru_cache(maxsize=64)
 def sampled_rdp(variance: float, l1: float, l2: float, sample_rate: float) -> tuple[float, ...]:
-    """Renyi-DP at each of ``ORDERS`` of Skellam noise on a Poisson sample at rate q.
+    """Renyi-DP at each of ``ORDERS`` of one step of Skellam noise on a Poisson sample at rate q.
 
+    variance, l1, l2  of the noise, and the sensitivities, in units
     ln(sum over l of C(a, l) (1 - q)^(a - l) q^l e^((l - 1) rdp(l))) / (a - 1), where l = 0 and 1 have e^0. It expands
     the divergence of "with the patient" from "without" and bounds every term, for any mechanism. The opposite
     divergence is no larger, because x -> D - x swaps noise at 0 and at D (Mironov, Talwar, Zhang 2019, theorem 5,
