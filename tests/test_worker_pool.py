@@ -1,5 +1,6 @@
-"""The pool of processes: answers in order, errors in one line, and no worker that outlives the one who started it."""
+"""The pool of processes: answers in order, errors in one line, and no worker that outlives its parent."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -50,9 +51,7 @@ def sleepers(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), home]))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "sleeping", raising=False)
-    from sleeping import sleepers
-
-    return sleepers
+    return importlib.import_module("sleeping").sleepers
 
 
 @pytest.fixture
