@@ -23,14 +23,18 @@ from dopamine_lib.inference.network.plan import LAYERS, Plan, Weights
 from dopamine_lib.inference.network.quantise import gains_of, quantise
 from dopamine_lib.inference.protocols.comparison import ReLU
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, pair
-from dopamine_lib.inference.protocols.operation import ACTIVATION_BITS, MARGIN, RING_BITS, Layer
+from dopamine_lib.inference.protocols.operation import Layer
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Truncate
 from dopamine_lib.models.networks import NormalisedFeatures
 
-#: A picture has 8 bits to begin with; the last weights, with one scale for all channels, would come out coarse. Like
-#: ``ACTIVATION_BITS``, these follow from the architecture alone.
-PICTURE_BITS, LAST_BITS = 14, 14
+#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
+RING_BITS = 31
+#: Bits of room above the largest value on public images.
+MARGIN = 1.5
+#: Bits of an activation; the rest of the ring is for the weights. A picture has 8 bits to begin with, and the last
+#: weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
+ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
 
 
 class Branches(nn.ModuleList):
@@ -61,7 +65,7 @@ def compile_model(
             f"the calibration images are {tuple(calibration.shape)}; they must be (N, C, {height}, {width}), N >= 1"
         )
     channels = calibration.shape[1]
-    compiler = _Compiler(calibration.float(), mean or (0.5,) * channels, std or (0.5,) * channels)
+    compiler = Compiler(calibration.float(), mean or (0.5,) * channels, std or (0.5,) * channels)
     with torch.inference_mode():
         compiler.run(_leaves("", model.eval()), [])
     return compiler.result()
@@ -100,12 +104,21 @@ class _Value:
         """How many bits the largest takes."""
         return math.ceil(math.log2(self.peak))
 
+    @property
+    def excess(self) -> int:
+        """How many bits more than an activation should."""
+        return self.bits - ACTIVATION_BITS
 
-class _Compiler:
-    """Walks a model's modules with the calibration images: what ``operation.Compiler`` promises to the layers.
 
-    value  the current value; ``ahead`` what follows; ``before`` the value before the last layer, where that was a ReLU
+class Compiler:
+    """Walks a model's modules with the calibration images; its public part is for ``Layer.from_torch``.
+
+    value   the current value on the calibration images
+    before  the value before the last layer, where that was a ReLU that may change places with a pooling
+    ahead   the modules that follow
     """
+
+    margin = MARGIN
 
     def __init__(self, calibration: Tensor, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std, self.shape = tuple(map(float, mean)), tuple(map(float, std)), tuple(calibration.shape[1:])
@@ -180,13 +193,19 @@ class _Compiler:
     def _dropout(self, name: str, module: nn.Dropout) -> None:
         """Nothing to do outside training."""
 
-    # what layers need: see ``operation.Compiler``
+    # what layers need
+
+    def limit(self, compared: bool) -> float:
+        """The largest ring element that a result may have on public images."""
+        return 2.0 ** (RING_BITS - MARGIN - (0 if compared else 1))
 
     def check_picture(self, name: str, module: nn.Module) -> None:
+        """Raise InputError where the current value is flat."""
         if self.value.flat:
             raise InputError(f"layer '{name}' ({type(module).__name__}) follows Flatten, which leaves it no picture")
 
     def check_weights(self, name: str, module: nn.Module, inputs: int) -> None:
+        """Raise InputError for weights that are not finite or are made for another number of inputs."""
         for parameter in (module.weight, module.bias):
             if parameter is not None and not torch.isfinite(parameter).all():
                 raise InputError(f"layer '{name}' has weights that are not finite; train or load it again")
@@ -195,12 +214,12 @@ class _Compiler:
             raise InputError(f"layer '{name}' reads {wanted} channels, but {inputs} arrive")
 
     def narrow(self, name: str) -> None:
-        """One bit of tolerance."""
-        if (shift := self.value.bits - ACTIVATION_BITS) > 1:
+        """Truncate a value that takes more bits than an activation should; one bit of tolerance."""
+        if (shift := self.value.excess) > 1:
             self._rescale(Truncate, f"{name} (truncation)", -shift)
 
     def widen(self, name: str) -> None:
-        """Comparisons drop 15 bits."""
+        """Multiply a value that will be compared by a power of two: comparisons drop 15 bits."""
         if (shift := math.floor(RING_BITS - MARGIN) - self.value.bits) > 1:
             self._rescale(Raise, f"{name} (raise)", shift)
 
@@ -209,6 +228,7 @@ class _Compiler:
         self.append(layer, name, value.images, gain=value.gain * factor, scale=value.scale * factor, shift=abs(bits))
 
     def swap_relu(self, layer: type[Layer], name: str, module: nn.Module) -> bool:
+        """Put a pooling before the ReLU that precedes it; returns whether there was one."""
         if self.before is None:
             return False
         relu = self.layers.pop()
@@ -221,6 +241,7 @@ class _Compiler:
         self, layer: type[Layer], name: str, images: Tensor,
         *, gain=None, scale=None, sources=None, weights=None, **fields,
     ) -> None:  # fmt: skip
+        """Add a layer; its result becomes the current value. What is not given stays as it is."""
         gain, scale = self.value.gain if gain is None else gain, self.value.scale if scale is None else scale
         sources = (self.value.number,) if sources is None else sources
         if weights is not None:
@@ -229,7 +250,10 @@ class _Compiler:
         self.value, self.before = _Value(len(self.layers), images, gain, float(scale), self.value.flat), None
 
     def weigh(self, layer: type[Layer], name: str, modules: Sequence[nn.Module], branches: tuple[Branch, ...]) -> None:
-        """Where another layer with weights reads the result, every channel gets a gain of its own."""
+        """Append the layer of modules that read one input, their weights rounded.
+
+        Where another layer with weights reads the result, every channel gets a gain of its own.
+        """
         self.narrow(name)
         x, flat = self.value.images, self.value.flat
         for module in modules:
@@ -264,12 +288,12 @@ class _Compiler:
         hidden = bool(readers) and isinstance(readers[0], nn.Conv2d | nn.Linear | Branches)
         if hidden and isinstance(readers[0], Branches):
             hidden = all(isinstance(branch, nn.Conv2d) for branch in readers[0])
-        return pooled, hidden, 2.0 ** (RING_BITS - MARGIN - (0 if compared else 1))
+        return pooled, hidden, self.limit(compared)
 
 
 _NO_LAYER = (
-    (Branches, _Compiler._branches),
-    (nn.Flatten, _Compiler._flatten),
-    (NormalisedFeatures, _Compiler._normalise),
-    (nn.Dropout, _Compiler._dropout),
+    (Branches, Compiler._branches),
+    (nn.Flatten, Compiler._flatten),
+    (NormalisedFeatures, Compiler._normalise),
+    (nn.Dropout, Compiler._dropout),
 )

@@ -20,7 +20,7 @@ import numpy as np
 
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Plan, Weights
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Bound, Own, Party, Workspace
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Own, Party, Run, Workspace
 from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
 from dopamine_lib.inference.protocols.sharing import decode
 
@@ -77,11 +77,11 @@ class CryptoProvider:
 
 @dataclass(repr=False)
 class _Prepared:
-    """One query's operations, by layer, with their randomness: used once, then its buffers serve another query."""
+    """One query's randomness, in operations ready to run, by layer: used once, then its buffers serve another query."""
 
     query: int
     buffers: list[np.ndarray]
-    operations: list[list[Bound]]
+    runs: list[list[Run]]
 
 
 class _Evaluator:
@@ -134,16 +134,16 @@ class _Evaluator:
 
     def _keep(self, query: int, buffers: list[np.ndarray], own: list[Own]) -> None:
         """Lay a query's randomness ready: each layer gets its operations, which then need shares only."""
-        operations = [[] for _ in self.plan.layers]
+        runs = [[] for _ in self.plan.layers]
         for i, (number, operation) in enumerate(self.plan.operations):
-            operations[number].append(partial(operation.run, self.party, TAGS * i, own[i]))
-        self._ready.append(_Prepared(query, buffers, operations))
+            runs[number].append(partial(operation.run, self.party, TAGS * i, own[i]))
+        self._ready.append(_Prepared(query, buffers, runs))
 
     def _evaluate(self, x: np.ndarray, prepared: _Prepared, progress: Progress | None = None) -> np.ndarray:
         """This party's share of the last value, from its share of the image."""
         values = [x]
-        for layer, operations in zip(self.plan.layers, prepared.operations, strict=True):
-            values.append(layer.private([values[source] for source in layer.sources], operations))
+        for layer, runs in zip(self.plan.layers, prepared.runs, strict=True):
+            values.append(layer.private([values[source] for source in layer.sources], runs))
             if progress:
                 progress(len(values) - 1, len(self.plan.layers), layer.name)
         return values[-1]

@@ -35,31 +35,18 @@ instead of 0: at most 2^(15 - shift) units. Needs |x| < 2^31 - 2^15. ``pooling``
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.operation import (
-    ACTIVATION_BITS,
-    PATIENT,
-    RING_BITS,
-    Bound,
-    BufferLayout,
-    Compiler,
-    Layer,
-    Module,
-    Operation,
-    Own,
-    Party,
-    Shape,
-    Workspace,
-    check_shifts,
-)
+from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Operation, Own, Party, Shape, Workspace
+from dopamine_lib.inference.protocols.truncation import Shift
 
 #: Bits that are not compared.
 DROPPED = 15
 #: Absolute values from here on may be compared wrongly.
-LIMIT = 2**RING_BITS - 2**DROPPED
+LIMIT = 2**31 - 2**DROPPED
 #: The six bits opened in step 2, in the order of their mask bits; l3 needs no mask, nothing is multiplied by it.
 L0, E1, L1, E2, L2, E3 = range(6)
 L3, SIGMA = 6, 6
@@ -189,36 +176,25 @@ class ReLUOperation(Comparison):
 
 
 @dataclass(frozen=True)
-class ReLU(Layer):
+class ReLU(Shift):
     """max(x, 0) >> shift."""
 
-    shift: int
-
+    input_limit = LIMIT
     torch_layers = ("ReLU",)
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
         """Truncate to the bits of an activation in passing."""
         compiler.widen(name)
         before = compiler.value
         after = replace(before, images=before.images.relu())
-        shift = max(0, after.bits - ACTIVATION_BITS)
+        shift = max(0, after.excess)
         gain, scale = before.gain / 2**shift, before.scale / 2**shift
         compiler.append(cls, name, after.images, gain=gain, scale=scale, shift=shift)
         compiler.before = before
 
-    def output_shape(self, *inputs: Shape) -> Shape:
-        check_shifts(self, (self.shift,))
-        return inputs[0]
-
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [ReLUOperation(prod(input_shape), self.shift)]
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return operations[0](inputs[0])
-
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return np.rint(np.maximum(inputs[0], 0) / 2**self.shift)
-
-    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
-        return float(np.abs(inputs[0]).max()) / LIMIT

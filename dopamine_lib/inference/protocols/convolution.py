@@ -21,23 +21,13 @@ F is sent once, and no second difference can be compared with it. With one A for
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.operation import (
-    Bound,
-    BufferLayout,
-    Compiler,
-    Layer,
-    Module,
-    Operation,
-    Own,
-    Party,
-    Shape,
-    Workspace,
-)
+from dopamine_lib.inference.protocols.operation import BufferLayout, Layer, Operation, Own, Party, Shape, Workspace
 from dopamine_lib.inference.protocols.sharing import signed
 
 #: The most inputs of one output: sums of products stay exact in the kernels' float64.
@@ -123,7 +113,7 @@ class Convolution(Layer):
         return cls(**record | {"branches": tuple(Branch(**branch) for branch in record["branches"])})
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, *modules: Module) -> None:
+    def from_torch(cls, compiler: Any, name: str, *modules: Any) -> None:
         """Modules that read one input become one layer; a linear one is alone."""
         branches = []
         for module in modules:
@@ -160,9 +150,6 @@ class Convolution(Layer):
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [ConvolutionOperation(self, input_shape)]
-
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return operations[0](inputs[0])
 
     def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
         matrices, bias = weights

@@ -22,23 +22,12 @@ number besides the answer. The provider learns nothing.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.operation import (
-    MARGIN,
-    Bound,
-    BufferLayout,
-    Compiler,
-    Layer,
-    Module,
-    Operation,
-    Own,
-    Party,
-    Shape,
-    Workspace,
-)
+from dopamine_lib.inference.protocols.operation import BufferLayout, Layer, Operation, Own, Party, Run, Shape, Workspace
 from dopamine_lib.inference.protocols.sharing import decode, encode
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
@@ -114,16 +103,17 @@ class NormalisedLinear(Layer):
     inverse_bits: int
 
     bits = 64
+    input_limit = 2**30
     torch_layers, on_normalised = ("Linear",), True
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
         x, scale = compiler.value.images, compiler.value.scale
         compiler.check_weights(name, module, x.shape[1])
         weight = module.weight.double() - module.weight.double().mean(1, keepdim=True)
         bias = module.bias.double() if module.bias is not None else weight.new_zeros(len(weight))
         norm = float((x.flatten(1) - x.flatten(1).mean(1, keepdim=True)).norm(dim=1).max()) * scale
-        inverse_bits = INVERSE_PRECISION + math.ceil(MARGIN + math.log2(max(norm, 1.0)))
+        inverse_bits = INVERSE_PRECISION + math.ceil(compiler.margin + math.log2(max(norm, 1.0)))
         largest = float((weight.norm(dim=1) + bias.abs()).max())  # no logit can be larger
         weight_bits = 62 - inverse_bits - math.ceil(math.log2(max(largest, 2.0**-8)))
         scale = 2.0 ** (weight_bits + inverse_bits)
@@ -145,8 +135,8 @@ class NormalisedLinear(Layer):
         lift = TruncationOperation(input_shape, 0, bits=64)
         return [lift, NormalisedOperation(input_shape[0], self.shape[0], self.inverse_bits)]
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        lift, head = operations
+    def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
+        lift, head = runs
         return head(lift(inputs[0])).reshape(self.shape)
 
     def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -155,6 +145,3 @@ class NormalisedLinear(Layer):
         norm = max(float(np.linalg.norm(centred)), 1e-12)
         logits = decode(matrix, 2**self.weight_bits) @ (centred / norm) + decode(bias, self.scale)
         return (logits * self.scale).reshape(self.shape)
-
-    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
-        return float(np.abs(inputs[0]).max()) / 2**30

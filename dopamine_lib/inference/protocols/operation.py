@@ -11,32 +11,23 @@ the list of ``network.plan``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.channel import Channel
 from dopamine_lib.inference.protocols.randomness import fill
 
 PATIENT, PROVIDER = 0, 1
 #: Messages of operation number i have the tags 16 i … 16 i + 15.
 TAGS = 16
-#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
-RING_BITS = 31
-#: Bits of room above the largest value on public images.
-MARGIN = 1.5
-#: Bits of an activation; the rest of the ring is for the weights.
-ACTIVATION_BITS = 16
 
 Shape = tuple[int, int, int]
 #: The arrays that a party holds for one operation, by name.
 Own = SimpleNamespace
-#: A torch.nn.Module and a torch.Tensor: patient and crypto-provider do without torch.
-Module, Tensor = Any, Any
 
 
 class BufferLayout:
@@ -133,39 +124,7 @@ class Operation:
 
 
 #: An operation with party, tag and randomness filled in (by ``functools.partial``): shares in, share out.
-Bound = Callable[..., np.ndarray]
-
-
-class Compiler(Protocol):
-    """What a layer needs of ``network.compiler`` to take in a layer of torch.
-
-    value   the current value: ``images`` (N, C, H, W), ``gain`` (C,), ``scale``, ``peak``, ``bits``, ``flat``
-    before  the value before the last layer, where that was a ReLU that may change places with a pooling
-    """
-
-    value: Any
-    before: Any
-
-    def check_picture(self, name: str, module: Module) -> None:
-        """Raise InputError where the current value is flat."""
-
-    def check_weights(self, name: str, module: Module, inputs: int) -> None:
-        """Raise InputError for weights that are not finite or are made for another number of inputs."""
-
-    def narrow(self, name: str) -> None:
-        """Truncate a value that takes more bits than an activation should."""
-
-    def widen(self, name: str) -> None:
-        """Raise a value that is going to be compared."""
-
-    def swap_relu(self, layer: type["Layer"], name: str, module: Module) -> bool:
-        """Put a pooling before the ReLU that precedes it; returns whether there was one."""
-
-    def weigh(self, layer: type["Layer"], name: str, modules: Sequence[Module], branches: tuple) -> None:
-        """Choose the scales of modules that read one input, round their weights, and append their layer."""
-
-    def append(self, layer: type["Layer"], name: str, images: Tensor, **fields) -> None:
-        """Add a layer to the plan; its result becomes the current value."""
+Run = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -179,6 +138,8 @@ class Layer:
 
     #: Its output is in Z_2^bits.
     bits = 32
+    #: Inputs must stay below this in absolute value; where it is None, the output must stay below 2^31.
+    input_limit = None
     #: Names in torch.nn of what becomes this layer, and whether it does so on normalised features or elsewhere.
     torch_layers, on_normalised = (), False
 
@@ -188,8 +149,11 @@ class Layer:
         return cls(**record)
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
-        """Append the layer that a module of torch becomes. Raises InputError for an option it cannot take."""
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
+        """Append the layer that a module of torch becomes, by means of ``network.compiler.Compiler``.
+
+        Raises InputError for an option it cannot take. Patient and crypto-provider load no torch, so nothing here does.
+        """
         raise NotImplementedError
 
     def output_shape(self, *inputs: Shape) -> Shape:
@@ -200,9 +164,12 @@ class Layer:
         """The operations it takes, in order; none where each party computes on its own."""
         return []
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        """Either party's share of the output, from its shares of the inputs, by the layer's operations."""
-        raise NotImplementedError
+    def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
+        """Either party's share of the output, from its shares of the inputs: ``runs`` are the layer's operations.
+
+        Most layers are one operation, or none: then a party computes on its share as on plain integers.
+        """
+        return runs[0](inputs[0]) if runs else self.plain(inputs, None)
 
     def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray] | None) -> np.ndarray:
         """The output on integers without shares, in float64: what the protocol must give, up to its roundings.
@@ -213,10 +180,5 @@ class Layer:
 
     def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
         """The largest value of ``plain`` as a share of what the protocol allows: above 1 the answer is wrong."""
-        return float(np.abs(output).max()) / 2**31
-
-
-def check_shifts(layer: Layer, shifts: tuple[int, ...]) -> None:
-    """Raise InputError for a shift that the ring is too narrow for."""
-    if not all(0 <= shift <= 30 for shift in shifts):
-        raise InputError(f"layer '{layer.name}' shifts by {shifts}; it must be by 0 to 30 bits")
+        x, limit = (output, 2**31) if self.input_limit is None else (inputs[0], self.input_limit)
+        return float(np.abs(x).max()) / limit

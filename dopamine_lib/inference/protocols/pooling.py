@@ -16,6 +16,7 @@ An average is a sum of shares, exact and without a message; the division goes in
 
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +24,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.comparison import LIMIT, Comparison
 from dopamine_lib.inference.protocols.convolution import pair
-from dopamine_lib.inference.protocols.operation import (
-    MARGIN,
-    RING_BITS,
-    Bound,
-    Compiler,
-    Layer,
-    Module,
-    Operation,
-    Own,
-    Party,
-    Shape,
-)
+from dopamine_lib.inference.protocols.operation import Layer, Operation, Own, Party, Run, Shape
 
 #: (begin, end) of each window along one axis.
 Windows = tuple[tuple[int, int], ...]
@@ -69,7 +59,7 @@ class MaxPool(Layer):
     torch_layers = ("MaxPool2d",)
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
         """Before the ReLU that precedes it, if one does."""
         compiler.check_picture(name, module)
         kernel, stride = pair(module.kernel_size), pair(module.stride)
@@ -90,8 +80,8 @@ class MaxPool(Layer):
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [MaximumOperation(n) for n in pair_counts(input_shape, self.kernel, self.stride, self.ceil)]
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, operations)
+    def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
+        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, runs)
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         counts = pair_counts(inputs[0].shape, self.kernel, self.stride, self.ceil)
@@ -162,8 +152,8 @@ class AveragePool(Layer):
     torch_layers = ("AvgPool2d", "AdaptiveAvgPool2d")
 
     @classmethod
-    def from_torch(cls, compiler: Compiler, name: str, module: Module) -> None:
-        from torch import stack  # patient and crypto-provider do without torch
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
+        from torch import stack
 
         compiler.check_picture(name, module)
         compiler.narrow(name)
@@ -177,7 +167,7 @@ class AveragePool(Layer):
             sizes = zip(x.shape[2:], pair(module.kernel_size), pair(module.stride), strict=True)
             rows, columns = (tuple((i, i + k) for i in range(0, n - k + 1, s)) for n, k, s in sizes)
         common = window_factors(rows, columns)[0]
-        if value.peak * common > 2.0 ** (RING_BITS - 1 - MARGIN):
+        if value.peak * common > compiler.limit(compared=False):
             raise InputError(f"layer '{name}': its windows differ too much in size (common multiple {common})")
         images = stack([stack([x[:, :, a:b, c:d].mean((2, 3)) for c, d in columns], 2) for a, b in rows], 2)
         gain, scale = value.gain * common, value.scale * common
@@ -189,9 +179,6 @@ class AveragePool(Layer):
         if not inside:
             raise InputError(f"layer '{self.name}': a window does not lie in the input's {height}x{width}")
         return (channels, len(self.rows), len(self.columns))
-
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return average_pool(inputs[0], self.rows, self.columns)
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return average_pool(inputs[0], self.rows, self.columns)

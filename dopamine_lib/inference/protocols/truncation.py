@@ -21,7 +21,6 @@ import numpy as np
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.operation import (
     PATIENT,
-    Bound,
     BufferLayout,
     Layer,
     Operation,
@@ -29,7 +28,6 @@ from dopamine_lib.inference.protocols.operation import (
     Party,
     Shape,
     Workspace,
-    check_shifts,
 )
 from dopamine_lib.inference.protocols.sharing import RINGS
 
@@ -70,40 +68,32 @@ class TruncationOperation(Operation):
 
 
 @dataclass(frozen=True)
-class Truncate(Layer):
-    """x >> shift."""
+class Shift(Layer):
+    """A layer that shifts by 0 to 30 bits."""
 
     shift: int
 
     def output_shape(self, *inputs: Shape) -> Shape:
-        check_shifts(self, (self.shift,))
+        _check_shifts(self, (self.shift,))
         return inputs[0]
+
+
+@dataclass(frozen=True)
+class Truncate(Shift):
+    """x >> shift."""
+
+    input_limit = 2**30
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [TruncationOperation(input_shape, self.shift)]
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return operations[0](inputs[0])
-
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return np.rint(inputs[0] / 2**self.shift)
 
-    def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
-        return float(np.abs(inputs[0]).max()) / 2**30
-
 
 @dataclass(frozen=True)
-class Raise(Layer):
+class Raise(Shift):
     """x << shift, by each party on its own."""
-
-    shift: int
-
-    def output_shape(self, *inputs: Shape) -> Shape:
-        check_shifts(self, (self.shift,))
-        return inputs[0]
-
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return inputs[0] << self.shift
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return inputs[0] * 2**self.shift
@@ -116,13 +106,15 @@ class Concatenate(Layer):
     shifts: tuple[int, ...]
 
     def output_shape(self, *inputs: Shape) -> Shape:
-        check_shifts(self, self.shifts)
+        _check_shifts(self, self.shifts)
         if len({shape[1:] for shape in inputs}) != 1:
             raise InputError(f"layer '{self.name}': it joins {list(inputs)}, whose heights and widths differ")
         return (sum(shape[0] for shape in inputs), *inputs[0][1:])
 
-    def private(self, inputs: list[np.ndarray], operations: list[Bound]) -> np.ndarray:
-        return np.concatenate([x << shift for x, shift in zip(inputs, self.shifts, strict=True)])
-
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return np.concatenate([x * 2**shift for x, shift in zip(inputs, self.shifts, strict=True)])
+
+
+def _check_shifts(layer: Layer, shifts: tuple[int, ...]) -> None:
+    if not all(0 <= shift <= 30 for shift in shifts):
+        raise InputError(f"layer '{layer.name}' shifts by {shifts}; it must be by 0 to 30 bits")
