@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from private_session import Session
 from torch import nn
 
 from dopamine_lib import data
@@ -11,6 +10,7 @@ from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.inference.network.compiler import Branches, compile_model
 from dopamine_lib.inference.network.plan import evaluate
 from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, round_together
+from dopamine_lib.inference.network.rehearsal import Rehearsal
 from dopamine_lib.inference.network.serving import calibration_images, extremes
 from dopamine_lib.models.networks import (
     HALF,
@@ -34,7 +34,7 @@ def images(shape, count=4, seed=0):
 def private_and_plain(net, x, calibration=None, mean=None, std=None):
     """Logits of a batch, privately and in torch, each (N, classes)."""
     plan, weights = compile_model(net, x.shape[2:], x if calibration is None else calibration, mean, std)
-    with Session(plan, weights) as session, torch.inference_mode():
+    with Rehearsal(plan, weights) as session, torch.inference_mode():
         return np.array([session.infer(image) for image in x.numpy()]), net(x).flatten(1).numpy()
 
 
@@ -140,7 +140,7 @@ def test_costs_are_what_goes_over_the_channels():
     x = images(shape)
     plan, weights = compile_model(seeded(make), shape[1:], x)
     costs = plan.costs()
-    with Session(plan, weights) as session:
+    with Rehearsal(plan, weights) as session:
         assert session.patient_end.received == costs["setup_to_patient"]
         session.prepare()
         assert session.offline.received == costs["offline_to_provider"]
@@ -220,7 +220,7 @@ def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
     exact, room = evaluate(plan, weights, white[0].numpy())
     wanted = net(white)[0].detach().numpy()
     assert max(room.values()) > 1 and np.abs(exact - wanted).max() < 0.02 * np.ptp(wanted)
-    with Session(plan, weights) as session:
+    with Rehearsal(plan, weights) as session:
         assert error(session.infer(white[0].numpy()), wanted) > 0.1
 
 

@@ -14,13 +14,14 @@ a planted fault must fall below 1e-12.
 import numpy as np
 import pytest
 import torch
-from private_session import Session, at_once, with_weights
+from private_session import with_weights
 from scipy.stats import chi2
 from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Weights
+from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
 from dopamine_lib.inference.protocols.comparison import Comparison
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
@@ -48,7 +49,7 @@ class Run:
     """Many queries on one image in one session; all that was said: ``messages[side, direction, tag]`` (N, bytes)."""
 
     def __init__(self, image, queries=QUERIES, one_seed=False):
-        self.queries, self.session = queries, Session(PLAN, WEIGHTS, seed=5)
+        self.queries, self.session = queries, Rehearsal(PLAN, WEIGHTS, seed=5)
         if one_seed:
             seed = self.session.crypto_provider.provider_seed = self.session.crypto_provider.patient_seed
             self.session.provider._seed = seed
@@ -249,7 +250,7 @@ def test_one_seed_at_both_parties_is_caught():
 
 
 def test_no_secret_in_representations_and_errors():
-    session = Session(PLAN, WEIGHTS, seed=5)
+    session = Rehearsal(PLAN, WEIGHTS, seed=5)
     try:
         holders = session.crypto_provider, session.patient, session.provider, WEIGHTS, session.patient_end
         texts = " ".join(map(repr, holders))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from private_session import both, with_weights
+from private_session import seeds, with_weights
 
+from dopamine_lib.inference.network.rehearsal import run
 from dopamine_lib.inference.protocols import beaver, kernels
 from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, ReLUOperation, borrow
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
@@ -118,7 +119,7 @@ def check_relu(x, shift, y):
     st.integers(0, 31),
 )
 def test_relu_is_right_within_its_margin(values, shift):
-    check_relu(values, shift, both(ReLUOperation(len(values), shift), share(ring(values))))
+    check_relu(values, shift, run(ReLUOperation(len(values), shift), ring(values)))
 
 
 def edges(count, rng):
@@ -131,7 +132,7 @@ def edges(count, rng):
 
 def test_ten_thousand_comparisons_at_the_edges():
     values = edges(10_000, np.random.default_rng(1))
-    check_relu(values, 15, both(ReLUOperation(len(values), 15), share(ring(values))))
+    check_relu(values, 15, run(ReLUOperation(len(values), 15), ring(values)))
 
 
 @pytest.mark.slow
@@ -140,21 +141,21 @@ def test_ten_million_comparisons_at_the_edges():
     operation = ReLUOperation(1_000_000, 15)
     for _ in range(10):
         values = edges(1_000_000, rng)
-        check_relu(values, 15, both(operation, share(ring(values))))
+        check_relu(values, 15, run(operation, ring(values)))
 
 
 def test_a_positive_value_beyond_the_range_shows_as_wrong():
     """The check itself: just below 2^31 the answer is allowed to be wrong, and is now and then."""
     values = np.full(2000, 2**31 - 2)
     with pytest.raises(AssertionError):
-        check_relu(values, 0, both(ReLUOperation(len(values), 0), share(ring(values)), seed=3))
+        check_relu(values, 0, run(ReLUOperation(len(values), 0), ring(values), seeds=seeds(3)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(-EDGE // 2 + 1, EDGE // 2 - 1)] * 2), min_size=1, max_size=30))
 def test_maximum_is_right_within_its_margin(pairs):
     a, b = np.array(pairs).T
-    y = signed(both(MaximumOperation(len(a)), share(ring(a)), share(ring(b)))).astype(np.int64)
+    y = signed(run(MaximumOperation(len(a)), ring(a), ring(b))).astype(np.int64)
     assert ((y == a) | (y == b)).all()
     assert (np.maximum(a, b) - y < 2**DROPPED).all()
     assert (y >= a)[a >= b].all()
@@ -216,20 +217,20 @@ def test_average_pooling_is_torch_s(outputs):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(-(2**30), 2**30 - 1), min_size=1, max_size=30), st.integers(0, 30))
 def test_truncation_rounds_down_or_up(values, shift):
-    y = signed(both(TruncationOperation((len(values),), shift), share(ring(values)))).astype(np.int64)
+    y = signed(run(TruncationOperation((len(values),), shift), ring(values))).astype(np.int64)
     floor = np.array(values) >> shift
     assert ((y == floor) | (y == floor + 1)).all()
 
 
 def test_lifting_to_64_bits_is_exact():
     values = np.random.default_rng(0).integers(-(2**30), 2**30, 5000)
-    y = both(TruncationOperation((5000,), 0, bits=64), share(ring(values)))
+    y = run(TruncationOperation((5000,), 0, bits=64), ring(values))
     assert y.dtype == np.uint64 and np.array_equal(signed(y), values)
 
 
 def test_truncation_has_the_right_mean():
     """10,000 roundings of 0.25: their mean lies within 5 standard errors, false alarm below 1e-6."""
-    y = signed(both(TruncationOperation((10_000,), 4), share(ring(np.full(10_000, 4))), seed=1))
+    y = signed(run(TruncationOperation((10_000,), 4), ring(np.full(10_000, 4)), seeds=seeds(1)))
     assert abs(y.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 10_000)
 
 

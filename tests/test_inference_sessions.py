@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from private_session import Session, at_once
 from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
 from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
 from dopamine_lib.models.networks import HALF, to_input
 
@@ -60,7 +60,7 @@ def test_a_damaged_plan_is_refused(small, change, refuses):
 def test_pixels_out_of_range_are_refused_and_cost_no_randomness(small, refuses):
     plan, weights = small
     x = IMAGE
-    with Session(plan, weights) as session:
+    with Rehearsal(plan, weights) as session:
         session.prepare()
         for value in (1.1, -1.1, np.nan, np.inf):
             bad = x.copy()
@@ -88,7 +88,7 @@ def test_pictures_are_normalised_as_in_training(small, refuses):
 def test_queries_run_ahead_and_randomness_is_used_once(small):
     plan, weights = small
     x = IMAGE
-    with Session(plan, weights) as session:
+    with Rehearsal(plan, weights) as session:
         for _ in range(3):
             session.prepare()
         answers = [session.online(x) for _ in range(3)]
@@ -102,7 +102,7 @@ def test_queries_run_ahead_and_randomness_is_used_once(small):
 def test_after_an_error_a_session_is_over(small):
     plan, weights = small
     x = IMAGE
-    with Session(plan, weights) as session:
+    with Rehearsal(plan, weights) as session:
         session.prepare()
         session.prepare()
         session.provider._begin()  # the provider lost a query: the two are out of step

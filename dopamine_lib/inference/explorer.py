@@ -1,4 +1,4 @@
-"""The plain functions behind chapter 5's explorer: what goes between patient and provider, message by message.
+"""The plain functions behind chapter 5's explorer: the messages between patient and provider, one by one.
 
 A real SqueezeNet-1.1 at 64 pixels answers queries within this process. Its classifier is untrained, so its answers mean
 nothing; the transcripts are those of any other weights.
@@ -7,12 +7,13 @@ nothing; the transcripts are those of any other weights.
 import functools
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.pictures import BLUE, GREY, RED
 
 SIZE, IMAGES = 64, 6
-#: What to look at: a message, or its difference to the same message about the next image.
+#: What to look at: a message, or its difference from the same message about the next image.
 VIEWS = ("the message", "minus another's, fresh masks", "minus another's, same masks")
 #: A crypto-provider's seed: two sessions with it use every mask twice, which is the fault to be seen.
 _SAME = 1
@@ -21,7 +22,7 @@ _ENOUGH = 5 * 256
 
 
 @functools.lru_cache(maxsize=1)
-def network():
+def network() -> tuple:
     """Plan and weights of the network, and its images uint8 (6, 64, 64, 3)."""
     from dopamine_lib.data.synthetic import make_population
     from dopamine_lib.inference.network.compiler import compile_model
@@ -35,7 +36,7 @@ def network():
 
 
 @functools.lru_cache(maxsize=2 * IMAGES)
-def transcript(image: int, seed: int | None = None, session: int = 0):
+def transcript(image: int, seed: int | None = None, session: int = 0) -> list:
     """All messages of one query about an image, in order; another ``session`` has masks of its own.
 
     seed  of the crypto-provider: sessions with the same one share their masks. Raises InputError for an unknown image.
@@ -54,7 +55,7 @@ def look(image: int = 0, message: int = 1, view: str = VIEWS[0]) -> dict:
 
     Returns what, sender, messages (how many there are), bytes_so_far, numbers (a message's, or the difference of two:
     uint32, or uint8 of eight bits each), counts (256,) of its bytes, and p: how often uniform bytes would be spread as
-    unevenly, None for too few of them. Raises InputError for what is not there.
+    unevenly, None for too few of them. Raises InputError for an image, message or view that does not exist.
     """
     from scipy.stats import chisquare
 
@@ -82,10 +83,8 @@ def look(image: int = 0, message: int = 1, view: str = VIEWS[0]) -> dict:
     }
 
 
-def draw_message(image: int = 0, message: int = 1, view: str = VIEWS[0]):
-    """The image, a message as a picture, and how often each byte occurs in it; returns a Figure."""
-    from matplotlib.figure import Figure
-
+def draw_message(image: int = 0, message: int = 1, view: str = VIEWS[0]) -> Figure:
+    """The image, a message as a picture, and how often each byte occurs in it."""
     seen, images = look(image, message, view), network()[2]
     figure = Figure(figsize=(8.4, 3.0), dpi=72)
     left, middle, right = (
@@ -111,7 +110,7 @@ def draw_message(image: int = 0, message: int = 1, view: str = VIEWS[0]):
 
 
 def _picture(numbers: np.ndarray) -> np.ndarray:
-    """The first numbers as a square: of the message that hides the image, one colour."""
+    """The first numbers as a square; of the message that hides the image, one colour channel."""
     values = np.unpackbits(numbers) if numbers.itemsize == 1 else numbers.view("<i4")
     side = min(SIZE, int(np.sqrt(len(values))))
     return values[: side * side].astype(float).reshape(side, side)

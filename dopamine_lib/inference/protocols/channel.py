@@ -4,7 +4,7 @@ A message is an 8-byte header (tag, length) and its payload. Both ends know from
 next and how long it is, so anything else is an error, never a guess. Nothing is unpickled or parsed.
 
 After any error the channel is closed: the other side sees the end of the stream and stops as well. Neither side
-goes on with half a message, so masks that were used up to there are never used again.
+goes on with half a message, so masks that were used by then are never used again.
 """
 
 import contextlib
@@ -12,13 +12,16 @@ import socket
 import ssl
 import struct
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 HEADER = struct.Struct("<II")
 CHUNK = 128 * 1024  # bytes each side sends before it reads
-BUFFER = 4 * 2**20  # bytes of kernel buffer we ask for, a direction
+BUFFER = 4 * 2**20  # bytes of kernel buffer we ask for, per direction
 FIRST = 16 * 1024  # a header and the payload's beginning share one packet and one TLS record of this size
 TIMEOUT = 60.0  # seconds a whole message may take
+#: Bytes, a bytearray, or a C-contiguous array of any shape.
+Buffer = Any
 
 
 class ChannelError(Exception):
@@ -36,13 +39,13 @@ class Channel(Protocol):
     received: int
     rounds: int
 
-    def send(self, tag: int, data) -> None:
-        """Send ``data``: bytes, or a C-contiguous array of any shape."""
+    def send(self, tag: int, data: Buffer) -> None:
+        """Send ``data``."""
 
-    def receive(self, tag: int, out) -> None:
-        """Fill ``out``, a writable C-contiguous buffer, with the next message, which must have this tag and size."""
+    def receive(self, tag: int, out: Buffer) -> None:
+        """Fill ``out``, which must be writable, with the next message, which must have this tag and size."""
 
-    def exchange(self, tag: int, outgoing, incoming) -> None:
+    def exchange(self, tag: int, outgoing: Buffer, incoming: Buffer) -> None:
         """Send one message and receive one with the same tag, both at once: one round."""
 
     def close(self) -> None:
@@ -52,14 +55,14 @@ class Channel(Protocol):
 class SocketChannel:
     """A Channel over a connected stream socket: TCP, TLS or a socket pair.
 
-    sock     owned from now on, closed by ``close`` and by any error
+    sock     owned by the channel from now on, closed by ``close`` and by any error
     peer     the other side's name in errors, such as ``provider``
     timeout  seconds a whole message may take, or None to wait for ever
 
-    ``exchange`` works in lock-step: send a chunk, read a chunk. What one side has sent and the other not yet read is
-    then at most four chunks; with chunks of a sixteenth of the socket buffer (the kernel counts its overhead too) that
-    fits, so two sides that both send first never block each other.
-    Raises ChannelError where the other side is gone, is late, or sends something else than expected.
+    ``exchange`` works in lock-step: send a chunk, read a chunk. At most four chunks are then sent by one side and not
+    yet read by the other; with chunks of a sixteenth of the socket buffer (the kernel counts its overhead too) they
+    fit, so two sides that both send first never block each other.
+    Raises ChannelError where the other side is gone, is late, or sends something unexpected.
     """
 
     def __init__(self, sock: socket.socket, peer: str = "other side", timeout: float | None = TIMEOUT):
@@ -82,17 +85,17 @@ class SocketChannel:
         return self._timeout
 
     @timeout.setter
-    def timeout(self, seconds: float | None):
+    def timeout(self, seconds: float | None) -> None:
         self._timeout = seconds
         self._sock.settimeout(seconds)
 
-    def send(self, tag: int, data) -> None:
+    def send(self, tag: int, data: Buffer) -> None:
         self._swap(tag, _bytes_of(data), None)
 
-    def receive(self, tag: int, out) -> None:
+    def receive(self, tag: int, out: Buffer) -> None:
         self._swap(tag, None, _bytes_of(out))
 
-    def exchange(self, tag: int, outgoing, incoming) -> None:
+    def exchange(self, tag: int, outgoing: Buffer, incoming: Buffer) -> None:
         self._swap(tag, _bytes_of(outgoing), _bytes_of(incoming))
 
     def close(self) -> None:
@@ -186,26 +189,26 @@ def local_pair(timeout: float | None = TIMEOUT) -> tuple[SocketChannel, SocketCh
 
 
 class Recorded:
-    """A Channel that keeps what goes through another: ``log`` is a list of (direction, tag, bytes), in order.
+    """A Channel that keeps all messages of another: ``log`` is a list of (direction, tag, bytes), in order.
 
     direction  ``sent`` or ``received``
     wanted     says of (direction, tag) whether to keep that message; all by default
-    For the notebook and for tests of privacy: what one side sees is what its log holds.
+    For the notebook and for tests of privacy: one side's log holds what that side sees.
     """
 
-    def __init__(self, channel: Channel, wanted=lambda direction, tag: True):
+    def __init__(self, channel: Channel, wanted: Callable[[str, int], bool] = lambda direction, tag: True):
         self._channel, self._wanted = channel, wanted
         self.log: list[tuple[str, int, bytes]] = []
 
-    def send(self, tag: int, data) -> None:
+    def send(self, tag: int, data: Buffer) -> None:
         self._channel.send(tag, data)
         self._keep("sent", tag, data)
 
-    def receive(self, tag: int, out) -> None:
+    def receive(self, tag: int, out: Buffer) -> None:
         self._channel.receive(tag, out)
         self._keep("received", tag, out)
 
-    def exchange(self, tag: int, outgoing, incoming) -> None:
+    def exchange(self, tag: int, outgoing: Buffer, incoming: Buffer) -> None:
         self._channel.exchange(tag, outgoing, incoming)
         self._keep("sent", tag, outgoing)
         self._keep("received", tag, incoming)

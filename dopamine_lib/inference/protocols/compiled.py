@@ -1,7 +1,6 @@
 """The inner loops of ``kernels``, compiled by numba: the same functions, the same bits, several times faster.
 
-numba widens sums of uint32 to uint64, hence the casts. Compiled when imported, for these types only, and kept in
-memory.
+numba widens sums of uint32 to uint64, hence the casts. It compiles them for these types only, on import, in memory.
 """
 
 import numpy as np
@@ -21,7 +20,7 @@ def multiply(w, x, out):
     for start in range(0, columns, _TILE):
         n = min(_TILE, columns - start)
         for i_0 in range(0, rows, 4):
-            # beyond the last row it is done again, with the same result
+            # beyond the last row, the last row is done again, with the same result
             i_1, i_2, i_3 = min(i_0 + 1, rows - 1), min(i_0 + 2, rows - 1), min(i_0 + 3, rows - 1)
             for j in range(n):
                 sum_0[j], sum_1[j], sum_2[j], sum_3[j] = 0, 0, 0, 0

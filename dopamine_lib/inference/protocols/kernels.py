@@ -1,22 +1,27 @@
-"""The inner loops of the protocols, in NumPy: compiled ones with the same results stand in ``compiled``.
+"""The inner loops of the protocols, in NumPy; ``compiled`` has the same functions compiled by numba.
 
-All arithmetic is modulo 2^32, so there is one right answer, and both ways give it bit for bit. ``active()`` is the
-compiled set where numba is installed, this one otherwise, which it says; ``DOPAMINE_KERNELS=numpy`` asks for this one.
+All arithmetic is modulo 2^32, so there is one right answer, and both modules give it bit for bit. ``active()`` is the
+compiled one where numba is installed and otherwise, with a warning, this one; ``DOPAMINE_KERNELS=numpy`` asks for this
+one.
 """
 
 import logging
 import os
+from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 
+#: Arrays of uint32, and of uint8 that are 0 or 1.
+Words = Bits = np.ndarray
 #: Columns of a product, and elements of an array, worked on at once.
 _COLUMNS, _BLOCK = 4096, 2**14
 
 
 @cache
-def active():
-    """The kernels in use: a module or this one, with the functions below. The first call may compile for seconds."""
+def active() -> ModuleType:
+    """The module in use, with the functions below. The first call may compile for ten seconds."""
     if os.environ.get("DOPAMINE_KERNELS") != "numpy":
         try:
             from dopamine_lib.inference.protocols import compiled
@@ -45,7 +50,7 @@ def multiply(w: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
         out[:, start : start + _COLUMNS] = (w_low @ low).astype(np.uint64) + (middle << np.uint64(16))
 
 
-def _blocks(count: int):
+def _blocks(count: int) -> Iterator[slice]:
     """Slices of a size whose temporaries stay in the cache; each but the last a multiple of 8."""
     return (slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK))
 
@@ -71,7 +76,7 @@ def look_up(m: np.ndarray, thermometer: np.ndarray, planes: np.ndarray) -> None:
             planes[2 * k, packed] = np.packbits(less == 2, bitorder="little")
 
 
-def finish_relu(number, m, beta, rho, extra, shift, out) -> None:
+def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shift: int, out: Words) -> None:
     """Step 5 of ``comparison``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
     for part in _blocks(len(m)):
         chosen, x, e = beta[part], m[part], extra[:, part]
@@ -80,7 +85,7 @@ def finish_relu(number, m, beta, rho, extra, shift, out) -> None:
         out[part] += _pick(chosen, _pick(upper, e[3], e[2]), _pick(upper, e[1], e[0]))
 
 
-def finish_maximum(number, b, m, beta, r, rho, rho_r, out) -> None:
+def finish_maximum(number: int, b: Words, m: Words, beta: Bits, r: Words, rho: Words, rho_r: Words, out: Words) -> None:
     """Step 4 of ``pooling``: out (count,) = b + m [beta ^ rho] - beta r - (1 - 2 beta) rho_r."""
     for part in _blocks(len(b)):
         out[part] = b[part] + m[part] * _selected(number, beta[part], rho[part])
@@ -92,8 +97,11 @@ def _selected(number, chosen, rho) -> np.ndarray:
     return _pick(chosen, np.uint32(1 - number) - rho, rho)
 
 
-def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, rho_1) -> None:
-    """Mask r = r_0 + r_1, bits rho = sigma ^ msb(r), and what the provider lacks of thermometers and rho."""
+def deal_comparison(
+    r_0: Words, r_1: Words, sigma: Bits, thermometer_0: np.ndarray, rho_0: Words,
+    r: Words, rho: Bits, thermometer: np.ndarray, rho_1: Words,
+) -> None:  # fmt: skip
+    """Mask r = r_0 + r_1, bits rho = sigma ^ msb(r), and the provider's corrections of thermometers and rho."""
     for part in _blocks(len(r)):
         r[part] = r_0[part] + r_1[part]
         rho[part] = sigma[part] ^ (r[part] >> 31)
@@ -103,7 +111,7 @@ def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, 
             thermometer[k, part] = thermometer_0[k, part] ^ (np.uint16(2**16 - 1) >> (np.uint16(15) - nibble))
 
 
-def deal_relu(r, rho, shift, extra_0, extra) -> None:
+def deal_relu(r: Words, rho: Bits, shift: int, extra_0: Words, extra: Words) -> None:
     """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 5 of ``comparison``."""
     for part in _blocks(len(r)):
         s_1 = -(r[part] >> shift)
@@ -114,7 +122,7 @@ def deal_relu(r, rho, shift, extra_0, extra) -> None:
             extra[2 + i, part] = s - if_set - extra_0[2 + i, part]
 
 
-def deal_maximum(r, rho, rho_r_0, rho_r) -> None:
+def deal_maximum(r: Words, rho: Bits, rho_r_0: Words, rho_r: Words) -> None:
     """rho_r = rho r - rho_r_0."""
     for part in _blocks(len(r)):
         rho_r[part] = (r[part] & -rho[part].astype(np.uint32)) - rho_r_0[part]
