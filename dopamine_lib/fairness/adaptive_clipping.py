@@ -1,17 +1,18 @@
 """Clip at a quantile of the gradients' norms, learned privately while training (Andrew et al. 2021).
 
 The quantile is a choice too: half of a screening's patients are healthy and soon graded with confidence, so the median
-norm falls to nothing, and C with it. Above that half, e.g. at 0.7, C follows the patients that still teach something.
+norm falls to almost zero, and C with it. At a higher quantile, e.g. 0.7, C follows the patients that still teach
+something.
 
 A patient in a step's sample adds to the sum a clipped gradient g of norm at most C, and one bit: was g short enough
 to be left alone? Both travel as one vector
 
     ( a g / C,  b (bit - 1/2) )    with  a^2 + b^2 / 4 = 1
 
-of norm at most 1, and every coordinate of the sum gets noise N(0, z^2). So a step is what it always was, one sampled
-Gaussian of noise multiplier z, and the ledger needs no new line. Read apart, the gradients have noise multiplier z / a
-and the count of bits has noise of standard deviation z / b, which is Andrew et al.'s theorem 1:
-(z / a)^-2 + (2 z / b)^-2 = z^-2. The price of knowing where to clip is a gradient noise that is longer by 1 / a.
+of norm at most 1, and every coordinate of the sum gets noise N(0, z^2). So a step is still one sampled Gaussian of
+noise multiplier z, and the ledger needs no new line. Separately, the gradients have noise multiplier z / a and the
+count of bits has noise of standard deviation z / b, which is Andrew et al.'s theorem 1:
+(z / a)^-2 + (2 z / b)^-2 = z^-2. The price of knowing where to clip is gradient noise that is larger by 1 / a.
 """
 
 import math
@@ -27,10 +28,10 @@ from dopamine_lib.privacy.head import HeadTask
 
 @dataclass(frozen=True)
 class AdaptiveClip:
-    """How C is followed.
+    """How C follows the quantile.
 
-    target  gamma: the share of gradients that should be left alone
-    rate    eta_C: log C moves by rate * (target - share seen) in a step
+    target  gamma: the share of gradients that should not be clipped
+    rate    eta_C: log C moves by rate * (target - observed share) in a step
     budget  the part of z^-2, the privacy of a step, that the bits use
     start   the first C
     Raises InputError for a target or budget outside (0, 1), or a rate or start that is not positive.
@@ -58,15 +59,15 @@ class AdaptiveClip:
         return 2 * math.sqrt(self.budget)
 
     def next(self, log_clip: Tensor, share: Tensor) -> Tensor:
-        """log C after a step in which the noisy ``share`` of gradients was left alone (Andrew et al., section 2.3)."""
+        """log C after a step in which the noisy ``share`` of gradients was not clipped (Andrew et al., section 2.3)."""
         return log_clip - self.rate * (share - self.target)
 
 
 class AdaptiveHead(HeadTask):
-    """A head whose vector w (d + 1,) ends in log C, so that the server hands the clip out with the model.
+    """A head whose vector w (d + 1,) ends in log C, so that the server hands out the clip with the model.
 
-    What it returns for a patient has norm ``max_grad_norm`` at most, as from any Task: that is then only the unit in
-    which messages are written, e.g. 1. For settings in which hospitals take no steps alone.
+    A patient's vector has norm ``max_grad_norm`` at most, as with any Task; here that is only the unit of messages,
+    e.g. 1. For settings in which hospitals take no local steps.
     """
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, clip: AdaptiveClip):
@@ -74,8 +75,10 @@ class AdaptiveHead(HeadTask):
         self.clip = clip
         self.start = torch.cat([self.start, torch.tensor([math.log(clip.start)])])
 
-    def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
-        """Sums (groups, d + 1) of the vectors above, in units of ``max_grad_norm``."""
+    def clipped_sums(
+        self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
+    ) -> Tensor:
+        """Sums (groups, d + 1) of the module's vectors (a g / C, b (bit - 1/2)), in units of ``max_grad_norm``."""
         check_within("max_grad_norm", max_grad_norm, 0, 1e6, "it is the unit of a message: take 1")
         clip = math.exp(w[-1])
         x, error = self._clipped_errors(w, index, math.inf)

@@ -1,12 +1,12 @@
-"""A class-balanced loss: rare grades weigh more, by class counts that are themselves asked for with noise.
+"""A class-balanced loss: rare grades weigh more, by class counts that are themselves released with noise.
 
-A patient's gradient is weighted by its grade and clipped afterwards, so one patient moves a sum by C as before and
-the steps cost what they did. The weights come from the patients' grades, and that has to be paid for: the counts are
-released together with the mean features, once, before training. A patient's part of that release is
+A patient's gradient is weighted by its grade and clipped afterwards, so one patient still moves a sum by at most C and
+the steps cost the same. The weights come from the patients' grades, which costs privacy: the counts are released
+together with the mean features, once, before training. A patient's part of that release is
 
     ( a feature,  b onehot(grade) )    with  a^2 + b^2 = 1
 
-whose norm is 1 at most; it is the event that ``Choice.centre`` enters into the ledger.
+whose norm is at most 1; ``Choice.centre`` enters it into the ledger as an event.
 """
 
 import math
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from dopamine_lib.errors import check_within
 from dopamine_lib.privacy.head import HeadTask
 
-#: No grade is taken to be rarer than this: noise can make a share as small as it likes, or negative.
+#: No grade counts as rarer than this: noise can make a share arbitrarily small, or negative.
 LEAST_SHARE = 0.02
 
 
 def class_weights(shares: Tensor, power: float = 1.0) -> Tensor:
-    """Weights (classes,) proportional to share^-power, with mean 1 over patients; power 1 makes grades count alike."""
+    """Weights (classes,) proportional to share^-power, with mean 1 over patients; power 1 makes grades count alike.
+
+    >>> class_weights(torch.tensor([0.8, 0.2]))
+    tensor([0.6250, 2.5000])
+    """
     shares = shares.clamp_min(LEAST_SHARE)
     shares = shares / shares.sum()
     weights = shares**-power
@@ -32,24 +36,24 @@ def class_weights(shares: Tensor, power: float = 1.0) -> Tensor:
 class BalancedHead(HeadTask):
     """A head trained with ``class_weights``.
 
-    power   how far to balance: 0 not at all, 1 wholly
-    counts  b^2, the part of the first release's privacy that the class counts get; the mean features have the rest
-    ``weights`` are 1 until ``centre_on`` brings the released counts. Raises InputError for values out of bounds.
+    power   how far to balance: 0 not at all, 1 fully
+    counts  b^2, the class counts' part of the first release's privacy; the mean features have the rest
+    ``weights`` are 1 until ``centre_on`` is given the released counts. Raises InputError for values out of bounds.
     """
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, *, power: float = 1.0, counts: float = 0.5):
         super().__init__(net, features, labels)
-        check_within("power of the class weights", power, 0, 1, "1 balances wholly", low_open=False)
+        check_within("power of the class weights", power, 0, 1, "1 balances fully", low_open=False)
         check_within("budget of the class counts", counts, 0, 1, "0.5 is a half", high_open=True)
         self.power, self.scales = power, (math.sqrt(1 - counts), math.sqrt(counts))
 
     def feature_sum(self, index: Tensor) -> Tensor:
-        """The sum (p + classes,) of the vectors above; one patient moves it by 1 at most."""
+        """The sum (p + classes,) of the module's vectors; one patient moves it by at most 1."""
         a, b = self.scales
         return torch.cat([a * super().feature_sum(index), b * self.onehot[index].sum(0)])
 
     def centre_on(self, mean: Tensor) -> None:
-        """Take mean features and class counts, both noisy and both per patient, from the released (p + classes,)."""
+        """Take the noisy mean features and class counts, both per patient, from the released (p + classes,)."""
         a, b = self.scales
         classes = len(self.weights)
         self.weights = class_weights(mean[-classes:] / b, self.power)
