@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and the check most of them come from."""
+"""The one error that a user is meant to read, and the checks that most of them come from."""
 
 import math
 import numbers
@@ -8,8 +8,15 @@ class InputError(ValueError):
     """Something the user gave is wrong: one line that names the value, the bound and the remedy."""
 
 
-def check_within(name: str, value, low, high, remedy: str, *, low_open: bool = True, high_open: bool = False) -> None:
-    """Raise InputError unless ``value`` is a finite number between ``low`` and ``high``; by default in (low, high]."""
+def check_within(
+    name: str, value: object, low: float, high: float, remedy: str, *, low_open: bool = True, high_open: bool = False
+) -> None:
+    """Raise InputError unless ``value`` is a finite number between ``low`` and ``high``; by default in (low, high].
+
+    >>> check_within("sample rate", 1.5, 0, 1, "it is a probability, batch / patients")
+    Traceback (most recent call last):
+    dopamine_lib.errors.InputError: sample rate is 1.5, but must lie in (0, 1]: it is a probability, batch / patients
+    """
     if isinstance(value, numbers.Real) and math.isfinite(value):
         above = value > low if low_open else value >= low
         below = value < high if high_open else value <= high

@@ -15,11 +15,9 @@ MODULES = sorted(LIBRARY.rglob("*.py"))
 UNFINISHED = (
     "__main__",
     "auditing",
-    "errors",
     "fairness",
     "federation",
     "inference",
-    "privacy",
     "report",
     "reproduction",
 )

@@ -1,1 +1,1 @@
-"""Differential privacy: accounting, the DP-SGD step, and the randomness both stand on."""
+"""Differential privacy: definitions, the Gaussian mechanism, accounting, the DP-SGD step and its randomness."""

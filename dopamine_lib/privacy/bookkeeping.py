@@ -1,15 +1,15 @@
 """Sums of clipped gradients at nearly the price of one ordinary gradient: book-keeping (Bu et al., 2023).
 
-The gradient of a sample at a linear map y = W x + b, used at P positions, is the matrix G^T X: the map's inputs X
-(P, D) and the loss's derivatives G (P, O) with respect to its outputs. A convolution is such a map of its patches.
-One forward and one backward pass give X and G of every layer and every sample; the gradients of the weights, a third
-of an ordinary step, are left out. Then, layer by layer, the norm comes by the cheaper of two ways:
+The gradient of a sample at a linear map y = W x + b, applied at P positions, is the matrix G^T X, where X (P, D) are
+the map's inputs and G (P, O) the derivatives of the loss with respect to its outputs. A convolution is such a map of
+its patches. One forward and one backward pass give X and G of every layer and every sample; the gradients of the
+weights, a third of an ordinary step, are left out. Then each layer's norm is computed in the cheaper of two ways:
 
 Gram          |G^T X|^2 = sum of (X X^T) * (G G^T), two (P, P) matrices; the gradient itself is never made
 instantiated  make G^T X for each sample, and use it twice: for the norm and for the sum
 
-With the factors f of all samples known, a group's sum is (f G)^T X over its samples and positions at once, or f times
-the instantiated gradients. Nothing is differentiated a second time.
+Once the factors f of all samples are known, a group's sum is (f G)^T X over its samples and positions at once, or f
+times the instantiated gradients. Nothing is differentiated a second time.
 """
 
 import itertools
@@ -25,19 +25,23 @@ from dopamine_lib.errors import InputError
 
 #: Multiplications that cost as much as writing one number and reading it twice (measured: 10 to 30).
 MEMORY = 16
-#: Numbers that stay in a core's cache.
+#: Numbers that fit into a core's cache.
 CACHED = 2**18
-#: The same where launching a kernel costs more than memory does: on a GPU.
+#: The same on a GPU, where launching a kernel costs more than memory does.
 CACHED_GPU = 2**24
 
 
 def cheaper_by_gram(positions: int, inputs: int, outputs: int) -> bool:
-    """Whether a layer's norm costs less by Gram matrices: P^2 (D + O) multiplications against D O numbers kept."""
+    """Whether a layer's norm costs less by Gram matrices: P^2 (D + O) multiplications against D O numbers kept.
+
+    >>> cheaper_by_gram(positions=1, inputs=512, outputs=5), cheaper_by_gram(positions=784, inputs=27, outputs=64)
+    (True, False)
+    """
     return positions**2 * (inputs + outputs) <= MEMORY * inputs * outputs
 
 
 class _Anchor(torch.autograd.Function):
-    """The identity, in place: makes a first layer's output part of the graph although nothing before it is."""
+    """The identity, in place: puts a first layer's output into the graph although nothing before it is in there."""
 
     @staticmethod
     def forward(ctx, x, anchor):
@@ -52,7 +56,7 @@ class _Anchor(torch.autograd.Function):
 
 @dataclass
 class _Kept:
-    """What is kept of one layer: ``inputs`` (B, P, D) and ``outputs`` (B, P, O), or ``gradients`` (B, O D)."""
+    """What is kept of a layer: X as ``inputs`` (B, P, D) and G as ``outputs`` (B, P, O), or ``gradients`` (B, O D)."""
 
     squares: Tensor
     inputs: Tensor | None = None
@@ -61,7 +65,7 @@ class _Kept:
 
 
 class _Layer:
-    """A Conv2d or Linear, and where its parameters stand in the flat vector."""
+    """A Conv2d or Linear, and the place of its parameters in the flat vector."""
 
     def __init__(self, name: str, module: nn.Module, start: int):
         self.name, self.module, self.start = name, module, start
@@ -73,7 +77,7 @@ class _Layer:
         self.pointwise = self.kernel.numel() == 1  # Linear and 1x1: the input at a position is its patch
 
     def keep(self, x: Tensor, g: Tensor) -> _Kept:
-        """Norms, and what the sums need, from the layer's inputs and the derivatives at its outputs."""
+        """Squared norms, and what the sums need, from the layer's inputs and the derivatives at its outputs."""
         outputs = g.permute(0, 2, 3, 1).flatten(1, 2) if self.kernel else g.reshape(len(g), -1, self.out)
         inputs = self._windows(x) if self.kernel else x.reshape(len(x), -1, self.depth)
         if self.pointwise:  # a view: the images are in channels_last memory
@@ -103,9 +107,9 @@ class _Layer:
             weight.view(self.module.weight.shape).add_(own)
 
     def _windows(self, x: Tensor) -> Tensor:
-        """What a convolution sees at each output position: (B, C, H, W) to a view (B, H', W', kh, kw, C)."""
+        """A convolution's patch at each output position: a view (B, H', W', kh, kw, C) of the input (B, C, H, W)."""
         conv = self.module
-        pads = conv._reversed_padding_repeated_twice  # (left, right, top, bottom), whatever way padding was given
+        pads = conv._reversed_padding_repeated_twice  # (left, right, top, bottom), however padding was given
         if any(pads):
             x = F.pad(x, pads, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
         x = x.permute(0, 2, 3, 1)
@@ -124,7 +128,7 @@ class _Layer:
     def _instantiate(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Each sample's gradient (B, O, D), or (B, O, D + 1) where the bias is one more input, 1 everywhere.
 
-        Patches are made for a few samples at a time, so that they stay in the cache.
+        Patches are made for a few samples at a time, so that they fit into the cache.
         """
         samples, positions = outputs.shape[:2]
         one = int(self.module.bias is not None)
@@ -145,7 +149,7 @@ class _Layer:
 
 
 class Book:
-    """One batch after its forward and backward pass: the norm of every sample's gradient, and what sums need.
+    """One batch after its forward and backward pass: the norm of every sample's gradient, and what the sums need.
 
     norms  (B,)
     """

@@ -1,14 +1,17 @@
 """Does a mechanism keep the epsilon it declares? A lower bound on the true one, from samples alone.
 
-Run the mechanism many times on D and as often on a neighbour D'. One half of the samples chooses the event that tells
-the two apart best, the other half counts it; Clopper and Pearson's exact limits of the two counts and Eq. 1 give a
-bound that is wrong with probability at most 1 - confidence (Ding et al. 2018; Jagielski et al. 2020). A bound above
-what is declared proves a fault. One below proves nothing: it may be the wrong neighbour, event, or too few samples.
+Run the mechanism many times on D and equally often on a neighbour D'. One half of the samples chooses the event that
+tells the two apart best, the other half counts it; Clopper and Pearson's exact limits of the two counts and Eq. 1 give
+a bound that is wrong with probability at most 1 - confidence (Ding et al. 2018; Jagielski et al. 2020). A bound above
+the declared epsilon proves a fault. One below proves nothing: the neighbour or the event may be the wrong one, or the
+samples too few.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from dopamine_lib.errors import InputError, check_delta, check_within
@@ -20,10 +23,13 @@ _RANKS = np.unique(np.concatenate([np.geomspace(1e-6, 0.5, 200), 1 - np.geomspac
 _FREQUENT = 0.01
 
 
-def clopper_pearson(hits, trials: int, risk: float):
-    """Exact lower and upper limit of a probability after ``hits`` (scalar or array) in ``trials``.
+def clopper_pearson(hits: ArrayLike, trials: int, risk: float) -> tuple[float, float] | tuple[np.ndarray, np.ndarray]:
+    """Exact lower and upper limits of a probability after ``hits`` (scalar or array) in ``trials``.
 
-    Each limit alone is wrong with probability at most ``risk`` (Clopper and Pearson 1934).
+    Each limit by itself is wrong with probability at most ``risk`` (Clopper and Pearson 1934).
+
+    >>> [round(float(limit), 3) for limit in clopper_pearson(hits=5, trials=10, risk=0.025)]
+    [0.187, 0.813]
     """
     hits = np.asarray(hits, dtype=float)
     low = betaincinv(np.maximum(hits, 1), trials - hits + 1, risk)
@@ -32,7 +38,7 @@ def clopper_pearson(hits, trials: int, risk: float):
 
 
 def _epsilon(hits_p, trials_p, hits_q, trials_q, delta, risk):
-    """ln((p - delta) / q) of Eq. 1 with p at its lower and q at its upper limit; 0 where that is negative."""
+    """ln((p - delta) / q) of Eq. 1 with p at its lower and q at its upper limit, but at least 0."""
     p, _ = clopper_pearson(hits_p, trials_p, risk / 2)
     _, q = clopper_pearson(hits_q, trials_q, risk / 2)
     return np.log(np.maximum((p - delta) / q, 1.0))
@@ -42,7 +48,7 @@ def _epsilon(hits_p, trials_p, hits_q, trials_q, delta, risk):
 class Event:
     """A set Y of outputs, by their scores: ``<=`` or ``>=`` a threshold, ``==`` or ``!=`` a frequent value.
 
-    reverse  whether it is likelier on D', so that Eq. 1 is used with D and D' exchanged
+    reverse  whether Y is likelier on D', so that Eq. 1 is used with D and D' exchanged
     """
 
     relation: str
@@ -59,7 +65,7 @@ class Event:
 
 
 def strongest_event(on_d: np.ndarray, on_d_prime: np.ndarray, delta: float, risk: float) -> tuple[Event, float]:
-    """The event that gives the largest epsilon on these scores (n,) and (m,), and that (optimistic) epsilon."""
+    """The event with the largest epsilon on these scores, (n,) and (m,), and that (optimistic) epsilon."""
     first, second = np.sort(on_d), np.sort(on_d_prime)
     both = np.sort(np.concatenate([first, second]))
     thresholds = both[np.minimum((_RANKS * len(both)).astype(int), len(both) - 1)]
@@ -82,17 +88,28 @@ def strongest_event(on_d: np.ndarray, on_d_prime: np.ndarray, delta: float, risk
     return Event(relations[which], float(values[which]), bool(reverse)), float(found[best])
 
 
-def epsilon_lower_bound(samples_on_d, samples_on_d_prime, delta: float, confidence: float = 0.99, *, score=None):
-    """A number that the mechanism's true epsilon at ``delta`` is not below, with probability ``confidence``.
+def epsilon_lower_bound(
+    samples_on_d: ArrayLike,
+    samples_on_d_prime: ArrayLike,
+    delta: float,
+    confidence: float = 0.99,
+    *,
+    score: Callable[[ArrayLike], np.ndarray] | None = None,
+) -> float:
+    """A lower bound on the mechanism's true epsilon at ``delta`` that holds with probability ``confidence``.
 
     samples_on_d, samples_on_d_prime  independent outputs on D and on its neighbour D', (n,) and (m,), or
                                       (n, …) and (m, …) with a ``score``
     delta       in [0, 1): 0 asks for pure DP
     score       function from all outputs of a side to real numbers (n,), fixed before looking at them: a projection
-                on what the patient changes, or a log-likelihood ratio. By post-processing, it can hide a fault but
-                never invent one
-    Returns a float >= 0. Raises InputError for fewer than 200 samples a side, a value that is not finite, scores
-    that are not one number a sample, delta outside [0, 1), or confidence outside (0, 1).
+                onto what the patient changes, or a log-likelihood ratio. It is post-processing, so it can hide a fault
+                but never invent one
+    Returns a float >= 0. Raises InputError for fewer than 200 samples per side, a value that is not finite, scores
+    that are not one number per sample, delta outside [0, 1), or confidence outside (0, 1).
+
+    >>> rng = np.random.default_rng(0)  # noise of scale 1 on a count: epsilon is 1
+    >>> 0.8 < epsilon_lower_bound(rng.laplace(0, 1, 50_000), rng.laplace(1, 1, 50_000), delta=0.0) <= 1.0
+    True
     """
     halves, event, risk = _chosen(samples_on_d, samples_on_d_prime, delta, confidence, score)
     (_, d), (_, d_prime) = halves
@@ -100,7 +117,14 @@ def epsilon_lower_bound(samples_on_d, samples_on_d_prime, delta: float, confiden
     return float(_epsilon(event.hits(likely), len(likely), event.hits(other), len(other), delta, risk))
 
 
-def chosen_event(samples_on_d, samples_on_d_prime, delta: float, confidence: float = 0.99, *, score=None) -> Event:
+def chosen_event(
+    samples_on_d: ArrayLike,
+    samples_on_d_prime: ArrayLike,
+    delta: float,
+    confidence: float = 0.99,
+    *,
+    score: Callable[[ArrayLike], np.ndarray] | None = None,
+) -> Event:
     """The event that ``epsilon_lower_bound`` tests on the second half of the same samples."""
     return _chosen(samples_on_d, samples_on_d_prime, delta, confidence, score)[1]
 
@@ -118,7 +142,7 @@ def _chosen(samples_on_d, samples_on_d_prime, delta, confidence, score):
                 f"{len(scores)} samples on {name} are too few, at least {FEWEST_SAMPLES} are needed: run it more often"
             )
         if not np.isfinite(scores).all():
-            raise InputError(f"a sample on {name} is not finite, but only numbers can be ordered: look for overflow")
+            raise InputError(f"a sample on {name} is not finite, but samples must be ordered: look for an overflow")
         halves.append((scores[: len(scores) // 2], scores[len(scores) // 2 :]))
     risk = 1 - confidence
     event, _ = strongest_event(halves[0][0], halves[1][0], delta, risk)

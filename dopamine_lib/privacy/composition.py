@@ -1,7 +1,7 @@
 """What many releases spend together, from basic composition to Renyi-DP, and what a random sample buys.
 
-For reading and for pictures: every function is one theorem. What the kit charges a training run is in
-``accounting``, which must agree with ``rdp_curve`` here and is checked to.
+For reading and for pictures: every function is one theorem. What the kit charges a training run is in ``accounting``;
+a test holds it equal to ``rdp_curve`` here.
 """
 
 import functools
@@ -26,14 +26,18 @@ def _check(epsilon: float, delta: float, times: int) -> None:
 def basic(epsilon: float, delta: float, times: int) -> tuple[float, float]:
     """(epsilon, delta) of ``times`` releases, each (epsilon, delta)-private: both add up.
 
-    Dwork and Roth 2014, theorem 3.16. Raises InputError for epsilon <= 0, delta outside [0, 1), times not 1, 2, ….
+    Dwork and Roth 2014, theorem 3.16. Raises InputError for epsilon outside (0, 1000], delta outside [0, 1), or times
+    not 1, 2, ….
+
+    >>> basic(0.5, 0.0, times=4)
+    (2.0, 0.0)
     """
     _check(epsilon, delta, times)
     return times * epsilon, min(1.0, times * delta)
 
 
 def advanced(epsilon: float, delta: float, times: int, slack: float) -> tuple[float, float]:
-    """(epsilon, delta) of ``times`` releases, where ``slack`` more delta buys an epsilon that grows like sqrt(times).
+    """(epsilon, delta) of ``times`` releases, where ``slack`` more delta buys an epsilon growing like sqrt(times).
 
     sqrt(2 k ln(1/slack)) eps + k eps (e^eps - 1) at k delta + slack: Dwork, Rothblum, Vadhan 2010, theorem III.3;
     Dwork and Roth 2014, theorem 3.20. Raises InputError as ``basic``, and for a slack outside (0, 1).
@@ -75,6 +79,9 @@ def amplified(epsilon: float, delta: float, sample_rate: float) -> tuple[float, 
 
     ln(1 + q (e^eps - 1)) and q delta, for neighbours by adding or removing one: Balle, Barthe, Gaboardi 2018,
     theorem 8. It holds only while nobody learns who was sampled. Raises InputError for q outside (0, 1].
+
+    >>> round(amplified(1.0, 0.0, sample_rate=0.01)[0], 3)
+    0.017
     """
     _check(epsilon, delta, 1)
     check_within("sample rate", sample_rate, 0, 1, "it is a probability, batch / patients")
@@ -88,7 +95,7 @@ def rdp_curve(noise_multiplier: float, sample_rate: float) -> np.ndarray:
     """Renyi-DP of one Poisson-sampled Gaussian step at each of ``accounting.ORDERS``; read-only, cached.
 
     ln E[(1 - q + q e^((2z - 1) / 2 sigma^2))^a] / (a - 1) with z from N(0, sigma^2) (Mironov, Talwar, Zhang 2019,
-    section 3.3), by the trapezoidal rule, all orders at once: milliseconds where closed forms order by order take
+    section 3.3), by the trapezoidal rule for all orders at once: milliseconds, where closed forms for each order take
     tenths of a second. Raises InputError for q outside (0, 1] or sigma outside [0.2, 1000].
     """
     SampledGaussian(noise_multiplier, sample_rate, 1)
@@ -107,7 +114,7 @@ def rdp_curve(noise_multiplier: float, sample_rate: float) -> np.ndarray:
 
 
 def _log_sum(terms: np.ndarray) -> np.ndarray:
-    """ln of the sum of e^terms along the last axis; ``terms`` is used up."""
+    """ln of the sum of e^terms along the last axis; overwrites ``terms``."""
     most = terms.max(axis=1)
     terms -= most[:, None]
     return most + np.log(np.exp(terms, out=terms).sum(axis=1))

@@ -1,7 +1,7 @@
 """The plain functions behind chapter 2's explorers: numbers first, then a picture of them.
 
 Every function here answers a slider, so numbers and picture together take less than a tenth of a second. Without
-widgets the same functions draw the same pictures. Figures for reading are in the notebooks and in ``figures``.
+widgets the same functions draw the same pictures. Figures for reading are in the notebooks and in ``figures/``.
 """
 
 import functools
@@ -20,7 +20,7 @@ EPSILONS = np.geomspace(0.05, 50, 31)
 
 
 def calibration(epsilon: float, delta: float) -> dict[str, float]:
-    """Noise by Definition 2 and by the analytic mechanism, and the delta that each really spends.
+    """The noise of Definition 2 and of the analytic mechanism, and the delta that each really spends.
 
     Keys: classic, analytic (sigma in units of the sensitivity), delta_classic, delta_analytic. Raises InputError
     for epsilon outside (0, 1000] or delta outside (0, 1).
@@ -56,15 +56,15 @@ def draw_calibration(epsilon: float = 1.0, delta: float = 1e-4) -> Figure:
     return figure
 
 
-def budget(noise_multiplier: float, sample_rate: float, steps: int, delta: float, points: int = 41) -> dict:
+def budget(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> dict[str, np.ndarray]:
     """What training has spent after 0 … ``steps`` steps of DP-SGD.
 
-    Returns ``steps`` (n,) with n <= points, and epsilon (n,) as ``rdp_classic`` and ``rdp``; one Renyi curve serves
-    them all. Raises InputError as ``SampledGaussian`` and ``rdp_curve`` do.
+    Returns ``steps`` (n,) with n <= 41, and epsilon (n,) as ``rdp_classic`` and ``rdp``; one Renyi curve serves them
+    all. Raises InputError as ``SampledGaussian`` and ``rdp_curve`` do.
     """
     SampledGaussian(noise_multiplier, sample_rate, steps)
     check_delta(delta)
-    done = np.unique((steps * np.linspace(0, 1, points) ** 2).astype(int))  # epsilon is steepest at the beginning
+    done = np.unique((steps * np.linspace(0, 1, 41) ** 2).astype(int))  # epsilon is steepest at the beginning
     rdp = done[:, None] * rdp_curve(noise_multiplier, sample_rate)
     spent = {"steps": done}
     for name, improved in (("rdp_classic", False), ("rdp", True)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dopamine_lib.privacy.dpsgd import Task, clip_factors
 
-#: Centred features have a norm of about 0.6; twice as long, they train at the learning rates of the others.
+#: Centred features have norms of about 0.6; stretched by this, they train at the learning rates of uncentred ones.
 STRETCH = 2.0
 
 
@@ -19,7 +19,7 @@ class HeadTask(Task):
     With the error e = softmax(logits) - onehot(y), the gradient of (W, b) is (e x^T, e): its norm is
     |e| sqrt(|x|^2 + 1). Nothing is differentiated.
 
-    weights (classes,): what a patient's loss is multiplied by, as its grade says, before clipping; all 1
+    weights (classes,) multiply a patient's loss according to its grade, before clipping; by default all are 1.
     """
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor):
@@ -30,21 +30,21 @@ class HeadTask(Task):
         self._set_features(features)
 
     def feature_sum(self, index: Tensor) -> Tensor:
-        """The sum (p,) of the features of the patients at ``index``; one patient moves it by 1 at most."""
+        """The sum (p,) of the features of the patients at ``index``; one patient moves it by at most 1."""
         features = self._fixed[index]
         return (features * clip_factors(features.norm(dim=1), 1.0)[:, None]).sum(0)
 
     def centre_on(self, mean: Tensor) -> None:
-        """Train on 2 (x - mean) from here on; w is then a head for those, and ``load`` gives the one for x.
+        """Train on 2 (x - mean) from now on; w is then a head for these, and ``load`` turns it into one for x.
 
-        Features of different patients are alike. What they share takes most of every gradient's norm, and clipping
-        and noise are measured against that norm: without the shared part the same noise hides less of the rest.
+        Features of different patients are alike. What they share takes up most of every gradient's norm, and clipping
+        and noise are relative to that norm: without the shared part the same noise hides less of the rest.
         """
         self.mean, self.stretch = mean, STRETCH
         self._set_features(STRETCH * (self._fixed - mean))
 
     def load(self, w: Tensor) -> None:
-        """Put w (d,) into the net, as weights for the features as they are: W 2 (x - m) + b = 2 W x + (b - 2 W m)."""
+        """Write w (d,) into the net, as a head for the features as given: W 2 (x - m) + b = 2 W x + (b - 2 W m)."""
         matrix = self._matrix(w)
         weight = self.stretch * matrix[:, :-1]
         with torch.no_grad():
@@ -55,7 +55,9 @@ class HeadTask(Task):
         self.features = F.pad(features, (0, 1), value=1.0)  # the bias is one more input
         self.norms = self.features.norm(dim=1)
 
-    def clipped_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+    def clipped_sums(
+        self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
+    ) -> Tensor:
         """As for any Task: by ``head_loop`` on a CPU with numba, else by ``product_sums``."""
         add_clipped = _loop()
         if add_clipped is None or w.device.type != "cpu":
@@ -65,11 +67,14 @@ class HeadTask(Task):
         add_clipped(*head, index.numpy(), group.numpy(), float(max_grad_norm), sums.numpy())
         return sums
 
-    def product_sums(self, w: Tensor, index: Tensor, max_grad_norm: float, group=None, groups: int = 1) -> Tensor:
+    def product_sums(
+        self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
+    ) -> Tensor:
         """``clipped_sums`` as matrix products: for a GPU, and where numba is missing."""
         return self._sums(*self._clipped_errors(w, index, max_grad_norm), group, groups)
 
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
+        """As for any Task."""
         return self.features[index] @ self._matrix(w).T
 
     def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
@@ -79,9 +84,9 @@ class HeadTask(Task):
         error *= self.weights[self.labels[index], None]
         return x, error * clip_factors(error.norm(dim=1) * self.norms[index], max_grad_norm)[:, None]
 
-    def _sums(self, x: Tensor, error: Tensor, group, groups: int) -> Tensor:
+    def _sums(self, x: Tensor, error: Tensor, group: Tensor | None, groups: int) -> Tensor:
         """Each group's sum of e x^T, as (groups, d), for x (B, p + 1), error (B, classes) and group (B,) or None."""
-        # one block of columns per group: e_i stands in its group's block, so one product makes every sum
+        # one block of columns per group: e_i stands in its group's block, so one product gives every sum
         classes = error.shape[1]
         blocks = error.new_zeros(len(x), groups, classes)
         blocks[torch.arange(len(x)), 0 if group is None else group] = error
@@ -96,7 +101,7 @@ class HeadTask(Task):
 
 @cache
 def _loop():
-    """``head_loop.add_clipped``; None where numba is missing, which a process says once."""
+    """``head_loop.add_clipped``; None where numba is missing, with one warning per process."""
     try:
         from dopamine_lib.privacy.head_loop import add_clipped
 

@@ -1,7 +1,7 @@
 """``HeadTask.clipped_sums`` patient by patient, as Algorithm 1 writes it (lines 9 to 11), compiled by numba.
 
-A batch of a few dozen patients is so small that calls into PyTorch take most of its time; this is one call. Every
-process compiles it at its first use, which takes a second or two, for the types it is given.
+A batch of a few dozen patients is so small that calls into PyTorch would take most of its time; this is one call. Every
+process compiles it at its first use, for the types it is given, which takes a second or two.
 """
 
 import math
@@ -11,18 +11,28 @@ from numba import njit
 
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")  # sums in any order, so that they use vector registers
-def add_clipped(w, features, labels, weights, norms, index, group, max_grad_norm, sums):
+def add_clipped(
+    w: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    norms: np.ndarray,
+    index: np.ndarray,
+    group: np.ndarray,
+    max_grad_norm: float,
+    sums: np.ndarray,
+) -> None:
     """Add the clipped gradient of each patient in ``index`` to its group's row of ``sums`` (groups, d).
 
     w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones; norms (N,)
-    of these rows; labels (N,); weights (classes,) of the loss; index and group (B,). Floats are of one type, which is
-    computed in. Raises IndexError for a patient or group that does not exist, ValueError for another length of w, sums
-    or group.
+    of these rows; labels (N,); weights (classes,) of the loss; index and group (B,). All floats are of one type, in
+    which everything is computed. Raises IndexError for a patient or group that does not exist, and ValueError for a
+    wrong length of w, sums or group.
     """
     classes, p = len(weights), features.shape[1] - 1
     if not len(w) == sums.shape[1] == classes * (p + 1) or len(group) != len(index):  # nothing here checks bounds
         raise ValueError("w, sums or group has another length")
-    number = weights.dtype.type  # plain 0 and 1 beside float32 would make float64 of it
+    number = weights.dtype.type  # plain 0 and 1 would turn float32 into float64
     zero, one, max_norm = number(0), number(1), number(max_grad_norm)
     error = np.empty_like(weights)
     for i in range(len(index)):
@@ -43,7 +53,7 @@ def add_clipped(w, features, labels, weights, norms, index, group, max_grad_norm
             error[c] = weights[grade] * (error[c] / whole - (one if c == grade else zero))
             square += error[c] * error[c]
         norm = math.sqrt(square) * norms[patient]  # |(e x^T, e)| = |e| |(x, 1)|
-        clip = one if norm <= max_norm else max_norm / norm  # a norm that is no number must not pass unclipped
+        clip = one if norm <= max_norm else max_norm / norm  # a NaN must not pass unclipped
         for c in range(classes):
             row, clipped = total[c * p : (c + 1) * p], clip * error[c]
             for j in range(p):

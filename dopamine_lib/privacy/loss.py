@@ -1,18 +1,19 @@
 """The privacy-loss distribution on a grid: rounded up it bounds delta from above, rounded down from below.
 
 Any mechanism of ``definitions`` has the exact distribution function of its loss; here that is cut into steps so that
-releases can be composed by convolution (Koskela, Jälkö, Honkela 2020). It is for one or a few dozen releases;
-thousands of subsampled steps are the business of ``accounting``.
+releases can be composed by convolution (Koskela, Jälkö, Honkela 2020). It serves for up to a few dozen releases;
+thousands of subsampled steps are for ``accounting``.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import bisect
 
 from dopamine_lib.errors import InputError, check_delta, check_within
-from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, check_epsilons
+from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, Laplace, RandomisedResponse, check_epsilons
 
 MOST_POINTS = 2**22
 
@@ -21,7 +22,7 @@ MOST_POINTS = 2**22
 class LossDistribution:
     """Probabilities (m,) of the losses (first + i) step, i = 0 … m-1, for outputs drawn from P.
 
-    infinite     probability of a loss without bound: it counts fully towards delta
+    infinite     probability of an infinite loss: it counts fully towards delta
     pessimistic  whether losses were rounded up, so that ``delta`` is an upper bound; else it is a lower one
     """
 
@@ -32,11 +33,17 @@ class LossDistribution:
     pessimistic: bool
 
     @classmethod
-    def of(cls, mechanism, *, step: float = 1e-3, pessimistic: bool = True) -> "LossDistribution":
+    def of(
+        cls, mechanism: Laplace | Gaussian | RandomisedResponse, *, step: float = 1e-3, pessimistic: bool = True
+    ) -> "LossDistribution":
         """The loss of one release of a mechanism of ``definitions``.
 
-        step  of the grid; both bounds of epsilon are off by at most this much per release
+        step  of the grid; the bounds on epsilon are off by at most this much per release
         Raises InputError for a step outside (0, 1] or one that needs more than 2^22 points.
+
+        >>> hundred = LossDistribution.of(RandomisedResponse.for_epsilon(0.1)).times(100)
+        >>> round(epsilon_at(hundred, delta=1e-3), 2)  # basic composition says 10
+        3.18
         """
         check_within("step", step, 0, 1, "0.001 is fine enough for most pictures")
         low, high = mechanism.loss_range
@@ -45,13 +52,13 @@ class LossDistribution:
         cumulative = mechanism.loss_cdf(np.arange(first, last + 1) * step)
         inner = np.diff(cumulative)  # of the losses in ((i - 1) step, i step]
         above = 1 - cumulative[-1]
-        if pessimistic:  # every loss moves to the right end of its interval, what lies above the grid to infinity
+        if pessimistic:  # every loss moves to the right end of its interval; above the grid it moves to infinity
             return cls(np.concatenate([cumulative[:1], inner]), first, step, float(above), True)
-        # every loss moves to the left end; what lies below the grid is left out, as if it were minus infinity
+        # every loss moves to the left end; below the grid it is left out, as if it were minus infinity
         return cls(np.concatenate([inner, [above]]), first, step, 0.0, False)
 
-    def delta(self, epsilon):
-        """E[max(0, 1 - e^(epsilon - loss))], which is the hockey-stick divergence; one epsilon >= 0 or an array."""
+    def delta(self, epsilon: ArrayLike) -> float | np.ndarray:
+        """The hockey-stick divergence E[max(0, 1 - e^(epsilon - loss))] at one epsilon >= 0 or an array."""
         check_epsilons(epsilon, zero=True)
         losses = (self.first + np.arange(len(self.masses))) * self.step
         above = losses > 0
@@ -60,13 +67,14 @@ class LossDistribution:
         return np.minimum(deltas, 1.0).reshape(np.shape(epsilon))[()]
 
     def compose(self, other: "LossDistribution") -> "LossDistribution":
-        """Both releases from the same patients with independent noise: losses add up, so probabilities convolve.
+        """Both releases, from the same patients with independent noise: losses add up, so probabilities convolve.
 
-        By fast Fourier transform, whose rounding (about 1e-15) is the only thing not bounded on the safe side.
+        The rounding of the fast Fourier transform, about 1e-15, is the only error not on the safe side. Raises
+        InputError for another step or another way of rounding.
         """
         if (self.step, self.pessimistic) != (other.step, other.pessimistic):
             raise InputError(
-                f"grids of step {self.step} and {other.step} or of unlike rounding do not compose: build them alike"
+                f"grids of steps {self.step} and {other.step}, or rounded differently, do not compose: build them alike"
             )
         points = len(self.masses) + len(other.masses) - 1
         _check_points(points)
@@ -77,7 +85,7 @@ class LossDistribution:
         return LossDistribution(masses, self.first + other.first, self.step, infinite, self.pessimistic)
 
     def times(self, releases: int) -> "LossDistribution":
-        """``releases`` >= 1 independent releases, by repeated squaring."""
+        """``releases`` independent releases, by repeated squaring. Raises InputError unless 1, 2, … million."""
         check_within("number of releases", releases, 1, 1e6, "count the releases", low_open=False)
         if releases != int(releases):
             raise InputError(f"number of releases is {releases}, but must be whole: count the releases")
@@ -94,18 +102,21 @@ def _check_points(points):
         raise InputError(f"the grid needs {points} points, but at most {MOST_POINTS} fit: widen the step")
 
 
-def epsilon_at(curve, delta: float) -> float:
-    """The least epsilon in [0, 500] at which ``curve.delta(epsilon) <= delta``, to 1e-9 and rounded up; else infinity.
+def epsilon_at(curve: Laplace | Gaussian | RandomisedResponse | LossDistribution, delta: float) -> float:
+    """The least epsilon in [0, 500] with ``curve.delta(epsilon) <= delta``, to 1e-9 and rounded up; else infinity.
 
     curve  a mechanism of ``definitions``, or a LossDistribution, whose deltas below 1e-15 are rounding
     Raises InputError for delta outside [0, 1).
+
+    >>> round(epsilon_at(Laplace(scale=2.0), delta=0.0), 6)
+    0.5
     """
     check_delta(delta, zero=True)
-    if delta == 0 and isinstance(curve, Gaussian):  # its delta is positive everywhere, but leaves floating point
+    if delta == 0 and isinstance(curve, Gaussian):  # its delta is positive everywhere, but underflows
         return math.inf
     if curve.delta(0.0) <= delta:
         return 0.0
     if curve.delta(LARGEST_EPSILON) > delta:
         return math.inf
-    # a sign in place of the difference, which stays 0 from the least epsilon on where delta is 0
+    # a sign instead of the difference, which for delta = 0 is 0 at every larger epsilon too
     return 5e-10 + bisect(lambda epsilon: 1 if curve.delta(epsilon) > delta else -1, 0, LARGEST_EPSILON, xtol=4e-10)

@@ -1,8 +1,8 @@
-"""Skellam noise: integers whose sums are of the same family, their tails, their Renyi-DP, and how to draw them.
+"""Skellam noise: integers whose sums stay in the family, with their tails, their Renyi-DP, and an exact sampler.
 
 A Skellam variable is the difference of two Poisson variables; here both have rate v / 2, so its mean is 0 and its
 variance v. Shares of variance v / K add up to variance v exactly, which rounded Gaussians do not. P(X = x) is
-e^-v I_x(v), with Bessel's I (Skellam 1946); for v from 2,500 on four terms of Debye's expansion give it to rounding.
+e^-v I_x(v), with Bessel's I (Skellam 1946); for v >= 2,500 four terms of Debye's expansion are exact to rounding.
 """
 
 import bisect
@@ -10,26 +10,30 @@ import itertools
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dopamine_lib.errors import check_within
 from dopamine_lib.privacy.randomness import Stream
 
 LEAST_VARIANCE, MOST_VARIANCE = 2500, 2.0**60
-#: Bound on the error of a natural logarithm of a probability in ``log_pmf``, within 12.5 standard deviations.
+#: Bound on the error of ``log_pmf`` within 12.5 standard deviations.
 LOG_ERROR = 1e-13
 
 _REACH = 12.0  # standard deviations that the sampler covers; what lies beyond has less than 1e-30
 _MOST_CELLS = 1 << 14
 _GUIDE = 1 << 16
 _WORD = 53  # bits in one value of Stream.uniform
-_WORDS = 4  # that make an exact comparison
-_CHUNK = 1 << 15  # draws at a time, so that what is passed over several times stays in the cache
+_WORDS = 4  # enough of them for an exact comparison
+_CHUNK = 1 << 15  # draws at a time: they stay in the cache from one pass to the next
 
 
-def log_pmf(x, variance: float):
+def log_pmf(x: ArrayLike, variance: float) -> np.ndarray:
     """ln P(X = x) for integers x (…), to ``LOG_ERROR``: Debye's expansion of I_x(v) (DLMF 10.41.3).
 
     With r = sqrt(x^2 + v^2) and p = x / r: r - v - x asinh(x / v) - ln(2 pi r) / 2 + ln(1 + U_1 + U_2 + U_3).
+
+    >>> round(float(np.exp(log_pmf(np.arange(-600, 601), variance=2500)).sum()), 12)
+    1.0
     """
     x = np.abs(np.asarray(x, np.float64))
     r = np.hypot(x, variance)
@@ -41,23 +45,26 @@ def log_pmf(x, variance: float):
 
 
 def tail(t: float, variance: float) -> float:
-    """An upper bound of P(|X| >= t): Chernoff's, 2 exp(sqrt(t^2 + v^2) - v - t asinh(t / v))."""
+    """Chernoff's upper bound on P(|X| >= t): 2 exp(sqrt(t^2 + v^2) - v - t asinh(t / v))."""
     exponent = t * t / (math.hypot(t, variance) + variance) - t * math.asinh(t / variance)
     return min(1.0, 2 * math.exp(exponent)) if t > 0 else 1.0
 
 
 def rdp(order: int, variance: float, l1: float, l2: float) -> float:
-    """Renyi-DP at a whole order >= 2 of adding Skellam noise to integers of these sensitivities.
+    """Renyi-DP at a whole order a >= 2 of adding Skellam noise to integers of these sensitivities.
 
-    a D2^2 / 2v + min(((2a - 1) D2^2 + 6 D1) / 4v^2, 3 D1 / 2v): Agarwal, Kairouz, Liu 2021, corollary 3.6. The
-    first term is the Gaussian's; the second is what integers cost.
+    a D2^2 / 2v + min(((2a - 1) D2^2 + 6 D1) / 4v^2, 3 D1 / 2v): Agarwal, Kairouz, Liu 2021, corollary 3.6. The first
+    term is the Gaussian's; the second is what discreteness costs.
+
+    >>> round(rdp(order=2, variance=1e6, l1=100.0, l2=100.0), 6)  # as the Gaussian's, to 1e-8
+    0.01
     """
     extra = min(((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
     return order * l2**2 / (2 * variance) + extra
 
 
 def uniform(stream: Stream, n: int) -> np.ndarray:
-    """n values of ``Stream.uniform``, float64 (n,), made piece by piece: several times faster for a large model."""
+    """n values of ``Stream.uniform``, float64 (n,), drawn piece by piece: several times faster for a large model."""
     out = np.empty(n)
     for at in range(0, n, _CHUNK):
         part = out[at : at + _CHUNK]
@@ -68,16 +75,21 @@ def uniform(stream: Stream, n: int) -> np.ndarray:
 class Sampler:
     """Draws Skellam variables of one variance from a cryptographic stream.
 
-    The range is cut into at most 16,384 cells of 2^b integers, each with the weight of its likeliest integer times
-    2^b. A uniform number finds the cell, another the place in it, which is kept with the ratio of its probability
-    to the cell's likeliest; else both are drawn again (von Neumann's rejection). The weights are whole numbers of
-    160 bits, compared with as many random bits as it takes, so no probability is off by more than the factor
-    e^(+-LOG_ERROR); all that is missing lies beyond 12 standard deviations: ``outside``, under 1e-30.
+    The range is cut into at most 16,384 cells of 2^b integers, each weighted with 2^b times the probability of its
+    likeliest integer. One uniform number selects the cell, another the place in it, which is kept with the ratio of its
+    probability to that of the cell's likeliest; otherwise both are drawn again (von Neumann's rejection). The weights
+    are integers of 160 bits, compared with as many random bits as it takes, so no probability is off by more than a
+    factor e^(+-LOG_ERROR); all that is missing lies beyond 12 standard deviations: ``outside``, under 1e-30.
     Raises InputError for a variance outside [2500, 2^60].
+
+    >>> from dopamine_lib.privacy.randomness import Randomness
+    >>> drawn = Sampler(variance=1e6).draw(Randomness(seed=0).stream("example"), 10_000)
+    >>> bool(980 < drawn.std() < 1020)
+    True
     """
 
     def __init__(self, variance: float):
-        remedy = "a coarser grid distorts the noise, a finer one passes 53 bits: change the scale"
+        remedy = "a coarser grid distorts the noise, a finer one exceeds 53 bits: change the scale"
         check_within("variance of a share, in units", variance, LEAST_VARIANCE, MOST_VARIANCE, remedy, low_open=False)
         self.variance = variance
         reach = _REACH * math.sqrt(variance)
@@ -89,7 +101,7 @@ class Sampler:
         ends = starts + self._width - 1
         self._peak = log_pmf(np.where(starts < 0, ends, starts), variance)
         least = np.exp(log_pmf(np.where(starts < 0, starts, ends), variance) - self._peak).min()
-        self._sure = math.floor(least * 1024 * (1 - 1e-9)) / 1024  # kept without a look at the probability
+        self._sure = math.floor(least * 1024 * (1 - 1e-9)) / 1024  # below this, kept whatever the probability
         self._make_table(np.exp(self._peak) * self._width)
 
     def draw(self, stream: Stream, n: int) -> np.ndarray:
@@ -105,17 +117,17 @@ class Sampler:
         return out
 
     def _make_table(self, weights: np.ndarray) -> None:
-        """Upper ends of the cells as whole numbers of 212 bits, their first 53 bits, and a guide to start from."""
+        """The cells' upper ends as integers of 212 bits, the first 53 bits of these, and a guide to start from."""
         whole = [int(math.ldexp(weight, 160)) for weight in weights]
         unit = (1 << _WORD * _WORDS) // sum(whole)  # what is left over, less than 2^-50 of all, is drawn again
         self._ends = [unit * end for end in itertools.accumulate(whole)]
         self._tops = np.array([end >> _WORD * (_WORDS - 1) for end in self._ends]) * 2.0**-_WORD
         below = np.searchsorted(self._tops, np.arange(_GUIDE + 1) / _GUIDE)
-        # -1 where an end lies within the guide's interval: there the cell must be searched for
+        # -1 where an end lies within the guide's interval: there the cell has to be searched for
         self._guide = np.where(below[:-1] == below[1:], below[:-1], -1).astype(np.int32)
 
     def _find(self, u: np.ndarray, stream: Stream) -> np.ndarray:
-        """The cell of each u, the first 53 of its 212 bits; further bits are drawn where these do not decide."""
+        """The cell of each u, which has the first 53 of 212 bits; the others are drawn where these do not decide."""
         cell = self._guide[(u * _GUIDE).astype(np.int32)].astype(np.int64)
         unsure = np.flatnonzero(cell < 0)
         if len(unsure):
@@ -128,7 +140,7 @@ class Sampler:
         return cell
 
     def _propose(self, stream: Stream, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """n candidates int64 (n,) and which of them are kept, bool (n,)."""
+        """n candidates, int64 (n,), and which of them to keep, bool (n,)."""
         cell = self._find(stream.uniform(n).numpy(), stream)
         kept = cell < len(self._ends)
         if self._width == 1:
