@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dopamine_lib.encryption import explorer
+from dopamine_lib.encryption.ring import ntt_primes
 from dopamine_lib.pictures import png
 
 
@@ -21,6 +22,12 @@ def test_where_decryption_fails():
         assert (seen["budget"] < 0.3) == (np.abs(seen["noise"]).max() > 0.4)
         failed += seen["wrong_coefficients"] > 0
     assert 0 < failed < 16
+
+
+def test_every_slider_value_has_its_primes():
+    (q_low, q_high), (t_low, t_high) = explorer.Q_BITS, explorer.T_BITS
+    assert all(len(ntt_primes(explorer.N, bits, 20)) == 20 for bits in range(q_low, q_high + 1))
+    assert all(ntt_primes(explorer.N, bits) for bits in range(t_low, t_high + 1))
 
 
 def test_the_explorer_answers_at_once():

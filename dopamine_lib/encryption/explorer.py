@@ -15,8 +15,8 @@ from dopamine_lib.errors import check_within
 from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel
 
 N, MAX_CIPHERTEXTS = 128, 100
-#: Bits of q and of t that the sliders offer: below, no prime is 1 modulo 2n; above, a residue would not fit.
-Q_BITS, T_BITS = (18, 31), (9, 16)
+#: Bits of q and of t that the sliders offer: all have primes that are 1 modulo 2n (11 bits do not), and residues fit.
+Q_BITS, T_BITS = (18, 31), (12, 16)
 
 
 @functools.lru_cache(maxsize=8)
