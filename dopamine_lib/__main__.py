@@ -7,16 +7,9 @@ import sys
 
 from dopamine_lib import __version__
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.arguments import Parser, chosen_options, experiment_arguments
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.page.app import add_app
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str):
-        """End with status 2 and what was wrong."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def _settings(text: str) -> tuple[str, ...]:
@@ -30,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("reproduce", help="train the five settings and draw Figure 1")
-    _experiment_arguments(run)
+    experiment_arguments(run)
     run.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
     run.add_argument("--runs", type=int, default=5, help="runs of each setting (default: 5)")
     run.add_argument("--aggregation", default="plain", help="how hospitals' messages are added: plain, bfv, masks")
@@ -43,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(call=_reproduce)
 
     search = commands.add_parser("tune", help="learning rates and clips, scored on validation patients")
-    _experiment_arguments(search)
+    experiment_arguments(search)
     search.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
     search.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     search.add_argument("--runs", type=int, default=1, help="runs of each candidate (default: 1)")
@@ -94,37 +87,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _experiment_arguments(command: argparse.ArgumentParser) -> None:
-    # choices are checked by Options, which names them: the parser stays quick and loads no torch
-    command.add_argument(
-        "--data", default="synthetic", help="synthetic, retinamnist, aptos, mnist, fashion-mnist, cifar10"
-    )
-    command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
-    command.add_argument("--model", default="head", help="head, cnn, squeezenet")
-    command.add_argument("--weights", metavar="FILE", help="a .npz, .pth or .safetensors file, 'imagenet' or 'random'")
-    command.add_argument(
-        "--seed", type=int, metavar="N", help="repeatable, for teaching; default: the operating system"
-    )
-    command.add_argument("--hospitals", type=int, default=10, metavar="K")
-    command.add_argument("--split", default="iid", help="iid, unequal, skewed, quality")
-    command.add_argument("--delta", type=float, default=1e-4, metavar="D")
-    command.add_argument("--accountant", default="prv", help="for --epsilon: rdp_classic, rdp, prv (default)")
-
-
-def _options(arguments):
-    from dataclasses import fields
-
-    from dopamine_lib.federation.experiment import Options
-
-    names = [field.name for field in fields(Options)]
-    return Options(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
-
-
 def _reproduce(arguments) -> None:
-    from dopamine_lib.reproduction.run import reproduce, table
+    from dopamine_lib.federation.results import table
+    from dopamine_lib.reproduction.run import reproduce
 
-    results = reproduce(_options(arguments), arguments.out, resume=arguments.resume)
+    results = reproduce(chosen_options(arguments), arguments.out, resume=arguments.resume)
     print(table(results))
     print(f"{results['seconds']} s; results.json, figure1.png and the models are in {arguments.out}")
 
@@ -133,8 +100,7 @@ def _tune(arguments) -> None:
     from dopamine_lib.federation.experiment import Experiment
     from dopamine_lib.reproduction.tuning import tune
 
-    experiment = Experiment(_options(arguments))
-    experiment.hold_out_validation()
+    experiment = Experiment.load(chosen_options(arguments)).held_out()
     for name in experiment.options.settings:
         for score, choice in tune(experiment, name):
             print(f"{name:6} validation accuracy {100 * score:5.1f} %  {choice}", flush=True)

@@ -11,6 +11,14 @@ from pathlib import Path
 EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
 #: torchvision's ImageNet checkpoint, used only where the user has it already: nothing is downloaded unasked.
 IMAGENET_FILE = "squeezenet1_1-b8a52dc0.pth"
+#: Files of which a folder with a data source has at least one, by source.
+MARKERS = {
+    "retinamnist": ("retinamnist.npz",),
+    "aptos": ("train.csv",),
+    "mnist": ("MNIST/raw", "train-images-idx3-ubyte.gz"),
+    "fashion-mnist": ("FashionMNIST/raw", "train-images-idx3-ubyte.gz"),
+    "cifar10": ("cifar-10-batches-py",),
+}
 
 
 def cache_dir() -> Path:

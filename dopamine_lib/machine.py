@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dopamine_lib.data import MARKERS
-from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
+from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, MARKERS
 
 #: Packages that a chapter or command needs, and what is lost without one.
 PACKAGES = {

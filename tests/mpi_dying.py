@@ -17,19 +17,19 @@ end, _rank = sys.argv.pop(1), mpi._rank
 
 def rank(arguments, number: int) -> int:
     """The rank's work, in which one hospital ends."""
-    from dopamine_lib.federation.mpi.roles import HospitalPart
+    from dopamine_lib.federation.training import Training
 
-    plain = HospitalPart._round
+    plain = Training._round
 
     def dying(self, number):
-        if (self.number, number) == (1, LAST):
+        if ([hospital.number for hospital in self.hospitals], number) == ([1], LAST):
             if end == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if end == "raises":
                 raise RuntimeError("the disk is full")
         return plain(self, number)
 
-    HospitalPart._round = dying
+    Training._round = dying
     return _rank(arguments, number)
 
 

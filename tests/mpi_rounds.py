@@ -18,10 +18,12 @@ from safetensors.numpy import save_file
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER, MessageError
-from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.mpi import party
 from dopamine_lib.federation.mpi.__main__ import _keys
-from dopamine_lib.federation.mpi.party import Share, take_part
+from dopamine_lib.federation.mpi.party import party_training, take_part
 from dopamine_lib.federation.mpi.wire import DOWN, UP, Wire, number_of
+from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 
 PATIENCE = 120.0
@@ -40,15 +42,20 @@ class KeepingWire(Wire):
         return body
 
 
-class KeepingShare(Share):
-    """Keeps the keys and the integers of its hospital."""
+class Kept:
+    """The keys and the integers of hospital 0, kept while it trains."""
 
-    def part(self, name, wire):
-        part = super().part(name, wire)
-        if self.number == 0 and self.options.aggregation == "bfv":
-            self.group, self.sent, encode = part.end.hospital.group, [], part.end._integers
-            part.end._integers = lambda message: self.sent.append(encode(message)) or self.sent[-1]
-        return part
+    def __init__(self):
+        self.group, self.sent = None, []
+
+    def training(self, experiment, name, wire):
+        """In the place of ``party.party_training``."""
+        training = party_training(experiment, name, wire)
+        if wire.number == 0 and experiment.options.aggregation == "bfv":
+            side = training.aggregation
+            self.group, encode = side.hospital.group, side._integers
+            side._integers = lambda message: self.sent.append(encode(message)) or self.sent[-1]
+        return training
 
 
 def shorten(name: str, rounds: int) -> None:
@@ -63,17 +70,18 @@ def do(job: dict) -> None:
     options = Options(**{**job["options"], "settings": tuple(job["options"]["settings"])})
     (name,) = options.settings
     shorten(name, job["rounds"])
-    share = KeepingShare(options, number_of(comm.rank))
+    kept, experiment = Kept(), Experiment.load(options, party=number_of(comm.rank), progress=False)
+    party.party_training = kept.training
     wire = KeepingWire(comm, *_keys(comm, None, PATIENCE), patience=PATIENCE)
-    take_part(share, wire, out)
-    if job.get("keep") and share.number == SERVER:
+    take_part(experiment, wire, out)
+    if job.get("keep") and wire.number == SERVER:
         save_file(
             {f"{i:06}": np.frombuffer(body, np.uint8) for i, body in enumerate(wire.seen)}, out / "seen.safetensors"
         )
-    if job.get("keep") and share.number == 0:
-        keys = {"secret": share.group.hospital_bytes(), "public": share.group.server_bytes()}
+    if job.get("keep") and wire.number == 0:
+        keys = {"secret": kept.group.hospital_bytes(), "public": kept.group.server_bytes()}
         arrays = {key: np.frombuffer(value, np.uint8) for key, value in keys.items()}
-        save_file(arrays | {"sent": np.array(share.sent)}, out / "hospital.safetensors")
+        save_file(arrays | {"sent": np.array(kept.sent)}, out / "hospital.safetensors")
 
 
 def impostor(out: Path) -> None:

@@ -15,7 +15,9 @@ from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
 from dopamine_lib.fairness.balanced import LEAST_SHARE, BalancedHead, class_weights
 from dopamine_lib.fairness.fairer import AdaptiveServer, ThinnedHospital
 from dopamine_lib.fairness.measures import graded, group_epsilons, measures
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
@@ -41,12 +43,8 @@ def adaptive(clip=CLIP):
 
 
 def train(task, declared, choice, *, hospitals=5, seed=0, **more):
-    training = Training(
-        declared, choice, task, np.array_split(np.arange(PATIENTS), hospitals), Randomness(seed), **more
-    )
-    for _ in training.epochs():
-        continue
-    return training
+    patients = np.array_split(np.arange(PATIENTS), hospitals)
+    return Training(Plan.of(declared, choice, task, patients), task, patients, Randomness(seed), **more).run()
 
 
 def short(rounds, **changes):
@@ -162,7 +160,8 @@ def test_adaptive_clipping_refuses_what_it_cannot_do(refuses):
 def thinned(keep, rate=0.4, patients=100):
     declared = short(1, sample_rate=rate, noise_multiplier=None)
     task = HeadTask(*material())
-    return ThinnedHospital(0, np.arange(patients), task, declared, Choice(0.1, 0.5), Randomness(3), shares=1, keep=keep)
+    plan = Plan.of(declared, Choice(0.1, 0.5), task, [np.arange(patients)])
+    return ThinnedHospital(0, np.arange(patients), task, plan, Randomness(3), keep=keep)
 
 
 def test_patients_are_drawn_at_their_groups_rate_and_independently():
@@ -235,7 +234,7 @@ def test_mean_and_weights_come_out_of_the_first_release():
 def test_a_resumed_run_has_the_weights_of_the_first():
     declared, choice = short(40), Choice(0.1, 0.5, centre=5.0)
     trained = train(BalancedHead(*material()), declared, choice)
-    again = Training(declared, choice, BalancedHead(*material()), np.array_split(np.arange(PATIENTS), 5), Randomness(0))
+    again = Training(trained.plan, BalancedHead(*material()), np.array_split(np.arange(PATIENTS), 5), Randomness(0))
     again.restore(*trained.state())
     assert torch.equal(again.task.weights, trained.task.weights) and trained.task.weights.std() > 0
 
@@ -249,7 +248,7 @@ def small(tmp_path_factory, make_aptos):
     options = Options(
         data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=4, runs=2, seed=1, accountant="rdp"
     )
-    return Experiment(options, progress=False)
+    return Experiment.load(options, progress=False)
 
 
 def test_every_measure_trains_within_the_same_epsilon(small):

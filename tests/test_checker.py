@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from dopamine_lib.federation.hospital import Hospital
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.checker import chosen_event, clopper_pearson, epsilon_lower_bound
@@ -67,8 +68,9 @@ def step_bound(seed, kind=Hospital, steps=3000):
     sides = []
     for patients in ([0], [0, 1]):
         randomness = Randomness(f"{seed}, {len(patients)} patients")
-        hospital = kind(0, np.array(patients), task, setting, Choice(0.1, CLIP), randomness, shares=1)
-        sides.append(torch.stack([hospital.message(task.start, step) for step in range(steps)]).numpy())
+        plan = Plan.of(setting, Choice(0.1, CLIP), task, [np.array(patients)])
+        hospital = kind(0, np.array(patients), task, plan, randomness)
+        sides.append(torch.stack([hospital.noisy_sum(task.start, step) for step in range(steps)]).numpy())
     direction = task.clipped_sums(task.start, torch.tensor([1]), CLIP)[0].numpy()  # what the second patient adds
     bound = epsilon_lower_bound(*sides, DELTA, score=lambda messages: messages @ direction)
     return bound, epsilon(SampledGaussian(SIGMA, RATE, 1), DELTA)

@@ -8,6 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
+from dopamine_lib.federation import algorithm1
+from dopamine_lib.federation.hospital import contribute
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice, choice_for
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
@@ -25,13 +28,15 @@ def task():
     return HeadTask(torch.nn.Linear(FEATURES, 3), features, labels)
 
 
-def make_training(task, name="FSCDP", *, sizes=None, choice=None, seed=0, declared=None, **more):
+def make_training(task, name="FSCDP", *, sizes=None, choice=None, seed=0, declared=None, run=0, **parts):
     declared = declared or SETTINGS[name]
     cuts = np.cumsum(sizes)[:-1] if sizes else HOSPITALS
     split = np.split if sizes else np.array_split
     patients = split(np.arange(PATIENTS), cuts) if declared.federated else [np.arange(PATIENTS)]
     choice = choice or replace(CHOICES["head"][name], centre=None)
-    return Training(declared, choice, task, patients, Randomness(seed), **more)
+    terms = {key: parts.pop(key) for key in ("dropout", "budget", "accountant") if key in parts}
+    plan = Plan.of(declared, choice, task, patients, **terms)
+    return Training(plan, task, patients, Randomness(seed), run=run, **parts)
 
 
 class Recorder:
@@ -40,44 +45,61 @@ class Recorder:
     def __init__(self):
         self.messages = []
 
-    def encode(self, message):
-        return message
-
     def total(self, round_number, invited, messages):
         self.messages.append(torch.stack(list(messages.values())))
         return self.messages[-1].sum(0)
-
-
-def run(training, save=lambda: None):
-    for _ in training.epochs(save):
-        pass
-    return training
 
 
 def short(name, rounds):
     return replace(SETTINGS[name], rounds=rounds)
 
 
-def test_equals_algorithm_1_as_written(task):
-    """Lines 5 to 21 with momentum at every hospital and weights averaged: the same model (linearity)."""
-    quiet = replace(short("FSCDP", 150), noise_multiplier=None)
-    choice = Choice(0.2, 0.5, momentum=0.9)
-    training = run(make_training(task, declared=quiet, choice=choice))
-
-    # the paper's text, with lines 13 (public expected batch) and 15 (step from the global model) corrected
-    hospitals = make_training(task, declared=quiet, choice=choice).hospitals
-    w_global, momentum = task.start.clone(), [torch.zeros(task.d) for _ in hospitals]
-    for t in range(150):
-        local = []
-        for k, hospital in enumerate(hospitals):
-            batch = hospital.sample(t)  # line 8
-            gradient = task.clipped_sums(w_global, batch, 0.5)[0]  # lines 9 to 12
-            gradient = gradient / (quiet.sample_rate * PATIENTS / HOSPITALS)  # line 13
-            momentum[k] = gradient + 0.9 * momentum[k]  # line 14
-            local.append(w_global - 0.2 * momentum[k])  # line 15
-        w_global = sum(local) / HOSPITALS  # line 21
-    assert torch.allclose(training.server.w, w_global, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("noisy", [False, True], ids=["without noise", "with noise"])
+@pytest.mark.parametrize("sizes", [None, [2, 8, 10, 40, 60]], ids=["equal", "unequal"])
+def test_the_fast_training_is_algorithm_1(task, noisy, sizes):
+    """The page's patient-by-patient loop, given the same samples and noise, ends at the same model."""
+    declared = short("FSCDP", 150) if noisy else replace(short("FSCDP", 150), noise_multiplier=None)
+    choice, same = Choice(0.2, 0.5, momentum=0.9), make_training(task, sizes=sizes, declared=declared).hospitals
+    training = make_training(task, sizes=sizes, declared=declared, choice=choice).run()
+    x, y, zeros = task._fixed.double().numpy(), task.labels.tolist(), torch.zeros(task.d)
+    w, rounds = algorithm1.train(
+        task.start.double().numpy(),
+        [hospital.patients for hospital in same],
+        lambda w, i: algorithm1.softmax_gradient(w, x[i], y[i]),
+        q=declared.sample_rate,
+        sigma=declared.noise_multiplier or 0.0,
+        C=choice.max_grad_norm,
+        eta=choice.learning_rate,
+        beta=choice.momentum,
+        T=declared.rounds,
+        sample=lambda k, t: same[k].sample(t).tolist(),
+        noise=lambda k, t: same[k].noised(zeros, t).numpy(),
+    )
+    assert rounds == 150 and np.abs(training.server.w.numpy() - w).max() < 1e-5
     assert (training.server.w - task.start).norm() > 0.1
+
+
+def test_algorithm_1_s_own_noise_has_the_declared_scale_and_it_stops_at_the_bound(task):
+    """Its own draws: K shares make up sigma C, and lines 17 to 20 end it where the ledger does."""
+    hospitals, d, seen = np.array_split(np.arange(PATIENTS), HOSPITALS), 4000, []
+
+    def nothing(w, i):
+        seen.append(i)
+        return np.zeros_like(w)
+
+    terms = dict(q=0.2, sigma=1.15, C=0.5, eta=1.0, beta=0.0, rng=np.random.default_rng(0))
+    w, _ = algorithm1.train(np.zeros(d), hospitals, nothing, T=1, **terms)
+    draws = w * (0.2 * PATIENTS) / (1.15 * 0.5)
+    assert stats.kstest(draws, "norm").pvalue > 0.01 > stats.kstest(draws / 0.9, "norm").pvalue
+    assert 0 < len(seen) < PATIENTS and len(set(seen)) == len(seen)
+
+    def spent(steps):
+        return epsilon(SampledGaussian(1.15, 100 / 2930, steps), DELTA)
+
+    training = make_training(task, budget=5.0, accountant="rdp_classic")
+    rounds = len(training.schedule)
+    few = [own[:1] for own in hospitals]
+    assert algorithm1.train(np.zeros(2), few, nothing, T=rounds + 9, spent=spent, most=5.0, **terms)[1] == rounds
 
 
 @pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
@@ -89,10 +111,7 @@ def test_a_hospital_alone_sends_what_the_batched_pass_sends(task, name):
     first = training.schedule[0]
     alone = make_training(task, name)
     for k, sent in zip(first, recorder.messages[0], strict=True):
-        if alone.setting.local_steps > 1:
-            own = alone.hospitals[k].train_locally(task.start, 0) * len(alone.hospitals[k]) / PATIENTS
-        else:
-            own = alone.hospitals[k].message(task.start, 0)
+        own = contribute([alone.hospitals[k]], task.start, 0)[k]
         assert torch.allclose(own, sent, atol=1e-6)
 
 
@@ -102,8 +121,8 @@ def test_a_head_trains_like_any_other_model(task, name):
     features = task.features[:, :-1]
     other = Task(task.net, lambda index: features[index], task.labels)
     for own, same in zip(hospitals, make_training(other, name, sizes=[1, 9, 10, 40, 60]).hospitals, strict=True):
-        change = own.train_locally(w, 3)
-        assert torch.allclose(same.train_locally(w, 3), change, atol=1e-5) and change.norm() > 0.1
+        change = own.local_change(w, 3)
+        assert torch.allclose(same.local_change(w, 3), change, atol=1e-5) and change.norm() > 0.1
 
 
 @pytest.mark.parametrize("clip", [0.3, math.inf])
@@ -134,12 +153,12 @@ def test_the_loop_over_patients_is_the_matrix_products(task, clip):
 def test_the_total_carries_noise_of_sigma_c(task, scale, accepted):
     """Rejects 0.9 and 1.1 times the declared scale: neither too little nor too much noise is added."""
     choice, recorder = Choice(0.0, 0.5), Recorder()  # a learning rate of 0 keeps the clean sum computable
-    training = run(make_training(task, declared=short("FSCDP", 300), choice=choice, aggregation=recorder))
+    training = make_training(task, declared=short("FSCDP", 300), choice=choice, aggregation=recorder).run()
     clean = make_training(task, declared=replace(short("FSCDP", 300), noise_multiplier=None), choice=choice)
     noise = []
     for number, messages in enumerate(recorder.messages):
-        noise.append(messages.sum(0) - sum(hospital.message(task.start, number) for hospital in clean.hospitals))
-    draws = torch.cat(noise).double().numpy() / (scale * training.setting.noise_multiplier * 0.5)
+        noise.append(messages.sum(0) - sum(hospital.noisy_sum(task.start, number) for hospital in clean.hospitals))
+    draws = torch.cat(noise).double().numpy() / (scale * training.plan.setting.noise_multiplier * 0.5)
     assert (stats.kstest(draws, "norm").pvalue > 0.01) == accepted
 
 
@@ -148,7 +167,7 @@ def test_an_empty_batch_is_noised_like_any_other(task):
     hospital = training.hospitals[0]
     empty = [step for step in range(600) if len(hospital.sample(step)) == 0]
     assert len(empty) > 400  # one patient at q = 0.034
-    draws = torch.cat([hospital.message(task.start, step) for step in empty]).double().numpy()
+    draws = torch.cat([hospital.noisy_sum(task.start, step) for step in empty]).double().numpy()
     share = 1.15 / math.sqrt(HOSPITALS)
     assert stats.kstest(draws / share, "norm").pvalue > 0.01
     assert stats.kstest(draws / (0.9 * share), "norm").pvalue < 0.01
@@ -158,12 +177,12 @@ def test_an_empty_batch_is_noised_like_any_other(task):
 def test_no_hospital_is_too_small_for_the_bound(task, sizes):
     """A patient moves the averaged gradient by at most C / (q N), wherever it is; the noise is sigma C / (q N)."""
     once = replace(SETTINGS["FSCDP"], sample_rate=1.0, rounds=1, noise_multiplier=None)
-    training = run(make_training(task, declared=once, sizes=sizes, choice=Choice(1.0, 0.1, momentum=0.0)))
+    training = make_training(task, declared=once, sizes=sizes, choice=Choice(1.0, 0.1, momentum=0.0)).run()
     # every patient has the same weight 1 / N in the step, whatever its hospital's size (register, row 2)
     step = task.clipped_sums(task.start, torch.arange(PATIENTS), 0.1)[0] / PATIENTS
     assert torch.allclose(training.server.w, task.start - step, atol=1e-6) and step.norm() > 1e-3
     noisy = make_training(task, sizes=sizes, choice=Choice(1.0, 0.1))
-    assert all(hospital.noise.shares == HOSPITALS for hospital in noisy.hospitals)
+    assert noisy.plan.noise.shares == HOSPITALS
     # in FPDP the bound depends on q and on how often a hospital takes part, not on its size
     parallel = make_training(task, "FPDP", sizes=sizes)
     assert len({(ledger.noise_multiplier, ledger.sample_rate) for ledger in parallel.ledgers}) == 1
@@ -183,17 +202,12 @@ def test_dividing_by_the_own_batch_would_break_the_bound_of_a_small_hospital():
 def test_fpdp_accounts_for_actual_participation(task):
     means = []
     for number in range(5):
-        training = Training(
-            SETTINGS["FPDP"],
-            CHOICES["head"]["FPDP"],
-            task,
-            np.array_split(np.arange(PATIENTS), 10),
-            Randomness(0),
-            run=number,
-        )
+        patients = np.array_split(np.arange(PATIENTS), 10)
+        plan = Plan.of(SETTINGS["FPDP"], CHOICES["head"]["FPDP"], task, patients)
+        training = Training(plan, task, patients, Randomness(0), run=number)
         took_part = np.bincount(np.concatenate(training.schedule), minlength=10)
         assert took_part.sum() == 500
-        run(training)
+        training.run()
         assert [ledger.charged for ledger in training.ledgers] == (25 * took_part).tolist()
         means.append(np.mean(training.epsilons("rdp_classic")))
     assert 18.5 < np.mean(means) < 19.6
@@ -202,12 +216,12 @@ def test_fpdp_accounts_for_actual_participation(task):
 @pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
 @pytest.mark.parametrize("accountant", ["rdp_classic", "rdp"])
 def test_training_stops_before_the_step_that_would_pass_the_budget(task, name, accountant):
-    training = run(make_training(task, name, budget=5.0, accountant=accountant))
+    training = make_training(task, name, budget=5.0, accountant=accountant).run()
     assert max(training.epsilons(accountant)) <= 5.0
     charged = [ledger.charged for ledger in training.ledgers]
-    more = [steps + training.setting.local_steps for steps in charged]
+    more = [steps + training.plan.setting.local_steps for steps in charged]
     assert all(training.bound.epsilon(steps, accountant) > 5.0 for steps in more)
-    assert max(charged) < training.setting.steps
+    assert max(charged) < training.plan.setting.steps
     assert np.isfinite(training.server.w).all()
 
 
@@ -234,11 +248,11 @@ def killed_midway(task, name, seed, epochs):
 
 @pytest.mark.parametrize("name", ["C", "CDP", "F", "FPDP", "FSCDP"])
 def test_seeded_resume_gives_the_same_numbers_and_the_same_ledger(task, name):
-    whole = run(make_training(task, name, seed=3))
+    whole = make_training(task, name, seed=3).run()
     vectors, record = killed_midway(task, name, 3, epochs=37)
     resumed = make_training(task, name, seed=3)
     resumed.restore(vectors, record)
-    run(resumed)
+    resumed.run()
     assert torch.equal(whole.server.model, resumed.server.model)
     assert [ledger.charged for ledger in whole.ledgers] == [ledger.charged for ledger in resumed.ledgers]
 
@@ -254,7 +268,7 @@ def test_unseeded_resume_never_spends_twice(task, name):
     assert next(epochs) == 38 and torch.equal(resumed.server.w, vectors["w"])
     assert list(epochs) == list(range(39, EPOCHS + 1))
     whole = make_training(task, name, seed=None)
-    run(whole)
+    whole.run()
     assert [ledger.charged for ledger in whole.ledgers] == [ledger.charged for ledger in resumed.ledgers]
 
 
@@ -269,7 +283,7 @@ def test_the_ledger_on_disk_is_never_behind_the_noise_in_use(task):
             return self.messages[-1].sum(0)
 
     training.aggregation = Watch()
-    run(training, lambda: on_disk.append(training.state()[1]["charged"][0]))
+    training.run(lambda: on_disk.append(training.state()[1]["charged"][0]))
     assert on_disk[-1] == 3001 == len(training.aggregation.messages)
 
 
@@ -289,7 +303,7 @@ def test_averaging_weighs_as_it_says(task):
 @pytest.mark.parametrize("name", ["F", "FSCDP"])
 def test_a_round_in_which_everybody_vanishes_opens_nothing(task, name):
     training = make_training(task, name, declared=short(name, 5), dropout=1 - 1e-12)
-    run(training)
+    training.run()
     assert training.progress.aborted == 5 and torch.equal(training.server.w, task.start)
 
 

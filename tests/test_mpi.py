@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.federation import settings
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.identities import (
     fingerprints,
     make_identity,
@@ -26,6 +26,7 @@ from dopamine_lib.federation.mpi.identities import (
     read_identity,
     read_publics,
 )
+from dopamine_lib.federation.options import Options
 from dopamine_lib.report.verification import read_results, verify
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
@@ -86,10 +87,8 @@ def one_process(options, name, kind, noise, rounds, patch):
     """The model of the same run in one process, as its file has it."""
     patch.setitem(settings.SETTINGS, name, replace(settings.SETTINGS[name], rounds=rounds))
     patch.setitem(settings.CHOICES["head"], name, replace(settings.CHOICES["head"][name], reach=64.0))
-    experiment = Experiment(Options(**options, settings=(name,), aggregation=kind, noise=noise), progress=False)
-    training = experiment.training(name)
-    for _ in training.epochs():
-        continue
+    experiment = Experiment.load(Options(**options, settings=(name,), aggregation=kind, noise=noise), progress=False)
+    training = experiment.training(name).run()
     training.task.load(training.server.model)
     return {key: value.numpy() for key, value in training.task.net.state_dict().items()}
 
@@ -169,17 +168,17 @@ def test_messages_of_a_stranger_or_out_of_turn_are_refused(quick):
 
 @pytest.mark.parametrize("split", ["iid", "unequal"])
 def test_a_party_keeps_its_own_rows_alone(options, split):
-    from dopamine_lib.federation.mpi.party import Share
-
     mine = Options(**options, settings=("FSCDP",), split=split)
-    whole = Experiment(mine, progress=False)
+    whole = Experiment.load(mine, progress=False)
     for number, rows in [*enumerate(whole.patients), (SERVER, whole.dataset.test)]:
-        share = Share(mine, number)
+        share = Experiment.load(mine, party=number, progress=False)
         assert share.dataset.images.base is None and not isinstance(share.dataset.images, np.memmap)
         assert np.array_equal(share.dataset.images, whole.dataset.images[rows])
         assert np.array_equal(share.labels, whole.labels[rows]) and len(share.features) == len(rows)
         assert torch.allclose(share.features, whole.features[rows], atol=1e-5)
-        assert share.sizes == [len(own) for own in whole.patients] and len(share.train) == len(whole.train)
+        assert share.sizes == whole.sizes == tuple(map(len, whole.patients)) and sum(share.sizes) == len(whole.train)
+        here = [k for k, own in enumerate(share.patients) if own is not None]
+        assert here == ([] if number == SERVER else [number])
         assert len(share.dataset.train) == (0 if number == SERVER else len(rows)) == len(rows) - len(share.test)
 
 

@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from dopamine_lib.fairness import output_perturbation as module
 from dopamine_lib.fairness.alternatives import CENTRE, choose_regularisation, perturbed_head
 from dopamine_lib.fairness.output_perturbation import TOLERANCE, clip_rows, output_perturbation, sensitivity, solve
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
 from dopamine_lib.privacy.gaussian import gaussian_delta
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -151,7 +152,7 @@ def small(tmp_path_factory, make_aptos):
 
 @pytest.mark.parametrize("federated", [False, True])
 def test_a_head_of_the_kits_patients_keeps_to_epsilon_with_the_mean_features(small, federated):
-    experiment = Experiment(small, progress=False)
+    experiment = Experiment.load(small, progress=False)
     head, graded = perturbed_head(experiment, 3.0, 5.0, federated=federated)
     assert graded.shape == (len(experiment.test), 5) and np.allclose(graded.sum(1), 1)
     z = head.noise / head.sensitivity
@@ -162,8 +163,7 @@ def test_a_head_of_the_kits_patients_keeps_to_epsilon_with_the_mean_features(sma
 
 def test_the_penalty_is_chosen_on_validation_patients(small):
     """Scored on them alone: spoiling the labels of test images changes nothing."""
-    experiment = Experiment(small, progress=False)
-    experiment.hold_out_validation()
+    experiment = Experiment.load(small, progress=False).held_out()
     chosen = choose_regularisation(experiment, 3.0, federated=False, grid=(1.0, 20.0))
     labels = experiment.dataset.labels
     labels[experiment.dataset.test] = (labels[experiment.dataset.test] + 1) % 5
@@ -173,7 +173,6 @@ def test_the_penalty_is_chosen_on_validation_patients(small):
 
 
 def test_only_the_head_has_a_convex_loss(small, refuses):
-    experiment = Experiment(small, progress=False)
-    experiment.options = replace(small, model="cnn")
+    experiment = replace(Experiment.load(small, progress=False), options=replace(small, model="cnn"))
     with refuses("model is cnn", "head"):
         perturbed_head(experiment, 1.0, 1.0, federated=False)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from dopamine_lib.__main__ import main
 from dopamine_lib.auditing.planted_faults import scale_noise
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.report.collect import bounds_of, collect, short_audit, write_report
@@ -209,7 +209,7 @@ def test_integer_noise_is_accounted_again_too(results, tmp_path):
 def test_a_trusted_curator_is_called_one(results, tmp_path):
     """CDP's golden numbers, in a file of our own making: it is accounted as if it had been trained."""
     declared = SETTINGS["CDP"]
-    bound = Bound(declared, CHOICES["head"]["CDP"], 1, 1e-4)
+    bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
     own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
     own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": asdict(bound.choice)}
     own["statement"] = privacy_statement(bound, steps=5862, patients=results["patients"]["train"], seeded=False)

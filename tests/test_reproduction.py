@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from dopamine_lib.__main__ import main
 from dopamine_lib.data import load
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.results import table
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
-from dopamine_lib.reproduction.run import reproduce, table
+from dopamine_lib.reproduction.run import reproduce
 
 
 @pytest.fixture(scope="module")
@@ -249,18 +251,18 @@ def test_the_cnn_learns_fashion_privately():
     folder = Path("/usr/share/datasets/fashion-mnist")
     if not folder.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    experiment = Experiment(Options(data="fashion-mnist", data_dir=str(folder), model="cnn", seed=0), progress=False)
+    experiment = Experiment.load(
+        Options(data="fashion-mnist", data_dir=str(folder), model="cnn", seed=0), progress=False
+    )
     short = replace(SETTINGS["FSCDP"], sample_rate=100 / 60000, rounds=200)
     training = experiment.training("FSCDP", setting=short)
-    for _ in training.epochs():
-        pass
+    training.run()
     assert experiment.accuracy(training) > 0.5
     assert training.ledgers[0].charged == 200
 
 
 def test_validation_patients_are_held_out_for_choices(small):
-    experiment = Experiment(Options(**small), progress=False)
-    experiment.hold_out_validation()
+    experiment = Experiment.load(Options(**small), progress=False).held_out()
     dataset = experiment.dataset
     assert set(experiment.test) == set(dataset.validation)
     seen = np.concatenate([*experiment.patients, experiment.train])

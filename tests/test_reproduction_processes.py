@@ -12,7 +12,7 @@ from reproduction_runs import alive, arguments, checkpoints, children
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.options import Options
 from dopamine_lib.reproduction.run import reproduce
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from dopamine_lib.federation.aggregation import make_aggregation, make_integer_noise
-from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
+from dopamine_lib.federation.transports import make_aggregation
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.head import STRETCH, HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -32,30 +34,12 @@ def task():
     return HeadTask(torch.nn.Linear(FEATURES, GRADES), features, torch.arange(PATIENTS) % GRADES)
 
 
-def make_training(task, name="FSCDP", kind="plain", *, rounds=12, integer=False, least=None, choice=None, **more):
+def make_training(task, name="FSCDP", kind="plain", *, rounds=12, discrete=False, choice=None, **terms):
     declared, choice = replace(SETTINGS[name], rounds=rounds), choice or CHOICES[name]
-    least = least or HOSPITALS
-    noise = None
-    if integer:
-        choice = replace(choice, centre=None)
-        noise = make_integer_noise(kind, declared, choice, [PATIENTS // HOSPITALS] * HOSPITALS, task.d, least)
-    aggregation = make_aggregation(
-        kind,
-        choice,
-        hospitals=HOSPITALS,
-        d=task.d,
-        least=least if declared.shared_noise else 2,
-        integer=noise,
-    )
+    choice = replace(choice, centre=None) if discrete else choice
     patients = np.array_split(np.arange(PATIENTS), HOSPITALS)
-    more = {"aggregation": aggregation, "integer": noise, "least": least} | more
-    return Training(declared, choice, task, patients, Randomness(3), **more)
-
-
-def run(training):
-    for _ in training.epochs():
-        continue
-    return training
+    plan = Plan.of(declared, choice, task, patients, aggregation=kind, discrete=discrete, **terms)
+    return Training(plan, task, patients, Randomness(3), aggregation=make_aggregation(plan))
 
 
 def fresh(task):
@@ -74,39 +58,40 @@ def test_encrypted_training_is_plain_training_to_the_rounding(task, name, kind):
 
     def compare(number, invited, messages):
         total = type(secure.aggregation).total(secure.aggregation, number, invited, messages)
-        exact = sum(message / secure.aggregation.codec.scale for message in messages.values())
+        codec = secure.aggregation.codec
+        exact = sum(codec.encode(message.numpy()) / codec.scale for message in messages.values())
         worst.append(float((total - torch.from_numpy(exact)).abs().max()))
         seen.append(number)
         return total
 
     secure.aggregation.total = compare
-    run(plain), run(secure)
+    plain.run(), secure.run()
     assert seen == list(range(rounds + 1))  # the mean features, then every round
     assert max(worst) < 1e-6  # decryption and decoding are exact
     # momentum and learning rate carry every round's rounding on to the last
-    lr, here = secure.choice.learning_rate, secure.setting.sample_rate * PATIENTS
+    lr, here = secure.plan.choice.learning_rate, secure.plan.setting.sample_rate * PATIENTS
     gain = rounds * lr * 10 / here if name == "FSCDP" else 2.0 * rounds
     assert (plain.server.w - secure.server.w).abs().max() < 10 * gain * units
     assert not torch.equal(plain.server.w, secure.server.w)
 
 
 @pytest.mark.parametrize("kind", ["bfv", "masks"])
-def test_integer_noise_is_added_before_encryption_and_adds_up_exactly(task, kind):
-    secure = run(make_training(fresh(task), kind=kind, integer=True))
-    clear = make_training(fresh(task), integer=True)
+def test_discrete_noise_is_added_before_encryption_and_adds_up_exactly(task, kind):
+    secure = make_training(fresh(task), kind=kind, discrete=True).run()
+    clear = make_training(fresh(task), discrete=True)
     clear.aggregation.codec = secure.aggregation.codec  # masks have more room, and so a finer scale
     for hospital in clear.hospitals:
-        hospital.noise = secure.aggregation.codec
-    assert torch.equal(run(clear).server.w, secure.server.w)
+        hospital.noise = secure.plan.noise
+    assert torch.equal(clear.run().server.w, secure.server.w)
 
 
-def test_integer_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(task):
-    training = make_training(task, integer=True, rounds=300, choice=Choice(0.0, 0.5))
+def test_discrete_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(task):
+    training = make_training(task, discrete=True, rounds=300, choice=Choice(0.0, 0.5))
     noise = []
     total = training.aggregation.total
     training.aggregation.total = lambda *round_of: noise.append(total(*round_of)) or noise[-1]
     clean = make_training(task, rounds=300, choice=Choice(0.0, 0.5))
-    run(training)
+    training.run()
     clean = [
         task.clipped_sums(task.start, torch.cat([h.sample(number) for h in training.hospitals]), 0.5)[0]
         for number in range(300)
@@ -120,12 +105,12 @@ def test_integer_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(task
     assert continuous < spent["rdp_classic"] < 1.02 * continuous
 
 
-def test_noise_in_the_integers_is_for_its_own_setting_and_has_no_mean_features(task, refuses):
-    bound = make_training(task, integer=True).bound
+def test_discrete_noise_is_for_its_own_setting_and_has_no_mean_features(task, refuses):
+    plan = make_training(task, discrete=True).plan
     with refuses("centre=None"):
-        replace(bound, choice=replace(bound.choice, centre=40.0))
-    with refuses("1.15", "not 2"):
-        replace(bound, setting=bound.setting.with_noise(2.0))
+        replace(plan, choice=replace(plan.choice, centre=40.0))
+    louder = replace(plan, setting=plan.setting.with_noise(2.0))
+    assert louder.noise.noise_multiplier == 2.0 and louder.bound.epsilon(300) < plan.bound.epsilon(300)
 
 
 def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):
@@ -140,7 +125,7 @@ def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):
         return sums[number - 1][1]
 
     training.aggregation.total = keep
-    run(training)
+    training.run()
     assert training.ledgers[0].charged == rounds, "an aborted round is spent like any other"
     assert training.progress.aborted == rounds - len(sums) > 0
     by_survivors = {3: [], 4: [], 5: []}
@@ -160,7 +145,7 @@ def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):
 @pytest.mark.parametrize("kind", ["bfv", "masks"])
 def test_dropouts_under_encryption_train_the_same_model(task, kind):
     plain, secure = (
-        run(make_training(fresh(task), kind=k, least=3, dropout=0.3, integer=True)) for k in ("plain", kind)
+        make_training(fresh(task), kind=k, least=3, dropout=0.3, discrete=True).run() for k in ("plain", kind)
     )
     assert plain.progress.aborted == secure.progress.aborted > 0
     assert torch.isfinite(secure.server.w).all()
@@ -170,7 +155,7 @@ def test_dropouts_under_encryption_train_the_same_model(task, kind):
 
 def test_centring_moves_the_model_not_what_it_says(task):
     """A head trained on centred features is handed out as a head for the features as they are."""
-    training = run(make_training(task, rounds=100, choice=replace(CHOICES["FSCDP"], centre=0.0)))
+    training = make_training(task, rounds=100, choice=replace(CHOICES["FSCDP"], centre=0.0)).run()
     mean = task._fixed.mean(0)
     assert torch.allclose(training.centre, mean + (training.centre - mean)) and (training.centre - mean).norm() < 0.2
     w, index = training.server.model, torch.arange(PATIENTS)
@@ -185,7 +170,7 @@ def test_the_mean_features_carry_their_noise(task, scale, accepted):
         torch.nn.Linear(1500, GRADES), torch.nn.functional.normalize(torch.randn(PATIENTS, 1500)), task.labels
     )
     training = make_training(task, rounds=1, choice=CHOICES["FSCDP"])
-    run(training)
+    training.run()
     noise = (training.centre - task._fixed.mean(0)).double().numpy() * PATIENTS / (40.0 * scale)
     assert (stats.kstest(noise, "norm").pvalue > 0.01) == accepted
 
@@ -193,7 +178,7 @@ def test_the_mean_features_carry_their_noise(task, scale, accepted):
 def test_the_mean_features_are_in_the_bound():
     for name, multiplier in (("FSCDP", 40.0), ("FPDP", 40 / math.sqrt(10))):
         declared = SETTINGS[name]
-        bound = Bound(declared, CHOICES[name], 10, 1e-4)
+        bound = Plan(declared, CHOICES[name], sizes=(293,) * 10, d=2565).bound
         steps = SampledGaussian(declared.noise_multiplier, declared.sample_rate, declared.steps)
         expected = epsilon((SampledGaussian(multiplier, 1.0, 1), steps), 1e-4)
         assert bound.epsilon(declared.steps) == pytest.approx(expected)
@@ -208,9 +193,9 @@ def test_a_killed_run_asks_for_the_mean_features_once(task):
             break
     vectors, record = disk[-1]
     resumed = make_training(fresh(task), rounds=100)
-    resumed._centre = None  # calling it would fail
+    resumed._ask_for_centre = None  # calling it would fail
     resumed.restore(vectors, record)
-    run(resumed)
+    resumed.run()
     assert torch.equal(resumed.task.mean, training.centre)
 
 
@@ -219,20 +204,18 @@ def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
 
     training = make_training(task, "F", "bfv", choice=replace(CHOICES["F"], reach=1e-4, centre=None))
     with pytest.raises(RangeError, match="value 0 is .* units"):
-        run(training)
+        training.run()
 
 
 def _paired(model, rounds, seed):
     """Test accuracy of FSCDP after ``rounds``, in the clear and under BFV, from the same samples and noise."""
-    from dopamine_lib.federation.experiment import Experiment, Options
-
     accuracies, seconds = [], []
     for kind in ("plain", "bfv"):
         size = 28 if model == "cnn" else None
-        experiment = Experiment(Options(model=model, size=size, seed=seed, aggregation=kind), progress=False)
-        experiment._calibrated["FSCDP"] = replace(SETTINGS["FSCDP"], rounds=rounds)
+        experiment = Experiment.load(Options(model=model, size=size, seed=seed, aggregation=kind), progress=False)
         begin = time.process_time()
-        accuracies.append(experiment.accuracy(run(experiment.training("FSCDP"))))
+        training = experiment.training("FSCDP", setting=replace(SETTINGS["FSCDP"], rounds=rounds))
+        accuracies.append(experiment.accuracy(training.run()))
         seconds.append(time.process_time() - begin)
     return accuracies, seconds
 

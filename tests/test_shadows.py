@@ -2,7 +2,6 @@
 
 import math
 import time
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,9 @@ from dopamine_lib.auditing.shadow_models import (
     train_heads,
     train_targets,
 )
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.head import HeadTask
@@ -50,9 +51,7 @@ def kit(declared, choice, patients, features, labels, run=0):
     task = HeadTask(torch.nn.Linear(P, CLASSES), features, labels)
     task.start.zero_()
     patients = patients if declared.federated else [np.concatenate(patients)]
-    training = Training(declared, choice, task, patients, Randomness(3), run=run)
-    for _ in training.epochs():
-        continue
+    training = Training(Plan.of(declared, choice, task, patients), task, patients, Randomness(3), run=run).run()
     task.load(training.server.model)
     return torch.cat([task.net.weight, task.net.bias[:, None]], dim=1).detach()
 
@@ -161,13 +160,24 @@ def small(tmp_path_factory, make_aptos):
     options = Options(
         data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=4, seed=5, settings=("FSCDP",), runs=2
     )
-    return Experiment(options, progress=False), options
+    return Experiment.load(options, progress=False), options
+
+
+def shorten(monkeypatch, rounds):
+    """From here on every setting is planned with this many rounds."""
+    declared = Experiment.plan
+
+    def plan(self, name):
+        whole = declared(self, name)
+        return replace(whole, setting=replace(whole.setting, rounds=rounds))
+
+    monkeypatch.setattr(Experiment, "plan", plan)
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Settings with a few rounds only."""
-    monkeypatch.setattr(Experiment, "setting", lambda self, name: replace(SETTINGS[name], rounds=100))
+    shorten(monkeypatch, 100)
 
 
 def test_a_target_is_the_model_that_reproduce_writes(small, tmp_path, short):
@@ -193,8 +203,8 @@ def test_two_processes_train_the_same_targets(small):
 
 
 def test_wrong_input_of_a_process_is_said_here(small, tmp_path, refuses):
-    experiment = copy(small[0])
-    experiment.options = replace(experiment.options, data="aptos", data_dir=str(tmp_path / "nowhere"))
+    options = replace(small[0].options, data="aptos", data_dir=str(tmp_path / "nowhere"))
+    experiment = replace(small[0], options=options)
     with refuses("nowhere", "no such folder"):
         train_targets(experiment, "FPDP", 2, workers=2)
 
@@ -213,7 +223,7 @@ def test_other_splits_keep_people_together(small):
 
 def test_shadows_leave_every_patient_out_of_half_of_them(small, refuses, monkeypatch):
     experiment, options = small
-    monkeypatch.setattr(Experiment, "setting", lambda self, name: replace(SETTINGS[name], rounds=3))
+    shorten(monkeypatch, 3)
     for name in ("CDP", "FPDP"):
         phi = shadow_confidences(experiment, name, 6, seed=1)
         assert (
@@ -224,7 +234,7 @@ def test_shadows_leave_every_patient_out_of_half_of_them(small, refuses, monkeyp
         with refuses(f"{count} shadow models", "take 4, 6, 8"):
             shadow_confidences(experiment, "C", count)
     with refuses("--model head only"):
-        shadow_confidences(Experiment(replace(options, model="cnn"), progress=False), "C", 4)
+        shadow_confidences(Experiment.load(replace(options, model="cnn"), progress=False), "C", 4)
 
 
 @pytest.mark.slow
@@ -238,7 +248,7 @@ def test_lira_on_the_models_of_reproduce(capsys):
     kinds = [("C", None, 10), ("FPDP", None, 4), ("FSCDP", None, 2), ("FSCDP", 1.0, 2)]
     found, began = {}, time.perf_counter()
     for name, epsilon, hospitals in kinds:
-        experiment = Experiment(Options(seed=0, epsilon=epsilon, hospitals=hospitals), progress=False)
+        experiment = Experiment.load(Options(seed=0, epsilon=epsilon, hospitals=hospitals), progress=False)
         targets = train_targets(experiment, name, 20, workers=2)
         scores = likelihood_scores(targets.phi, shadow_confidences(experiment, name, 8 if name == "FPDP" else 16))
         found[name, epsilon] = Roc(scores, targets.members).bootstrap([0.001, 0.01])

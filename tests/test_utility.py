@@ -11,15 +11,15 @@ from dopamine_lib.fairness.scores import METRICS
 from dopamine_lib.fairness.utility import (
     WITHOUT_NOISE,
     at_epsilon,
-    learning_rate,
     mean_interval,
     runs_at,
     utility_curve,
     validate_rule,
 )
 from dopamine_lib.federation import experiment as experiment_module
-from dopamine_lib.federation.experiment import Experiment, Options
-from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, slower
 from dopamine_lib.reproduction.figure1 import paper_points
 
 
@@ -33,7 +33,7 @@ def options(tmp_path_factory, make_aptos):
 
 @pytest.fixture(scope="module")
 def experiment(options):
-    return Experiment(options, progress=False)
+    return Experiment.load(options, progress=False)
 
 
 @pytest.mark.parametrize("name", list(WITHOUT_NOISE))
@@ -55,16 +55,16 @@ def test_at_infinity_nothing_is_clipped_or_noised(experiment, name):
 
 def test_the_learning_rate_falls_with_the_noise_and_never_rises():
     choice = Choice(0.4, 1.0)
-    assert learning_rate(choice, 0.25, 1.0) == pytest.approx(0.1)
-    assert learning_rate(choice, 0.25, 0.5) == pytest.approx(0.2)
-    assert learning_rate(choice, 0.25, 0.0) == learning_rate(choice, 3.0, 1.0) == 0.4
+    assert slower(choice, 0.25).learning_rate == pytest.approx(0.1)
+    assert slower(choice, 0.25, 0.5).learning_rate == pytest.approx(0.2)
+    assert slower(choice, 0.25, 0.0) == slower(choice, 3.0) == choice
 
 
 def test_the_rule_is_the_experiments_own(experiment):
-    tight = Experiment(replace(experiment.options, epsilon=1.0), progress=False)
+    tight = Experiment.load(replace(experiment.options, epsilon=1.0), progress=False)
     used, choice = at_epsilon(experiment, "FSCDP", 1.0)
-    assert used.noise_multiplier == tight.setting("FSCDP").noise_multiplier
-    assert choice.learning_rate == pytest.approx(tight.choice("FSCDP").learning_rate)
+    assert used.noise_multiplier == tight.plan("FSCDP").setting.noise_multiplier
+    assert choice.learning_rate == pytest.approx(tight.plan("FSCDP").choice.learning_rate)
 
 
 def test_fewer_rounds_have_longer_steps_and_less_noise(experiment):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dopamine_lib.auditing.audit import OneRun, Verdict, audit, claims, one_run_audit
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import PlainAggregation
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian
@@ -106,7 +107,8 @@ class Scene:
         def look(messages, total):
             return float((total if declared.shared_noise else messages[0]) @ direction) / unit
 
-        return Training(declared, choice, task, patients, randomness, aggregation=Watcher(look, self.rounds), run=run)
+        plan = Plan.of(declared, choice, task, patients)
+        return Training(plan, task, patients, randomness, aggregation=Watcher(look, self.rounds), run=run)
 
     def make_task(self) -> Task:
         """The patients of all hospitals and the canary."""
@@ -135,8 +137,7 @@ class Scene:
             training = self.training(canary, together, randomness, run=run, task=copy(task))
             if plant is not None:
                 plant(training)
-            for _ in training.epochs():
-                pass
+            training.run()
             if adversary == "server":
                 seen.append(np.reshape(training.aggregation.seen, (together, self.rounds)).sum(1))
             else:
@@ -232,11 +233,11 @@ def canary_run(
         for k, message in ({0: total} if setting.shared_noise else messages).items():
             sums[k] += message
 
-    training = Training(setting, choice, task, patients, randomness, aggregation=Watcher(look), delta=delta)
+    plan = Plan.of(setting, choice, task, patients, delta=delta)
+    training = Training(plan, task, patients, randomness, aggregation=Watcher(look))
     if plant is not None:
         plant(training)
-    for _ in training.epochs():
-        pass
+    training.run()
     towards = sums if setting.local_steps == 1 else -sums  # a change goes against the gradient
     seen = (directions * towards[home[ordinary:] if not setting.shared_noise else np.zeros(canaries, int)]).sum(1)
     logits = task.logits(training.server.model, index)

@@ -30,7 +30,7 @@ def half_noise(training: Training) -> None:
 
 def noise_by_hospitals(training: Training) -> None:
     """A share of sigma C / K instead of sigma C / sqrt(K): standard deviations added up as if they were variances."""
-    scale_noise(training, 1 / math.sqrt(training.least))
+    scale_noise(training, 1 / math.sqrt(training.plan.survivors))
 
 
 def no_noise_on_an_empty_batch(training: Training) -> None:

@@ -8,7 +8,7 @@ attacker's own models hides nobody.
 """
 
 import contextlib
-import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -20,13 +20,15 @@ from dopamine_lib.auditing.membership import confidence
 from dopamine_lib.data.dataset import split_by_person
 from dopamine_lib.data.hospitals import split_hospitals
 from dopamine_lib.errors import InputError
-from dopamine_lib.fairness.utility import trained
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.hospital import local_change
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.machine import threads
 from dopamine_lib.pool import WorkerPool
 from dopamine_lib.privacy.dpsgd import clip_factors
-from dopamine_lib.privacy.head import STRETCH
+from dopamine_lib.privacy.head import STRETCH, for_raw_features, unit_rows
 
 #: Shadow models trained in one batch: more do not fit a core's cache, and gain nothing.
 TOGETHER = 16
@@ -37,16 +39,14 @@ def other_split(experiment: Experiment, seed: int) -> Experiment:
 
     The experiment's own seed gives its own split, the one that ``reproduce`` uses.
     """
-    twin, dataset = copy.copy(experiment), experiment.dataset
-    if seed == experiment.options.public_seed:
-        return twin
+    dataset, terms = experiment.dataset, experiment.options
+    if seed == terms.public_seed:
+        return experiment
     share = len(dataset.test) / len(dataset)
     parts = split_by_person(dataset.labels, dataset.person, test_fraction=share, seed=seed)
-    twin.dataset = replace(dataset, **dict(zip(("train", "validation", "test"), parts, strict=True)))
-    twin.train, twin.test = twin.dataset.train, twin.dataset.test
-    terms = experiment.options
-    twin.patients = split_hospitals(twin.dataset, terms.hospitals, split=terms.split, seed=seed)
-    return twin
+    dataset = replace(dataset, **dict(zip(("train", "validation", "test"), parts, strict=True)))
+    dealt = experiment.dealt(split_hospitals(dataset, terms.hospitals, split=terms.split, seed=seed))
+    return replace(dealt, dataset=dataset, train=dataset.train, test=dataset.test)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
         phi=np.array([record["phi"] for record in records]),
         members=np.array([np.isin(np.arange(len(experiment.dataset)), record["members"]) for record in records]),
         accuracy=np.array([record["accuracy"] for record in records]),
-        epsilon=None if worst is None else experiment.bound(name).epsilon(worst, "prv"),
+        epsilon=None if worst is None else experiment.plan(name).bound.epsilon(worst, "prv"),
     )
 
 
@@ -88,14 +88,14 @@ def shared_targets(told: dict):
     """A worker of the pool: ``target_record`` for the introduction's experiment, on one thread."""
     options = told["options"] | {"settings": tuple(told["options"]["settings"])}
     with threads(1):
-        experiment = Experiment(Options(**options), progress=False)
+        experiment = Experiment.load(Options(**options), progress=False)
         yield lambda job, advance: target_record(experiment, *job["target"])
 
 
 def target_record(experiment: Experiment, name: str, run: int) -> dict:
     """A target as plain data: phi of all patients, the members' numbers, accuracy, and steps charged."""
     own = other_split(experiment, experiment.options.public_seed + run)
-    training = trained(own.training(name, run))
+    training = own.training(name, run).run()
     logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
     return {
         "phi": confidence(logits, own.dataset.labels).tolist(),
@@ -115,15 +115,15 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
         raise InputError("shadow models are trained for --model head only: its training takes seconds")
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
-    setting, choice, rng = experiment.setting(name), experiment.choice(name), np.random.default_rng(seed)
-    patients, hospitals = [], experiment.options.hospitals if setting.federated else 1
+    plan, rng = experiment.plan(name), np.random.default_rng(seed)
+    patients, hospitals = [], plan.hospitals
     for _ in range(count // 2):  # who is in which hospital is not known to the attacker, and need not be
         for half in np.array_split(rng.permutation(len(experiment.dataset)), 2):
             patients.append(np.array_split(half, hospitals))
     x, phi, classes = F.pad(experiment.features, (0, 1), value=1.0), [], len(experiment.dataset.grades)
     for first in range(0, count, TOGETHER):
         some = patients[first : first + TOGETHER]
-        terms = (experiment.features, experiment.labels, some, setting, choice)
+        terms = (experiment.features, experiment.labels, some, plan.setting, plan.choice)
         heads = train_heads(*terms, classes=classes, seed=seed + first)
         phi += [confidence(x @ head.T, experiment.dataset.labels) for head in heads]
     for own, members in zip(phi, patients, strict=True):
@@ -154,7 +154,10 @@ def train_heads(
 
 
 class _Crowd:
-    """M heads in training. Parameters are (G, classes, p + 1) for G groups of patients."""
+    """M heads in training, whose rounds are those of ``federation``: a hospital's local change, the server's step.
+
+    Parameters are (G, classes, p + 1) for G groups of patients; a batch of groups stands where Training has one task.
+    """
 
     def __init__(self, features, labels, patients, setting: Setting, choice: Choice, classes: int, seed: int):
         self.setting, self.choice, self.features = setting, choice, features
@@ -162,45 +165,41 @@ class _Crowd:
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.models, self.local = len(patients), setting.local_steps > 1
         self.hospitals = patients if self.local else [[np.concatenate(own)] for own in patients]
-        self.population = [sum(map(len, own)) for own in patients]
-        self.centre, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
+        self.population = torch.tensor([sum(map(len, own)) for own in patients], dtype=torch.float32)[:, None, None]
+        self.mean, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
         if choice.centre is not None:
-            self.centre, self.stretch = self._centres(patients), STRETCH
+            self.mean, self.stretch = self._means(patients), STRETCH
 
     def train(self) -> Tensor:
-        """All rounds; the heads handed out."""
-        choice = self.choice
-        w = torch.zeros(self.models, self.onehot.shape[1], self.features.shape[1] + 1)
-        velocity, mean = torch.zeros_like(w), w.clone()
-        batch = self.setting.sample_rate * torch.tensor(self.population, dtype=torch.float32)[:, None, None]
-        for step in range(1, self.setting.rounds + 1):
+        """All rounds; the heads handed out, for the features as they are."""
+        start = torch.zeros(self.models, self.onehot.shape[1], self.features.shape[1] + 1)
+        server = Server(start, self.setting, self.choice, self.population)
+        everybody = [own[0] for own in self.hospitals]
+        for _ in range(self.setting.rounds):
             if self.local:
-                w = w + self._local_change(w)
+                server.step(*self._weighted_changes(server.w))
             else:
-                sums = self._noisy_sums(w, [own[0] for own in self.hospitals], range(self.models))
-                velocity = choice.momentum * velocity + sums / batch
-                w = w - choice.learning_rate * velocity
-            if choice.averaging is not None:
-                mean = torch.lerp(mean, w, (choice.averaging + 1) / (step + choice.averaging))
-        return self._for_raw_features(w if choice.averaging is None else mean)
+                server.step(self._noisy_sums(server.w, everybody, range(self.models)), self.population)
+        return for_raw_features(server.model, self.mean, self.stretch)
 
-    def _local_change(self, w: Tensor) -> Tensor:
-        """One round of F or FPDP: the mean of the present hospitals' changes, by their patients."""
+    def _weighted_changes(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """A round of F or FPDP: the total of each model's present hospitals' messages, and their patients."""
         invited = max(1, round(self.setting.participation * len(self.hospitals[0])))
         model = np.repeat(np.arange(self.models), invited)
         drawn = [self.rng.choice(len(own), invited, replace=False) for own in self.hospitals]
         groups = [self.hospitals[m][k] for m, own in enumerate(drawn) for k in own]
         sizes = torch.tensor([len(own) for own in groups], dtype=torch.float32)[:, None, None]
-        local = start = w[model]
-        velocity = torch.zeros_like(local)
-        for _ in range(self.setting.local_steps):
-            sums = self._noisy_sums(local, groups, model)
-            velocity = self.choice.momentum * velocity + sums / (self.setting.sample_rate * sizes)
-            local = local - self.choice.learning_rate * velocity
-        shares = ((local - start) * sizes).unflatten(0, (self.models, invited)).sum(1)
-        return shares / sizes.unflatten(0, (self.models, invited)).sum(1)
+        change = local_change(
+            w[model],
+            lambda local, i: self._noisy_sums(local, groups, model),
+            self.choice,
+            self.setting.local_steps,
+            self.setting.sample_rate * sizes,
+        )
+        messages = change * (sizes / self.population[model])
+        return tuple(each.unflatten(0, (self.models, invited)).sum(1) for each in (messages, sizes))
 
-    def _noisy_sums(self, w: Tensor, groups: list[np.ndarray], model) -> Tensor:
+    def _noisy_sums(self, w: Tensor, groups: list[np.ndarray], model: Sequence[int]) -> Tensor:
         """Algorithm 1, lines 8 to 13, for every group at its own parameters w (G, classes, p + 1)."""
         position, there = poisson_samples(np.array([len(own) for own in groups]), self.setting.sample_rate, self.rng)
         starts = np.cumsum([0, *map(len, groups)])[:-1, None]
@@ -208,7 +207,7 @@ class _Crowd:
         # an input is a (x - m): the products are taken with x as it is, so that the batch is read twice and not more
         x, m, a = (
             self.features.index_select(0, index.flatten()).view(*index.shape, -1),
-            self.centre[model],
+            self.mean[model],
             self.stretch,
         )
         products = x @ torch.cat([w[..., :-1], m[:, None]], dim=1).mT  # the last column is x m
@@ -225,19 +224,13 @@ class _Crowd:
             sums += self.setting.noise_multiplier * clip * torch.randn(sums.shape, generator=self.noise)
         return sums
 
-    def _centres(self, patients) -> Tensor:
+    def _means(self, patients) -> Tensor:
         """The noisy mean features (M, p), as ``Training`` asks for them once."""
-        unit = self.features * clip_factors(self.features.norm(dim=1), 1.0)[:, None]
+        unit = unit_rows(self.features)
         sums = torch.stack([unit[np.concatenate(own)].sum(0) for own in patients])
         if self.setting.private:
             sums += self.choice.centre * torch.randn(sums.shape, generator=self.noise)
-        return sums / torch.tensor(self.population)[:, None]
-
-    def _for_raw_features(self, w: Tensor) -> Tensor:
-        """W 2 (x - m) + b as weights for x: see ``HeadTask.load``."""
-        weight = self.stretch * w[..., :-1]
-        bias = w[..., -1] - (weight @ self.centre[..., None])[..., 0]
-        return torch.cat([weight, bias[..., None]], dim=-1)
+        return sums / self.population[:, 0]
 
 
 def poisson_samples(sizes: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.reproduction.run import run_setting
 
@@ -26,7 +27,7 @@ COLD_TARGET, WARM_TARGET, APTOS_TARGET = 120, 40, 90
 #: A whole job as a program: the options and the number of workers are its arguments.
 JOB = """
 import json, sys
-from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.options import Options
 from dopamine_lib.reproduction.run import reproduce
 options = json.loads(sys.argv[1])
 options["settings"] = tuple(options["settings"])
@@ -54,7 +55,7 @@ def run(
     ]
     aptos = _aptos()
     if aptos is not None:
-        Experiment(Options(**aptos))  # decoding and features do not count
+        Experiment.load(Options(**aptos))  # decoding and features do not count
         rows.append(_promised(f"{whole}, APTOS-2019, cached", _job_seconds(options | aptos), APTOS_TARGET))
     return write([*rows, *_setting_rows(settings, repeats)], path)
 
@@ -90,10 +91,10 @@ def _setting_rows(settings: tuple[str, ...], repeats: int) -> list[dict]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        experiment = Experiment(Options(), progress=False)
+        experiment = Experiment.load(Options(), progress=False)
         taken = interleaved({name: lambda name=name: run_setting(experiment, name, 0) for name in settings}, repeats)
         rows = [row(f"one run of {name}", seconds, "s") for name, seconds in medians(taken).items()]
-        task, choice = experiment.task(), experiment.choice("FSCDP")
+        task, choice = experiment.task(), experiment.plan("FSCDP").choice
         samples = [hospital.sample(0) for hospital in experiment.training("FSCDP").hospitals]
         group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
         terms = (task.start, torch.cat(samples), choice.max_grad_norm, group, len(samples))

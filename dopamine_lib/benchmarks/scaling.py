@@ -102,9 +102,10 @@ def _rank(job: dict) -> None:
 
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.mpi.__main__ import _keys
-    from dopamine_lib.federation.mpi.sums import make_end
+    from dopamine_lib.federation.mpi.sums import make_wire_aggregation
     from dopamine_lib.federation.mpi.wire import Wire
-    from dopamine_lib.federation.settings import Choice
+    from dopamine_lib.federation.plan import Plan
+    from dopamine_lib.federation.settings import SETTINGS, Choice
 
     torch.set_num_threads(1)
     comm, results = MPI.COMM_WORLD, []
@@ -112,15 +113,16 @@ def _rank(job: dict) -> None:
     everybody, choice = list(range(wire.hospitals)), Choice(0.1, 1.0, reach=1.0)
     for kind in job["kinds"]:
         for d in job["sizes"]:
-            end = make_end(wire, kind, choice, d, least=wire.hospitals)
-            message = torch.rand(d) - 0.5
+            plan = Plan(SETTINGS["FSCDP"], choice, (1,) * wire.hospitals, d, aggregation=kind)
+            side = make_wire_aggregation(plan, wire)
+            messages = {} if wire.number == SERVER else {wire.number: torch.rand(d) - 0.5}
             spent, walls, before = [], [], 0
             for number in range(job["rounds"] + 1):
                 if number == 1:  # the first round warms up
                     before = wire.sent + wire.received
                 wire.barrier()
                 wall, began = time.perf_counter(), time.process_time()
-                end.total(number, everybody, *([] if wire.number == SERVER else [message]))
+                side.total(number, everybody, messages)
                 spent.append(time.process_time() - began)
                 wire.barrier()
                 walls.append(time.perf_counter() - wall)

@@ -19,8 +19,8 @@ from dopamine_lib.data import load
 from dopamine_lib.data.pictures import contact_sheet
 from dopamine_lib.encryption.explorer import draw_sum
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.experiment import Options
 from dopamine_lib.federation.explorer import draw_step
+from dopamine_lib.federation.options import Options
 from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.explorer import draw_message
 from dopamine_lib.privacy.explorer import draw_budget, draw_calibration

@@ -7,18 +7,11 @@ from pathlib import Path
 
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import MARKERS
 
 SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
 #: Side of an image in pixels; SqueezeNet's pooling leaves no pixel of a smaller one.
 MIN_SIZE, MAX_SIZE = 16, 1024
-#: Files of which a folder with this source's data has at least one.
-MARKERS = {
-    "retinamnist": ("retinamnist.npz",),
-    "aptos": ("train.csv",),
-    "mnist": ("MNIST/raw", "train-images-idx3-ubyte.gz"),
-    "fashion-mnist": ("FashionMNIST/raw", "train-images-idx3-ubyte.gz"),
-    "cifar10": ("cifar-10-batches-py",),
-}
 
 
 def load(name: str, data_dir: str | Path | None = None, *, size: int | None = None, seed: int = 0) -> Dataset:

@@ -1,6 +1,6 @@
 """One interface for every source of images, and the split into training, validation and test patients."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -61,6 +61,18 @@ class Dataset:
     def fit(self) -> np.ndarray:
         """Training patients without the validation patients, to train with hyperparameters that are being chosen."""
         return np.setdiff1d(self.train, self.validation)
+
+    def rows(self, keep: np.ndarray) -> "Dataset":
+        """A data set of the rows ``keep`` alone, copied, so that nothing of the others stays in memory."""
+        parts = {part: np.flatnonzero(np.isin(keep, getattr(self, part))) for part in ("train", "validation", "test")}
+        return replace(
+            self,
+            images=np.array(self.images[keep]),
+            labels=self.labels[keep],
+            person=self.person[keep],
+            attributes={name: values[keep] for name, values in self.attributes.items()},
+            **parts,
+        )
 
     def counts(self) -> dict[str, list[int]]:
         """Images per grade in each part, as in ``{"train": [1444, 296, …], "validation": […], "test": […]}``."""

@@ -62,7 +62,7 @@ def perturbed_head(
 def choose_regularisation(experiment: Experiment, target: float | None, *, federated: bool, grid=GRID) -> float:
     """The regularisation of ``grid`` that grades most validation patients right, on average over the runs.
 
-    experiment  after ``hold_out_validation``: it sees no test image. The looking is not in epsilon.
+    experiment  ``Experiment.held_out``: it sees no test image. The looking is not in epsilon.
     """
     labels = experiment.dataset.labels[experiment.test]
 

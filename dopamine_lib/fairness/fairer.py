@@ -11,7 +11,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip
 from dopamine_lib.federation.hospital import Hospital
 from dopamine_lib.federation.server import Server
-from dopamine_lib.federation.settings import Choice
+from dopamine_lib.federation.settings import Choice, Setting
 
 
 class ThinnedHospital(Hospital):
@@ -36,7 +36,7 @@ class ThinnedHospital(Hospital):
         drawn = super().sample(step)
         if len(drawn) == 0:
             return drawn
-        stream = self._randomness.stream(self.setting.name, self.run, self.number, "thin", step)
+        stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "thin", step)
         return drawn[stream.uniform(len(drawn)) < self._keep[drawn]]
 
 
@@ -46,8 +46,8 @@ class AdaptiveServer(Server):
     It works on totals as any server does, on what is already noisy, so it costs no privacy.
     """
 
-    def __init__(self, start: Tensor, choice: Choice, clip: AdaptiveClip):
-        super().__init__(start, choice)
+    def __init__(self, start: Tensor, setting: Setting, choice: Choice, population: int, clip: AdaptiveClip):
+        super().__init__(start, setting, choice, population)
         self.clip = clip
 
     @property

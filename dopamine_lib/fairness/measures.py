@@ -21,7 +21,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
 from dopamine_lib.fairness.balanced import BalancedHead
 from dopamine_lib.fairness.fairer import AdaptiveServer, ThinnedHospital
-from dopamine_lib.fairness.utility import at_epsilon, probabilities, trained
+from dopamine_lib.fairness.utility import at_epsilon, probabilities
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.federation.training import Training
@@ -99,7 +99,7 @@ def measures(
 
 def graded(experiment: Experiment, measure: Measure) -> np.ndarray:
     """Probabilities (R, N, classes) of ``options.runs`` runs' models on the experiment's test images."""
-    runs = [trained(measure.make(run)) for run in range(experiment.options.runs)]
+    runs = [measure.make(run).run() for run in range(experiment.options.runs)]
     return np.array([probabilities(experiment, training) for training in runs])
 
 

@@ -1,7 +1,7 @@
 """Utility at a fixed bound: what CDP, FPDP and FSCDP score at several epsilons, and without noise.
 
 For each epsilon sigma is calibrated anew; q and T stay the paper's. The learning rate follows from sigma by one fixed
-rule, ``learning_rate``, whose exponent is chosen on validation patients (``validate_rule``), never on test images.
+rule, ``settings.slower``, whose exponent is chosen on validation patients (``validate_rule``), never on test images.
 """
 
 import math
@@ -13,12 +13,11 @@ from scipy import stats
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.fairness.scores import METRICS, scores
-from dopamine_lib.federation.bounds import centre_multiplier
-from dopamine_lib.federation.experiment import Experiment, Options
-from dopamine_lib.federation.settings import CHOICES, Choice, Setting, choice_for, setting
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import calibrated
+from dopamine_lib.federation.settings import CHOICES, Choice, Setting, choice_for, setting, slower
 from dopamine_lib.federation.training import Training
-from dopamine_lib.machine import threads
-from dopamine_lib.privacy.accounting import SampledGaussian, noise_multiplier_for
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
 #: The setting whose choices a private one takes where there is no noise.
@@ -27,14 +26,6 @@ WITHOUT_NOISE = {"CDP": "C", "FPDP": "F", "FSCDP": "C"}
 EXPONENT = 1.0
 #: Learning rate without clipping beyond which longer steps no longer make up for fewer.
 LONGEST = 2.0
-
-
-def learning_rate(choice: Choice, ratio: float, exponent: float = EXPONENT) -> float:
-    """The rule: eta ratio^exponent where the noise is ``1 / ratio`` times what eta was chosen for, else eta.
-
-    With exponent 1 the noise moves the model as far in a run as it did where the learning rate was chosen.
-    """
-    return choice.learning_rate * min(1.0, ratio) ** exponent
 
 
 def at_epsilon(
@@ -67,21 +58,11 @@ def at_epsilon(
         return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
     choice = choice_for(options.model, name, target)
     choice = choice if centre is None else replace(choice, centre=centre)
-    first = centre_multiplier(declared, choice, options.survivors if declared.federated else 1)
-    before = () if first is None else (SampledGaussian(first, 1.0, 1),)
-    sigma = noise_multiplier_for(target, rate, used.steps, options.delta, options.accountant, before)
+    used = calibrated(used, choice, options.shares(declared), target, options.delta, options.accountant)
     # a sum over q N patients needs boost times the step; the noise of fewer steps adds up to less
-    ratio = declared.noise_multiplier / (sigma * math.sqrt(shorter))
-    longer = boost * shorter * learning_rate(choice, ratio, exponent)
-    return used.with_noise(sigma), replace(choice, learning_rate=longer)
-
-
-def trained(training: Training) -> Training:
-    """A run, trained to its end on one thread, which suits a small model."""
-    with threads(1):
-        for _ in training.epochs():
-            continue
-    return training
+    ratio = declared.noise_multiplier / (used.noise_multiplier * math.sqrt(shorter))
+    choice = slower(choice, ratio, exponent)
+    return used, replace(choice, learning_rate=boost * shorter * choice.learning_rate)
 
 
 @torch.no_grad()
@@ -96,7 +77,7 @@ def runs_at(experiment: Experiment, name: str, target: float, **tailoring) -> tu
     used, choice = at_epsilon(experiment, name, target, **tailoring)
     budget = target if used.private else math.inf
     runs = (
-        trained(experiment.training(name, run, setting=used, choice=choice, budget=budget))
+        experiment.training(name, run, setting=used, choice=choice, budget=budget).run()
         for run in range(experiment.options.runs)
     )
     return used, choice, np.array([probabilities(experiment, training) for training in runs])
@@ -117,7 +98,7 @@ def utility_curve(options: Options, *, epsilons=EPSILONS, names=tuple(WITHOUT_NO
     Scores (``fairness.METRICS``) are on test images, with mean and interval over runs: what differs is the noise and
     the samples, not the patients. Raises InputError as ``at_epsilon``.
     """
-    experiment = Experiment(replace(options, epsilon=None), progress=False)
+    experiment = Experiment.load(replace(options, epsilon=None), progress=False)
     labels, rows = experiment.dataset.labels[experiment.test], []
     for name in names:
         for target in epsilons:
@@ -134,8 +115,7 @@ def validate_rule(options: Options, name: str, *, epsilons=EPSILONS[:4], exponen
 
     The looking is not in epsilon.
     """
-    experiment = Experiment(replace(options, epsilon=None), progress=False)
-    experiment.hold_out_validation()
+    experiment = Experiment.load(replace(options, epsilon=None), progress=False).held_out()
     labels = experiment.dataset.labels[experiment.test]
     found = {}
     for exponent in exponents:

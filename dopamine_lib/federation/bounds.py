@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass
 
-from dopamine_lib.errors import InputError
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, DpEvent, SampledGaussian, epsilon
+from dopamine_lib.privacy.dpsgd import GaussianNoise
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
 
 def centre_multiplier(setting: Setting, choice: Choice, shares: int) -> float | None:
-    """Noise multiplier of the mean features as a patient's bound has it; None where nothing is asked for.
+    """Noise multiplier of the mean features as a patient's bound has it; None where they are not asked for.
 
-    Where hospitals' noise does not add up in the dark, each adds its share and has that alone.
+    Where hospitals' noise does not add up under secure aggregation, each adds its share and has that alone.
     """
     if not setting.private or choice.centre is None:
         return None
@@ -21,39 +21,27 @@ def centre_multiplier(setting: Setting, choice: Choice, shares: int) -> float | 
 
 @dataclass(frozen=True)
 class Bound:
-    """Epsilon of a run after so many noisy steps.
+    """Epsilon of a run after a number of noisy steps.
 
-    shares   hospitals whose noise makes up sigma (the least number that must survive a round); 1 if not federated
-    integer  the noise in the integers where it is there, whose bound then holds for what is really sent
+    shares  hospitals whose noise makes up sigma (the least number that must survive a round); 1 if not federated
+    noise   a hospital's share of it, continuous or discrete; None where the setting is not private
     """
 
     setting: Setting
     choice: Choice
     shares: int
     delta: float
-    integer: IntegerNoise | None = None
-
-    def __post_init__(self):
-        noise = self.integer
-        if noise is not None and self.choice.centre is not None:
-            raise InputError("mean features have no noise in the integers: take centre=None with --noise integer")
-        if noise is not None and noise.noise_multiplier != self.setting.noise_multiplier:
-            raise InputError(
-                f"noise in the integers was made for a noise multiplier of {noise.noise_multiplier:g}, not "
-                f"{self.setting.noise_multiplier:g}: make it for this setting"
-            )
+    noise: GaussianNoise | IntegerNoise | None
 
     def events(self, steps: int, colluding: int = 0) -> tuple[DpEvent, ...]:
         """What happened, to somebody who can subtract the noise of ``colluding`` hospitals."""
-        if self.integer is not None:
-            return (self.integer.event(steps, colluding),)
         left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
         centre = centre_multiplier(self.setting, self.choice, self.shares)
         first = () if centre is None else (SampledGaussian(left * centre, 1.0, 1),)
-        return (*first, SampledGaussian(left * self.setting.noise_multiplier, self.setting.sample_rate, steps))
+        return (*first, self.noise.event(steps, colluding))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:
-        """Epsilon by one accountant; None for PRV on discrete noise, which has no such bound."""
+        """Epsilon by one accountant; None where that accountant cannot interpret the noise."""
         return epsilon(self.events(steps, colluding), self.delta, accountant)
 
     def epsilons(self, steps: int, colluding: int = 0) -> dict[str, float | None]:

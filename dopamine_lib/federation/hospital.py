@@ -1,12 +1,14 @@
-"""A hospital: the only party that touches its patients. Algorithm 1, lines 7 to 13."""
+"""A hospital, the one party that touches its patients, and its part of a round: Algorithm 1, lines 7 to 13."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.dpsgd import GaussianNoise, Task
-from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.federation.plan import Plan
+from dopamine_lib.federation.settings import Choice
+from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
 
 
@@ -15,32 +17,15 @@ class Hospital:
 
     number    k, from 0
     patients  int64 (N_k,), indices of its images in the task
-    shares    how many hospitals' noise makes up sigma: K, or as many as must survive a round; 1 where a hospital
-              protects its message alone
-    integer   where the noise is added in the integers, after rounding
     run       names the run, so that two runs from one seed draw different samples
     """
 
-    def __init__(
-        self,
-        number: int,
-        patients: np.ndarray,
-        task: Task,
-        setting: Setting,
-        choice: Choice,
-        randomness: Randomness,
-        *,
-        shares: int,
-        run: int = 0,
-        integer: IntegerNoise | None = None,
-    ):
-        self.number, self.patients, self.task = number, torch.as_tensor(patients), task
-        self.setting, self.choice, self.run = setting, choice, run
-        terms = (setting.noise_multiplier, choice.max_grad_norm, shares, setting.sample_rate, task.d)
-        self.noise = (integer or GaussianNoise(*terms)) if setting.private else None
+    def __init__(self, number: int, patients: np.ndarray, task: Task, plan: Plan, randomness: Randomness, run: int = 0):
+        self.number, self.patients, self.task, self.plan, self.run = number, torch.as_tensor(patients), task, plan, run
+        self.noise = plan.noise
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
-        together = setting.local_steps if setting.local_steps > 1 else 32
+        together = plan.setting.local_steps if plan.setting.local_steps > 1 else 32
         self._block, self._drawn = max(1, min(together, 2**17 // task.d)), None
 
     def __len__(self) -> int:
@@ -53,47 +38,92 @@ class Hospital:
     def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
 
-        Sum and noise are added whatever the sample's size: an empty batch is noised like any other. Integers,
-        int64 (d,), where the noise is in the integers.
+        Sum and noise are added whatever the sample's size: an empty batch is noised like any other. With discrete
+        noise the result is int64 (d,).
         """
         return clipped_sum if self.noise is None else self.noise.combine(clipped_sum, self._draw(step)[1])
 
-    def centre_message(self, noise_multiplier: float) -> Tensor:
+    def noisy_sum(self, w: Tensor, step: int) -> Tensor | np.ndarray:
+        """The clipped, noised gradient sum (d,) at w (d,): lines 7 to 13.
+
+        It is the sum that is sent, not the stepped weights: those would carry this hospital's earlier rounds along
+        (register, row 19).
+        """
+        return self.noised(self.task.clipped_sums(w, self.sample(step), self.plan.choice.max_grad_norm)[0], step)
+
+    def local_change(self, w: Tensor, round_number: int) -> Tensor:
+        """The change (d,) of the model over a round's own steps, in F and FPDP."""
+        steps, expected_batch = self.plan.setting.local_steps, self.plan.setting.sample_rate * len(self)
+
+        def noisy_sum(local: Tensor, i: int) -> Tensor:
+            return self.noisy_sum(local, round_number * steps + i)
+
+        return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
+
+    def feature_sum(self) -> Tensor:
         """The noisy sum (p,) of the features of all its patients, each of norm 1 at most."""
         total = self.task.feature_sum(self.patients)
-        if not self.setting.private:
+        if not self.plan.setting.private:
             return total
-        stream = self._randomness.stream(self.setting.name, self.run, self.number, "centre")
-        return total + stream.normal(len(total), noise_multiplier)
+        stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "centre")
+        return total + stream.normal(len(total), self.plan.centre_share)
 
-    def message(self, w: Tensor, step: int) -> Tensor:
-        """What is sent in one round of Algorithm 1: the clipped, noised gradient sum (d,), lines 7 to 13.
-
-        The sum, not the stepped weights: those would carry this hospital's earlier rounds along (register, 19).
-        """
-        return self.noised(self.task.clipped_sums(w, self.sample(step), self.choice.max_grad_norm)[0], step)
-
-    def train_locally(self, w: Tensor, round_number: int) -> Tensor:
-        """What is sent in F and FPDP: the change (d,) of the model over ``local_steps`` steps of its own.
-
-        Momentum starts at zero in every round, so a message depends on this round's samples alone.
-        """
-        expected_batch = self.setting.sample_rate * len(self)
-        local, velocity = w, torch.zeros_like(w)
-        for i in range(self.setting.local_steps):
-            gradient = self.message(local, round_number * self.setting.local_steps + i) / expected_batch
-            velocity = self.choice.momentum * velocity + gradient
-            local = local - self.choice.learning_rate * velocity
-        return local - w
-
-    def _draw(self, step: int) -> tuple[Tensor, Tensor | tuple | None]:
+    def _draw(self, step: int) -> tuple[Tensor, object]:
         """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
         number, at = divmod(step, self._block)
         if self._drawn != number:
-            stream = self._randomness.stream(self.setting.name, self.run, self.number, number)
-            present = stream.uniform(self._block * len(self)).view(self._block, -1) < self.setting.sample_rate
+            stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
+            present = stream.uniform(self._block * len(self)).view(self._block, -1) < self.plan.setting.sample_rate
             who, sizes = self.patients[present.nonzero()[:, 1]], present.sum(1)
             self._samples = who.split(sizes.tolist())
-            self._noise = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)
+            self._noises = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)
             self._drawn = number
-        return self._samples[at], self._noise[at]
+        return self._samples[at], self._noises[at]
+
+
+def local_change(
+    w: Tensor, noisy_sum: Callable[[Tensor, int], Tensor], choice: Choice, steps: int, expected_batch
+) -> Tensor:
+    """How w (…, d) changes over ``steps`` of SGD at one hospital; lines 14 and 15 with the hospital's own momentum.
+
+    noisy_sum       function from the weights and the step's number to the gradient sum (…, d), lines 8 to 13
+    expected_batch  q N_k, a number or a Tensor (…, 1)
+    Momentum starts at zero in every round, so a message depends on this round's samples alone.
+    """
+    local, velocity = w, torch.zeros_like(w)
+    for i in range(steps):
+        velocity = choice.momentum * velocity + noisy_sum(local, i) / expected_batch
+        local = local - choice.learning_rate * velocity
+    return local - w
+
+
+def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[int, Tensor | np.ndarray]:
+    """The messages (d,) of hospitals of one task in a round, by number: lines 6 to 16.
+
+    In Algorithm 1 a message is the noisy gradient sum; in F and FPDP it is the change of the model, weighted by the
+    hospital's patients.
+    """
+    if not hospitals:
+        return {}
+    plan, task = hospitals[0].plan, hospitals[0].task
+    if plan.setting.local_steps > 1:
+        return {h.number: h.local_change(w, round_number) * (len(h) / plan.population) for h in hospitals}
+    if len(hospitals) == 1:  # putting hospitals together would take longer than its step
+        return {hospitals[0].number: hospitals[0].noisy_sum(w, round_number)}
+    # each hospital's noisy_sum, with all gradients out of one batch
+    samples = [hospital.sample(round_number) for hospital in hospitals]
+    group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
+    sums = task.clipped_sums(w, torch.cat(samples), plan.choice.max_grad_norm, group, len(samples))
+    return {h.number: h.noised(own, round_number) for h, own in zip(hospitals, sums, strict=True)}
+
+
+def contribute_features(hospitals: list[Hospital]) -> dict[int, Tensor]:
+    """The messages (d,) that ask once for the patients' mean features: noisy sums, padded with zeros.
+
+    They are divided by an average hospital's patients, which makes them as small as other messages.
+    """
+    messages = {}
+    for hospital in hospitals:
+        features = hospital.feature_sum() / (hospital.plan.population / hospital.plan.hospitals)
+        messages[hospital.number] = torch.cat([features, features.new_zeros(hospital.plan.d - len(features))])
+    return messages

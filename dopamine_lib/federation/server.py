@@ -1,9 +1,9 @@
-"""The server's model: it steps on totals, never on one hospital's message (aggregation.py adds those up)."""
+"""The step on a round's total: Algorithm 1, lines 14, 15 and 21. It never sees one hospital's message."""
 
 import torch
 from torch import Tensor
 
-from dopamine_lib.federation.settings import Choice
+from dopamine_lib.federation.settings import Choice, Setting
 
 
 class Server:
@@ -11,14 +11,28 @@ class Server:
 
     Momentum and learning rate act on the total, after decryption. Both are linear, so the model is the one
     Algorithm 1 gets by stepping at every hospital and averaging the weights.
+
+    start       w (d,) at the beginning; several models at once are (…, d)
+    population  N, all hospitals' patients; one number, or one per model as a Tensor that broadcasts
     """
 
-    def __init__(self, start: Tensor, choice: Choice):
+    def __init__(self, start: Tensor, setting: Setting, choice: Choice, population: int | Tensor):
         self.w, self.velocity, self.mean = start.clone(), torch.zeros_like(start), start.clone()
-        self.choice, self.steps = choice, 0
+        self.setting, self.choice, self.population, self.steps = setting, choice, population, 0
+
+    def step(self, total: Tensor, present: int | Tensor) -> None:
+        """Step on a round's total (d,), which holds hospitals of ``present`` patients.
+
+        In Algorithm 1 the total is divided by the public expected batch, unlike the batch itself (register, row 2); in
+        F and FPDP it is the weighted mean of the hospitals' changes.
+        """
+        if self.setting.local_steps > 1:
+            self.average_step(total * (self.population / present))
+        else:
+            self.gradient_step(total / (self.setting.sample_rate * present))
 
     def gradient_step(self, gradient: Tensor) -> None:
-        """Lines 14, 15 and 21 on the average gradient (d,): total / (q N)."""
+        """Lines 14, 15 and 21 on the average gradient (d,)."""
         self.velocity = self.choice.momentum * self.velocity + gradient
         self._move(-self.choice.learning_rate * self.velocity)
 

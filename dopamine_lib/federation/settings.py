@@ -158,6 +158,15 @@ def choice_for(model: str, name: str, epsilon: float | None = None) -> Choice:
     return replace(choice, centre=min(choice.centre, max(1.0, CENTRE / epsilon)))
 
 
+def slower(choice: Choice, ratio: float, exponent: float = 1.0) -> Choice:
+    """The choice with its learning rate times ratio^exponent where ratio < 1, as it is else.
+
+    ratio  the noise multiplier that the learning rate was chosen for, divided by the one that is used. With exponent 1
+           the noise then moves the model as far in a run as it did where the learning rate was chosen
+    """
+    return replace(choice, learning_rate=choice.learning_rate * min(1.0, ratio) ** exponent)
+
+
 def setting(name: str) -> Setting:
     """The setting called ``name``. Raises InputError for another name."""
     if name not in SETTINGS:

@@ -13,18 +13,9 @@ HOW = {
     "--least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells different "
     "stories.",
 }
-#: The same where every party is a process of its own.
 APART = {
     kind: said.replace("all parties in one process", "each party a process of its own") for kind, said in HOW.items()
-}
-APART["plain"] = "The server of this run added the messages in the clear: it saw every hospital's."
-
-
-def between_processes(statement: str) -> str:
-    """The privacy statement of a run in one process, with what is otherwise where every party is a process."""
-    for kind, said in HOW.items():
-        statement = statement.replace(said, APART[kind])
-    return statement
+} | {"plain": "The server of this run added the messages in the clear: it saw every hospital's."}
 
 
 def _line(bound: dict[str, float | None]) -> str:
@@ -32,16 +23,19 @@ def _line(bound: dict[str, float | None]) -> str:
     return f"epsilon {bound['rdp_classic']:.2f} (classic RDP), {bound['rdp']:.2f} (improved RDP){prv}"
 
 
-def privacy_statement(bound: Bound, *, steps: int, patients: int, seeded: bool, aggregation: str = "plain") -> str:
+def privacy_statement(
+    bound: Bound, *, steps: int, patients: int, seeded: bool, aggregation: str = "plain", apart: bool = False
+) -> str:
     """The statement that goes with every result, in plain words.
 
     steps     noisy steps of the worst-off hospital;  patients: N, training patients in all
+    apart     whether every party was a process of its own
     """
     setting, choice, hospitals, delta = bound.setting, bound.choice, bound.shares, bound.delta
     if not setting.private:
         return f"{setting.name} is not private: no noise was added and nothing about any patient is bounded."
     views, centre = bound.adversaries(steps), centre_multiplier(setting, choice, hospitals)
-    kind = "Gaussian" if bound.integer is None else "Skellam (integer, the bound holds for what is sent)"
+    kind = "Skellam (integer, the bound holds for what is sent)" if bound.noise.discrete else "Gaussian"
     once = f" Before that, once, all patients' features were summed, with noise of {centre or 0:.4g} times their norm."
     lines = [
         f"{setting.name}, {setting.title}. Unit: one patient's image. Neighbours: one image added or removed "
@@ -56,10 +50,10 @@ def privacy_statement(bound: Bound, *, steps: int, patients: int, seeded: bool, 
     if not setting.federated:
         lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")
     elif setting.shared_noise:
-        alone = bound.epsilon(steps, colluding=hospitals - 1)
+        alone, how = bound.epsilon(steps, colluding=hospitals - 1), (APART if apart else HOW)[aggregation]
         lines.append(
             "Against the server: the same, if sums are aggregated securely; that part is computational (whoever breaks "
-            f"the encryption sees single hospitals: epsilon {alone:.0f}, classic RDP). {HOW[aggregation]}"
+            f"the encryption sees single hospitals: epsilon {alone:.0f}, classic RDP). {how}"
         )
         if views["hospital"]:
             lines.append(
@@ -79,6 +73,6 @@ def privacy_statement(bound: Bound, *, steps: int, patients: int, seeded: bool, 
     lines.append(
         "Not covered: the choice of learning rate and clipping norm on validation patients, several images of one "
         "patient (the bound is then for a group), hospital sizes"
-        + (", and rounding of floating-point noise." if bound.integer is None else ".")
+        + ("." if bound.noise.discrete else ", and rounding of floating-point noise.")
     )
     return "\n".join(lines)

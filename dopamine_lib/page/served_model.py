@@ -71,7 +71,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
     """
     from safetensors.torch import save_file
 
-    from dopamine_lib.federation.experiment import Options
+    from dopamine_lib.federation.options import Options
     from dopamine_lib.files import atomic_path
     from dopamine_lib.models.networks import read_state
     from dopamine_lib.reproduction.run import reproduce

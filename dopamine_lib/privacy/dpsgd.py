@@ -54,6 +54,8 @@ class GaussianNoise:
     d                 number of parameters
     """
 
+    discrete = False
+
     noise_multiplier: float
     max_grad_norm: float
     shares: int
@@ -87,6 +89,9 @@ class Task:
     chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size
     Everything is computed on w's device. Raises InputError for a net with other layers.
     """
+
+    #: Threads that training takes: a small model is faster on one. None for all.
+    threads: int | None = None
 
     def __init__(self, net: nn.Module, inputs: Callable[[Tensor], Tensor], labels: Tensor, chunk: int | None = None):
         self.net, self.inputs, self.labels, self.chunk = net.eval(), inputs, labels, chunk

@@ -13,6 +13,21 @@ from dopamine_lib.privacy.dpsgd import Task, clip_factors
 STRETCH = 2.0
 
 
+def unit_rows(features: Tensor) -> Tensor:
+    """Features (N, p), each row shortened to norm 1 if it is longer."""
+    return features * clip_factors(features.norm(dim=1), 1.0)[:, None]
+
+
+def for_raw_features(matrix: Tensor, mean: Tensor, stretch: float) -> Tensor:
+    """A head (…, classes, p + 1) for stretched, centred features as one for the features as they are.
+
+    With a for ``stretch`` and m (…, p) for ``mean``: W a (x - m) + b = a W x + (b - a W m); b is the last column.
+    """
+    weight = stretch * matrix[..., :-1]
+    bias = matrix[..., -1] - (weight @ mean[..., None])[..., 0]
+    return torch.cat([weight, bias[..., None]], dim=-1)
+
+
 class HeadTask(Task):
     """A linear layer on fixed features (N, p), whose per-sample gradients have a closed form.
 
@@ -21,6 +36,8 @@ class HeadTask(Task):
 
     weights (classes,) multiply a patient's loss according to its grade, before clipping; by default all are 1.
     """
+
+    threads = 1
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor):
         super().__init__(net, lambda index: features[index], labels)
@@ -31,8 +48,7 @@ class HeadTask(Task):
 
     def feature_sum(self, index: Tensor) -> Tensor:
         """The sum (p,) of the features of the patients at ``index``; one patient moves it by at most 1."""
-        features = self._fixed[index]
-        return (features * clip_factors(features.norm(dim=1), 1.0)[:, None]).sum(0)
+        return unit_rows(self._fixed[index]).sum(0)
 
     def centre_on(self, mean: Tensor) -> None:
         """Train on 2 (x - mean) from now on; w is then a head for these, and ``load`` turns it into one for x.
@@ -44,12 +60,11 @@ class HeadTask(Task):
         self._set_features(STRETCH * (self._fixed - mean))
 
     def load(self, w: Tensor) -> None:
-        """Write w (d,) into the net, as a head for the features as given: W 2 (x - m) + b = 2 W x + (b - 2 W m)."""
-        matrix = self._matrix(w)
-        weight = self.stretch * matrix[:, :-1]
+        """Write w (d,) into the net, as a head for the features as given."""
+        matrix = for_raw_features(self._matrix(w), self.mean, self.stretch)
         with torch.no_grad():
-            self.net.weight.copy_(weight)
-            self.net.bias.copy_(matrix[:, -1] - weight @ self.mean)
+            self.net.weight.copy_(matrix[:, :-1])
+            self.net.bias.copy_(matrix[:, -1])
 
     def _set_features(self, features: Tensor) -> None:
         self.features = F.pad(features, (0, 1), value=1.0)  # the bias is one more input

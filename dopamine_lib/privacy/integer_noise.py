@@ -76,6 +76,8 @@ class IntegerNoise:
     Raises InputError for values out of their bounds, and for a scale that is too fine for the range.
     """
 
+    discrete = True
+
     def __init__(
         self,
         noise_multiplier: float,

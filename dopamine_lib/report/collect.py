@@ -17,7 +17,8 @@ from torch.nn.utils import parameters_to_vector
 from dopamine_lib import __version__
 from dopamine_lib.auditing.canaries import STANDSTILL, canary_run
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice, setting
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.networks import read_state
@@ -63,9 +64,9 @@ def collect(path, *, data_dir=None, audit: bool = False, progress: bool = True) 
     accounted = verify(results, folder)
     audits = [_recorded(row) for row in results.get("audit", [])]
     if audit:
-        # canaries are trained with Gaussian noise, which says nothing of noise in the integers
+        # canaries are trained with Gaussian noise, which says nothing about discrete noise
         bounds = {name: one.bound for name, one in accounted.items() if one.bound is not None}
-        audits += [short_audit(accounted[name], options) for name, bound in bounds.items() if bound.integer is None]
+        audits += [short_audit(accounted[name], options) for name, bound in bounds.items() if not bound.noise.discrete]
     rows, sheet, missing = _models(results, options, folder, data_dir, progress)
     source = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     return {
@@ -85,7 +86,7 @@ def short_audit(one: Accounted, options: Options, *, canaries: int = 400, seed=N
     """One training run of a setting at its own noise, rate and steps, on canaries alone: Steinke et al. 2023.
 
     The model stands still, so that every canary's gradient is clipped in every step: the worst that the bound allows
-    these steps. The release of the mean features before them is not audited, and noise in the integers cannot be.
+    these steps. The release of the mean features before them is not audited, and discrete noise cannot be.
     """
     declared = setting(one.name).with_noise(one.bound.setting.noise_multiplier)
     choice = Choice(STANDSTILL, one.bound.choice.max_grad_norm, momentum=one.bound.choice.momentum)
@@ -150,7 +151,7 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
         return None, None, f"{absent[0]} is not beside results.json"
     try:
         changes = {} if data_dir is None else {"data_dir": str(data_dir)}
-        experiment = Experiment(Options(**{**vars(options), **changes}), progress=progress)
+        experiment = Experiment.load(Options(**{**vars(options), **changes}), progress=progress)
     except InputError as error:
         return None, None, str(error)
     if experiment.weights.sha256 != results["weights_sha256"]:

@@ -132,7 +132,7 @@ def _bounds(facts: dict, bounded: list) -> str:
         "assumed": lambda one: "honest hospitals, one image per patient, noise that nobody can predict",
         "not covered": lambda one: (
             "several images of one patient, hospital sizes"
-            + ("" if one.bound.integer else ", rounding of floating-point noise")
+            + ("" if one.bound.noise.discrete else ", rounding of floating-point noise")
         ),
     }
     cells = {key: [row(one) for one in bounded] for key, row in rows.items()}
@@ -145,7 +145,7 @@ def _bounds(facts: dict, bounded: list) -> str:
 
 def _mechanism(one) -> str:
     setting, choice = one.bound.setting, one.bound.choice
-    kind = "Gaussian" if one.bound.integer is None else "Skellam"
+    kind = "Skellam" if one.bound.noise.discrete else "Gaussian"
     told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
     centre = centre_multiplier(setting, choice, one.bound.shares)
     return told + (f"; once, mean features with noise {centre:.4g}" if centre else "")

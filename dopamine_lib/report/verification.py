@@ -13,20 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.federation.aggregation import make_integer_noise
 from dopamine_lib.federation.bounds import Bound
-from dopamine_lib.federation.experiment import Options
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import Choice, choice_for, setting
-from dopamine_lib.federation.statement import between_processes, privacy_statement
-from dopamine_lib.federation.training import Training
+from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.models.networks import parameter_count, read_state
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
-from dopamine_lib.privacy.head import HeadTask
-from dopamine_lib.privacy.randomness import Randomness
 
 #: Relative difference that is left to rounding: the PRV accountant's last digits depend on the number of threads.
 ROUNDING = 1e-6
@@ -131,7 +126,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s number of steps", result["steps"], declared.steps)
     _must_agree(f"{name}'s delta", result["delta"], options.delta)
 
-    bound, charged = _replay(results, options, name)
+    plan = _replayed(results, options, name)
+    bound, charged = plan.bound, [plan.charged(run) for run in range(options.runs)]
     steps = sorted({steps for run in charged for steps in run})
     for accountant in ACCOUNTANTS:  # the quick ones first: PRV takes long where the noise is absurd
         spent = {count: bound.epsilon(count, accountant) for count in steps}
@@ -144,20 +140,20 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s adversaries", result["adversaries"], bound.adversaries(steps[-1]))
 
     def statement(steps):
-        said = privacy_statement(
+        return privacy_statement(
             bound,
             steps=steps,
             patients=results["patients"]["train"],
             seeded=options.seed is not None,
             aggregation=options.aggregation,
+            apart="processes" in results,
         )
-        return between_processes(said) if "processes" in results else said
 
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
     # a file may be wrong all through: what no option changes must be what the kit trains with
     used = choice_for(options.model, name, options.epsilon)
     _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
-    _must_agree(f"{name}'s centre", result["choice"]["centre"], None if bound.integer else used.centre)
+    _must_agree(f"{name}'s centre", result["choice"]["centre"], None if plan.discrete else used.centre)
     if options.epsilon is None:
         _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
     for run, own in enumerate(charged):
@@ -168,37 +164,24 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     return Accounted(name, not seeded, seeded, bound, steps[-1], bound.epsilons(steps[-1]))
 
 
-def _replay(results: dict, options: Options, name: str) -> tuple[Bound, list[list[int]]]:
-    """The bound of a setting, and the steps charged to each ledger of each run, from the public draw alone."""
-    result = results["settings"][name]
+def _replayed(results: dict, options: Options, name: str) -> Plan:
+    """The plan of a setting as its results state it; who took part follows from the public draw."""
+    result, sizes = results["settings"][name], results["hospitals"]
     declared = setting(name).with_noise(result["noise_multiplier"])
     clip = result["choice"]["max_grad_norm"]
-    choice = Choice(**(result["choice"] | {"max_grad_norm": math.inf if clip is None else clip}))
-    shares, integer = options.survivors if declared.federated else 1, None
-    if options.noise == "integer" and declared.federated and declared.shared_noise:
-        d = parameter_count(options.model, len(result["recall_per_grade"]))
-        integer = make_integer_noise(options.aggregation, declared, choice, results["hospitals"], d, options.survivors)
-    nobody = HeadTask(nn.Linear(1, 2), torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-    sizes = results["hospitals"] if declared.federated else [results["patients"]["train"]]
-    charged = []
-    for run in range(options.runs):
-        training = Training(
-            declared,
-            choice,
-            nobody,
-            [np.zeros(size, int) for size in sizes],
-            Randomness(0),  # draws nothing
-            integer=integer,
-            least=shares,
-            delta=result["delta"],
-            budget=math.inf if options.epsilon is None else options.epsilon,
-            accountant=options.accountant,
-            seed=options.public_seed,
-            run=run,
-        )
-        rounds = [sum(k in invited for invited in training.schedule) for k in range(len(training.ledgers))]
-        charged.append([count * declared.local_steps for count in rounds])
-    return Bound(declared, choice, shares, result["delta"], integer), charged
+    return Plan(
+        declared,
+        Choice(**(result["choice"] | {"max_grad_norm": math.inf if clip is None else clip})),
+        tuple(sizes) if declared.federated else (sum(sizes),),
+        parameter_count(options.model, len(result["recall_per_grade"])),
+        aggregation=options.aggregation,
+        discrete=options.discrete(declared),
+        least=options.shares(declared),
+        delta=result["delta"],
+        budget=options.budget,
+        accountant=options.accountant,
+        seed=options.public_seed,
+    )
 
 
 def _statement_in(path: Path) -> str:

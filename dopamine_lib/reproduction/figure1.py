@@ -1,21 +1,12 @@
 """Figure 1 of the paper: accuracy and epsilon against epochs, from results handed in, beside the published curves."""
 
-import csv
-from importlib.resources import files
-
 import numpy as np
 from matplotlib.figure import Figure
 
+from dopamine_lib.federation.results import paper_figure1
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.pictures import SETTING_COLOURS
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-
-
-def paper_figure1() -> dict[str, np.ndarray]:
-    """Figure 1's upper panel, read off the paper's picture: ``epoch`` and, per setting, accuracy in % (99,)."""
-    with files("dopamine_lib").joinpath("assets/figure1_accuracy.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 
 
 def paper_points(accountant: str = "prv", delta: float = 1e-4) -> dict[str, dict[str, float]]:

@@ -5,26 +5,23 @@ Runs do not depend on each other, so processes of a ``pool`` share them out wher
 
 import contextlib
 import json
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from dopamine_lib.federation.experiment import Experiment, Options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record, statement_for
 from dopamine_lib.federation.run_folder import check_out, claim, run_files, write_json, writing
 from dopamine_lib.federation.settings import EPOCHS
-from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import keep_freed_memory, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.pool import WorkerPool, fitting_workers
-from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 #: The settings by how long they take: so that workers end at about the same time.
 LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
@@ -49,106 +46,11 @@ def run_setting(
         if checkpoint is not None:
             save_checkpoint(checkpoint, training)
 
-    with threads(1 if experiment.options.model == "head" else torch.get_num_threads()):
-        for epoch in training.epochs(save):
-            spent = training.epsilons("rdp_classic")
-            training.progress.history.append(
-                {
-                    "epoch": epoch,
-                    "accuracy": experiment.accuracy(training),
-                    "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
-                }
-            )
-            advance(1)
-    return training
+    def after(epoch: int) -> None:
+        training.progress.history.append(epoch_record(experiment, training))
+        advance(1)
 
-
-def run_record(experiment: Experiment, training: Training) -> dict:
-    """What is kept of a finished run: its scores on the test images, its history and what was charged."""
-    from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
-
-    truth, predicted = experiment.dataset.labels[experiment.test], experiment.predictions(training)
-    grades = list(range(len(experiment.dataset.grades)))
-    recall = recall_score(truth, predicted, labels=grades, average=None, zero_division=0)
-    return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "quadratic_kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=grades)),
-        "recall_per_grade": recall.tolist(),
-        "charged": [ledger.charged for ledger in training.ledgers],
-        "aborted": training.progress.aborted,
-        "history": training.progress.history,
-    }
-
-
-def _spread(values) -> dict:
-    values = [float(value) for value in values]
-    return {
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "runs": values,
-    }
-
-
-def setting_result(experiment: Experiment, name: str, records: list[dict], said: dict, spent: dict) -> dict:
-    """The part of ``results.json`` that belongs to one setting.
-
-    said  what ``promise`` says at the steps of the worst-off ledger;  spent  epsilons by number of steps
-    """
-    declared, options = experiment.setting(name), experiment.options
-    charged = [steps for record in records for steps in record["charged"]]
-    history = []
-    for epoch in zip(*(record["history"] for record in records), strict=False):
-        accuracy = _spread(record["accuracy"] for record in epoch)
-        classic = [record["epsilon_rdp_classic"] for record in epoch]
-        history.append(
-            {
-                "epoch": epoch[0]["epoch"],
-                "accuracy_mean": accuracy["mean"],
-                "accuracy_std": accuracy["std"],
-                "epsilon_rdp_classic": float(np.mean(classic)) if declared.private else None,
-            }
-        )
-    result = {
-        "epsilon": None,
-        "delta": options.delta,
-        "noise_multiplier": declared.noise_multiplier,
-        "sample_rate": declared.sample_rate,
-        "steps": declared.steps,
-        "test_accuracy": _spread(record["accuracy"] for record in records),
-        "quadratic_kappa": _spread(record["quadratic_kappa"] for record in records),
-        "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
-        "choice": {key: None if value == math.inf else value for key, value in asdict(experiment.choice(name)).items()},
-        "history": history,
-        "statement": said["statement"],
-    }
-    if declared.private:
-        result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
-        if not declared.shared_noise:
-            result["epsilon_worst"] = spent[max(charged)]
-        result["adversaries"] = said["adversaries"]
-        result["aborted_rounds"] = [record["aborted"] for record in records]
-    return result
-
-
-def _mean(values: list) -> float | None:
-    return None if None in values else float(np.mean(values))
-
-
-def statement_for(experiment: Experiment, name: str, steps: int) -> str:
-    """The privacy statement of a setting after ``steps`` noisy steps of its worst-off hospital."""
-    return privacy_statement(
-        experiment.bound(name),
-        steps=steps,
-        patients=len(experiment.train),
-        seeded=experiment.options.seed is not None,
-        aggregation=experiment.options.aggregation,
-    )
-
-
-def promise(experiment: Experiment, name: str, steps: int) -> dict:
-    """The statement of a setting after so many steps, and epsilons by adversary; None where nothing is private."""
-    adversaries = experiment.bound(name).adversaries(steps) if experiment.setting(name).private else None
-    return {"statement": statement_for(experiment, name, steps), "adversaries": adversaries}
+    return training.run(save, after)
 
 
 def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance) -> dict:
@@ -171,17 +73,10 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
 
 
 def do_job(experiment: Experiment, out: Path, job: dict, advance):
-    """One job of the pool.
-
-    ``{"run": [name, run]}`` gives its record, ``{"promise": [name, steps]}`` what ``promise`` says, and
-    ``{"spent": [name, steps]}`` epsilons.
-    """
+    """One job of the pool: ``{"run": [name, run]}`` gives the run's record; the others are ``results.do_account``'s."""
     if "run" in job:
         return finished_run(experiment, *job["run"], out, advance)
-    if "promise" in job:
-        return promise(experiment, *job["promise"])
-    name, steps = job["spent"]
-    return experiment.bound(name).epsilons(steps)
+    return do_account(experiment, job)
 
 
 @contextlib.contextmanager
@@ -190,7 +85,7 @@ def shared_jobs(told: dict):
     options, out = told["options"] | {"settings": tuple(told["options"]["settings"])}, Path(told["out"])
     with threads(1), writing(out):
         # its features are in the cache: the process that asks has extracted them
-        experiment = Experiment(Options(**options), progress=False)
+        experiment = Experiment.load(Options(**options), progress=False)
         yield lambda job, advance: do_job(experiment, out, job, advance)
 
 
@@ -218,7 +113,7 @@ def reproduce(
         pool = None
         if workers > 1:  # they load their libraries while this process reads the data
             pool = stack.enter_context(WorkerPool(shared_jobs, workers))
-        experiment = Experiment(options, progress=progress)
+        experiment = Experiment.load(options, progress=progress)
         if pool is not None:
             pool.introduce({"options": asked, "out": str(out)})
         # a file of the same name with other weights is another experiment
@@ -233,63 +128,10 @@ def reproduce(
             return pool.run(jobs, bar.update) if pool else [do_job(experiment, out, job, bar.update) for job in jobs]
 
         records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
-        results = _results(experiment, asked, records, do)
+        of = {name: [records[name, run] for run in range(options.runs)] for name in options.settings}
+        results = assemble(experiment, asked, of, do)
         results["seconds"] = round(time.perf_counter() - began, 1)
         write_json(out / "results.json", results)
         with atomic_path(out / "figure1.png") as temporary:
             figure1(results).savefig(temporary, dpi=150)
     return results
-
-
-def _results(experiment: Experiment, asked: dict, records: dict[tuple, dict], do) -> dict:
-    """``results.json``, from the records of the runs by (setting, run); ``do`` has jobs done."""
-    options, weights = experiment.options, experiment.weights
-    of = {name: [records[name, run] for run in range(options.runs)] for name in options.settings}
-    charged = {name: {steps for record in own for steps in record["charged"]} for name, own in of.items()}
-    worst = [(name, max(steps, default=experiment.setting(name).steps)) for name, steps in charged.items()]
-    pairs = [(name, steps) for name, own in charged.items() for steps in sorted(own)]
-    answers = iter(do([{"promise": pair} for pair in worst] + [{"spent": pair} for pair in pairs]))
-    promises = {name: next(answers) for name, _ in worst}
-    spent = {name: {} for name in of}
-    for name, steps in pairs:
-        spent[name][steps] = next(answers)
-    settings = {name: setting_result(experiment, name, own, promises[name], spent[name]) for name, own in of.items()}
-    return {
-        "data": options.data,
-        "model": options.model,
-        "weights": weights.source,
-        "weights_sha256": weights.sha256,
-        "delta": options.delta,
-        "patients": {"train": len(experiment.train), "test": len(experiment.test)},
-        "hospitals": experiment.sizes,
-        "randomness": "operating system" if options.seed is None else f"seeded with {options.seed}: for teaching only",
-        "options": asked,
-        "settings": settings,
-    }
-
-
-def table(results: dict) -> str:
-    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1."""
-    from dopamine_lib.reproduction.figure1 import paper_figure1
-
-    published = paper_figure1()
-    lines = [
-        f"{'setting':8} {'accuracy':>14} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6}   {'paper':>6}",
-        f"{'':8} {'%':>14} {'':>6}   {'classic':>7} {'':>8} {'':>6}   {'%':>6}",
-    ]
-    for name, result in results["settings"].items():
-        accuracy, bound = result["test_accuracy"], result["epsilon"]
-        numbers = ["-" if bound is None or bound[key] is None else f"{bound[key]:.2f}" for key in ACCOUNTANTS]
-        percent, kappa = (
-            f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}",
-            result["quadratic_kappa"]["mean"],
-        )
-        lines.append(
-            f"{name:8} {percent:>14} {kappa:6.2f}   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}"
-            f"   {published[name][-10:].mean():6.1f}"
-        )
-    lines.append(
-        f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}; "
-        "paper: APTOS-2019, mean of its last ten epochs"
-    )
-    return "\n".join(lines)

@@ -16,10 +16,10 @@ CLIPS = (0.5, 1.0, 2.0)
 def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
     """Candidates around the present choice with their mean accuracy on the validation patients, best first.
 
-    experiment  after ``hold_out_validation``: it trains without those patients and never sees a test image.
+    experiment  ``Experiment.held_out``: it trains without those patients and never sees a test image.
     The looking is not in epsilon, and the privacy statement says so.
     """
-    present, scored = experiment.choice(name), []
+    present, scored = experiment.plan(name).choice, []
     clips = [1.0] if math.isinf(present.max_grad_norm) else CLIPS
     for rate in LEARNING_RATES:
         for clip in clips:
@@ -30,9 +30,6 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
             )
             accuracies = []
             for run in range(experiment.options.runs):
-                training = experiment.training(name, run, choice=choice)
-                for _ in training.epochs():
-                    continue
-                accuracies.append(experiment.accuracy(training))
+                accuracies.append(experiment.accuracy(experiment.training(name, run, choice=choice).run()))
             scored.append((float(np.mean(accuracies)), choice))
     return sorted(scored, key=lambda pair: -pair[0])

@@ -35,19 +35,18 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.arguments import Parser, chosen_options, experiment_arguments
 
 PATIENCE = 1800.0
 
 
-def _parser(hospitals: int):
-    # the command line's options are the floor above; python -m names this module as the entry, so it looks up there
-    from dopamine_lib.__main__ import Parser, _experiment_arguments
-
+def _parser(hospitals: int) -> Parser:
     top = Parser(prog="python -m dopamine_lib.federation.mpi", description=__doc__.partition("\n\n")[0])
-    _experiment_arguments(top)
+    experiment_arguments(top)
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
     top.add_argument("--noise", default="float", help="float, or integer: Skellam noise in what is sent")
@@ -137,7 +136,7 @@ def _rank(arguments, rank: int) -> int:
     from dopamine_lib.federation.mpi.wire import wait_for_all
 
     if results is not None:
-        from dopamine_lib.reproduction.run import table
+        from dopamine_lib.federation.results import table
 
         print(table(results))
         print(f"{results['seconds']} s; results.json and the model are in {arguments.out}", flush=True)
@@ -157,17 +156,18 @@ def _abort(comm, watcher, message: str, status: int) -> int:
 
 
 def _train(comm, arguments):
-    from dopamine_lib.__main__ import _options
-    from dopamine_lib.federation.mpi.party import Share, take_part
+    from dopamine_lib.federation.experiment import Experiment
+    from dopamine_lib.federation.mpi.party import take_part
     from dopamine_lib.federation.mpi.wire import Wire, number_of, wait_for_all
 
     if comm.rank:
         wait_for_all(comm, arguments.patience)  # what is wrong with the options is said once, by rank 0
-    share = Share(_options(arguments), number_of(comm.rank))
+    experiment = Experiment.load(chosen_options(arguments), party=number_of(comm.rank), progress=False)
     if not comm.rank:
         wait_for_all(comm, arguments.patience)  # from here on the others find in the cache what was drawn
     wire = Wire(comm, *_keys(comm, arguments.identities, arguments.patience), patience=arguments.patience)
-    return take_part(share, wire, arguments.out, resume=arguments.resume, say=lambda line: print(line, flush=True))
+    say = partial(print, flush=True)
+    return take_part(experiment, wire, arguments.out, resume=arguments.resume, say=say)
 
 
 def _remedy(arguments) -> str:

@@ -1,39 +1,43 @@
-"""Sums between processes: what a hospital and the server each do in a round, for every kind of aggregation.
+"""The total of a round between processes: what a hospital and the server each do, for every kind of aggregation.
 
     plain   hospitals send, the server adds and sends the total back: it sees every message
     bfv     hospital 0 makes the group's keys and seals them for the other hospitals, the server gets the parameters.
             Hospitals encrypt, the server adds ciphertexts as they arrive, hospitals decrypt: it sees no total either
     masks   four exchanges (``encryption/masks.py``); the server learns the total and sends it back
 
-Both ends have one method, ``total``: at a hospital with its message, at the server without.
+A rank's side of it is an ``Aggregation``: ``total`` takes this rank's message, if it has one, and gives the total. The
+server has no model and gets None.
 """
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopamine_lib.encryption.codec import Codec
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.federation.aggregation import IntegerAggregation, PlainAggregation, PlainSum, layout_of
+from dopamine_lib.federation.aggregation import (
+    Aggregation,
+    IntegerAggregation,
+    Message,
+    PlainAggregation,
+    PlainSum,
+    decoded,
+    to_integers,
+)
 from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
-from dopamine_lib.federation.settings import Choice
-from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.federation.plan import Plan
+from dopamine_lib.federation.transports import least_in_a_total, message_limit
 
 
-class _End:
-    """What all ends share.
+class _Side:
+    """What all sides share: the wire, and the codec that makes floats integers and totals floats."""
 
-    codec  makes floats integers and totals floats; None for floats in the clear
-    """
+    def __init__(self, wire: Wire, plan: Plan):
+        self.wire, self.codec = wire, plan.codec
 
-    def __init__(self, wire: Wire, codec: Codec | IntegerNoise | None):
-        self.wire, self.codec = wire, codec
-
-    def _integers(self, message) -> np.ndarray:
-        return message if isinstance(message, np.ndarray) else self.codec.encode(message.numpy())
-
-    def _decoded(self, total: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.codec.decode(total)).float()
+    def _integers(self, message: Message) -> np.ndarray:
+        return to_integers(message, self.codec)
 
     def _tell(self, total: Tensor) -> None:
         """Send the total (d,) to all hospitals, whether they took part or not: all step the model."""
@@ -45,71 +49,66 @@ class _End:
         return torch.from_numpy(np.frombuffer(self.wire.receive(SERVER, TOTAL), "<f4").astype(np.float32))
 
 
-class PlainHospitalEnd(_End):
+class PlainHospital(_Side):
     """A hospital whose message the server reads."""
 
-    def total(self, round_number: int, invited: list[int], message) -> Tensor:
-        """The total (d,) of the round, this hospital's message (d,) in it; None where it is not invited."""
-        if message is not None:
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
+        """The total (d,) of the round, with this hospital's message (d,) in it, if it is invited."""
+        for message in messages.values():
             values = message.numpy().astype("<f4") if self.codec is None else self._integers(message).astype("<i8")
             self.wire.send(SERVER, UP, values.tobytes())
         return self._told()
 
 
-class PlainServerEnd(_End):
-    """The server adds in the hospitals' order, whoever comes first: sums of floats depend on it."""
+class PlainServer(_Side):
+    """The server adds in the hospitals' order, whichever comes first: sums of floats depend on it."""
 
-    def __init__(self, wire: Wire, codec):
-        super().__init__(wire, codec)
-        self._sum = PlainAggregation() if codec is None else IntegerAggregation(PlainSum(), codec)
-
-    def total(self, round_number: int, invited: list[int]) -> None:
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add the messages of a round, and send the total to all hospitals."""
-        bodies = dict(self.wire.arrivals(invited, UP))
+        sent, bodies = "<f4" if self.codec is None else "<i8", dict(self.wire.arrivals(invited, UP))
+        arrived = {k: np.frombuffer(bodies[k], sent).astype(sent[1:]) for k in invited}
         if self.codec is None:
-            messages = {k: torch.from_numpy(np.frombuffer(bodies[k], "<f4").astype(np.float32)) for k in invited}
+            floats = {k: torch.from_numpy(values) for k, values in arrived.items()}
+            self._tell(PlainAggregation().total(round_number, invited, floats))
         else:
-            messages = {k: np.frombuffer(bodies[k], "<i8").astype(np.int64) for k in invited}
-        self._tell(self._sum.total(round_number, invited, messages))
+            self._tell(IntegerAggregation(PlainSum(), self.codec).total(round_number, invited, arrived))
 
 
-class BfvHospitalEnd(_End):
+class BfvHospitalSide(_Side):
     """A hospital that encrypts. Hospital 0 makes the keys; from it they travel sealed, past the server."""
 
-    def __init__(self, wire: Wire, codec, layout: str, d: int, least: int):
-        super().__init__(wire, codec)
+    def __init__(self, wire: Wire, plan: Plan, *, least: int):
+        super().__init__(wire, plan)
         from dopamine_lib.encryption.aggregation import BfvHospital  # tenseal takes a second to load
         from dopamine_lib.encryption.group import make_group, read_group
         from dopamine_lib.encryption.keys import channel
 
         if wire.number == 0:
-            group = make_group(layout, wire.hospitals, d)
+            group = make_group(plan.layout, wire.hospitals, plan.d)
             for k in range(1, wire.hospitals):
                 wire.send(k, KEYS, group.hospital_bytes())
             wire.send(SERVER, KEYS, group.server_bytes())
         else:
             group = read_group(wire.receive(0, KEYS))
         keys = channel(wire.identity, wire.publics[SERVER], group.session, wire.number)
-        # noise in the integers may take one hospital past its share of the range, as in make_aggregation
-        limit = codec.total_range if isinstance(codec, IntegerNoise) else None
-        self.hospital = BfvHospital(wire.number, group, keys, least=least, limit=limit)
+        self.hospital = BfvHospital(wire.number, group, keys, least=least, limit=message_limit(plan.codec))
 
-    def total(self, round_number: int, invited: list[int], message) -> Tensor:
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, decrypted here."""
-        if message is not None:
+        for message in messages.values():
             self.wire.send(SERVER, UP, self.hospital.message(round_number, self._integers(message)))
         opened = self.hospital.open(round_number, self.wire.receive(SERVER, DOWN))
-        return self._decoded(opened.total)
+        return decoded(opened.total, self.codec)
 
 
-class BfvServerEnd(_End):
+class BfvServerSide(_Side):
     """The server adds what it cannot read, and learns no total.
 
     transcript  is shown all the server sees
     """
 
-    def __init__(self, wire: Wire, codec, least: int, transcript=None):
-        super().__init__(wire, codec)
+    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript=None):
+        super().__init__(wire, plan)
         from dopamine_lib.encryption.aggregation import BfvServer
         from dopamine_lib.encryption.group import read_group
         from dopamine_lib.encryption.keys import channel
@@ -118,7 +117,7 @@ class BfvServerEnd(_End):
         channels = {k: channel(wire.identity, wire.publics[k], group.session, k) for k in range(wire.hospitals)}
         self.server = BfvServer(group, channels, least=least, transcript=transcript)
 
-    def total(self, round_number: int, invited: list[int]) -> None:
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add ciphertexts as they arrive, and send their sum to all hospitals."""
         self.server.begin(round_number)
         for _, message in self.wire.arrivals(invited, UP):
@@ -128,22 +127,22 @@ class BfvServerEnd(_End):
             self.wire.send(k, DOWN, aggregate)
 
 
-class MaskHospitalEnd(_End):
+class MaskHospitalSide(_Side):
     """A hospital that masks."""
 
-    def __init__(self, wire: Wire, codec, d: int, least: int):
-        super().__init__(wire, codec)
+    def __init__(self, wire: Wire, plan: Plan, *, least: int):
+        super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskHospital
 
-        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, d, least=least)
+        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, plan.d, least=least)
         wire.send(SERVER, KEYS, self.hospital.hello())
         hellos = wire.receive(SERVER, KEYS)
         size = len(self.hospital.hello())
         self.hospital.join(hellos[i : i + size] for i in range(0, len(hellos), size))
 
-    def total(self, round_number: int, invited: list[int], message) -> Tensor:
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, as the server found it."""
-        if message is not None:
+        for message in messages.values():
             own, wire, values = self.hospital, self.wire, self._integers(message)
             wire.send(SERVER, UP, own.share(round_number, invited))
             wire.send(SERVER, UP, own.mask(wire.receive(SERVER, DOWN), values))
@@ -152,52 +151,45 @@ class MaskHospitalEnd(_End):
         return self._told()
 
 
-class MaskServerEnd(_End):
+class MaskServerSide(_Side):
     """The server relays shares and unmasks the sum."""
 
-    def __init__(self, wire: Wire, codec, d: int, least: int, transcript=None):
-        super().__init__(wire, codec)
+    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript=None):
+        super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskServer
 
-        self.server = MaskServer(wire.identity, wire.publics, d, least=least, transcript=transcript)
+        self.server = MaskServer(wire.identity, wire.publics, plan.d, least=least, transcript=transcript)
         hellos = [self.server.hello(), *(hello for _, hello in wire.arrivals(range(wire.hospitals), KEYS))]
         self.server.join(hellos)
         for k in range(wire.hospitals):
             wire.send(k, KEYS, b"".join(hellos))
 
-    def total(self, round_number: int, invited: list[int]) -> None:
-        """Four times collect what hospitals send, three times answer; then send the total to all."""
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
+        """Collect four times what hospitals send, answer three times, then send the total to all."""
         server = self.server
         server.begin(round_number, invited)
         self._collect(invited)
         for answers in (server.deliveries, server.survivors, server.confirmations):
-            messages = answers()
-            for k, message in messages.items():
+            replies = answers()
+            for k, message in replies.items():
                 self.wire.send(k, DOWN, message)
-            self._collect(messages)
-        self._tell(self._decoded(server.total()))
+            self._collect(replies)
+        self._tell(decoded(server.total(), self.codec))
 
-    def _collect(self, hospitals) -> None:
+    def _collect(self, hospitals: Iterable[int]) -> None:
         for _, message in self.wire.arrivals(hospitals, UP):
             self.server.receive(message)
 
 
-def make_end(
-    wire: Wire, kind: str, choice: Choice, d: int, *, least: int, integer: IntegerNoise | None = None, transcript=None
-):
-    """This rank's end of an aggregation of that kind (``aggregation.AGGREGATIONS``), keys exchanged.
+def make_wire_aggregation(plan: Plan, wire: Wire, transcript=None) -> Aggregation:
+    """This rank's side of a plan's aggregation, keys exchanged; all ranks call it at once.
 
-    least  hospitals that must be in a total;  integer: noise that messages carry already as integers
+    transcript  is shown all that the server sees
     """
-    at_server, least = wire.number == SERVER, max(2, least)  # a sum of one hides nothing
-    layout = layout_of(kind, "float" if integer is None else "integer")
-    if kind == "plain":
-        return (PlainServerEnd if at_server else PlainHospitalEnd)(wire, integer)
-    codec = integer or Codec(layout, hospitals=wire.hospitals, bound=choice.reach or 16 * choice.max_grad_norm)
-    if kind == "masks":
-        if at_server:
-            return MaskServerEnd(wire, codec, d, least, transcript)
-        return MaskHospitalEnd(wire, codec, d, least)
-    if at_server:
-        return BfvServerEnd(wire, codec, least, transcript)
-    return BfvHospitalEnd(wire, codec, layout, d, least)
+    at_server, least = wire.number == SERVER, least_in_a_total(plan)
+    if plan.aggregation == "plain":
+        return (PlainServer if at_server else PlainHospital)(wire, plan)
+    hospital, server = {"bfv": (BfvHospitalSide, BfvServerSide), "masks": (MaskHospitalSide, MaskServerSide)}[
+        plan.aggregation
+    ]
+    return server(wire, plan, least=least, transcript=transcript) if at_server else hospital(wire, plan, least=least)

@@ -1,0 +1,111 @@
+"""Algorithm 1 of the paper on one page: NumPy, plain arrays, a line of the paper beside each line of code.
+
+    K hospitals, N patients in all     w_G (d,)   the global model       q   sampling probability
+    sigma   noise multiplier           C          clipping norm          eta, beta   learning rate, momentum
+
+What the hospitals minimise together is their patients' mean loss (Eq. 2; Eq. 3 where hospitals have one size). A round
+is three verbs: each hospital *contributes* (lines 7 to 13), somebody *totals* (line 21), and all *step* (14, 15, 21).
+
+Where the text needs correcting, the code does the sound thing, and "row" names the row of the register (README):
+    row 1    line 13's noise has variance sigma^2 C^2 / K at each hospital, so that K shares make up sigma C (Lemma 1)
+    row 2    the sum is divided by the public expected batch q N, not by a number that tells who was sampled
+    row 3    an empty batch is noised like any other
+    row 17   line 15 steps from the global model, which line 7 has just handed out
+    row 19   hospitals send the noisy sum; momentum and learning rate act once, on the total. Both are linear, so the
+             model is that of lines 14, 15 and 21, but a message depends on one round's samples alone
+
+This is the text that everything fast is tested against: ``training.Training`` runs the same rounds in one process or
+over MPI, with sums in the clear, under BFV (Eqs. 4 to 6) or behind masks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def softmax_gradient(w: np.ndarray, x: np.ndarray, y: int) -> np.ndarray:
+    """Line 10 for a linear classifier: the gradient (d,) of the cross-entropy of softmax(W x + b) at x (p,), class y.
+
+    w (d,) holds W row by row, then b: d = classes (p + 1).
+
+    >>> softmax_gradient(np.zeros(4), np.array([3.0]), 1)  # p = 1, two classes: W, then b
+    array([ 1.5, -1.5,  0.5, -0.5])
+    """
+    classes = len(w) // (len(x) + 1)
+    scores = w[:-classes].reshape(classes, -1) @ x + w[-classes:]
+    error = np.exp(scores - scores.max())
+    error /= error.sum()
+    error[y] -= 1
+    return np.append(np.outer(error, x), error)
+
+
+def clip(gradient: np.ndarray, C: float) -> np.ndarray:
+    """Line 11: a gradient (d,) shortened to length C if it is longer.
+
+    >>> clip(np.array([3.0, 4.0]), 1.0)
+    array([0.6, 0.8])
+    """
+    return gradient / max(1.0, float(np.linalg.norm(gradient)) / C)
+
+
+def contribute(
+    w: np.ndarray, batch: Sequence[int], gradient: Callable[[np.ndarray, int], np.ndarray], C: float, noise: np.ndarray
+) -> np.ndarray:
+    """Lines 7 to 13 at one hospital: the sum (d,) of its sampled patients' clipped gradients, with its noise (d,)."""
+    total = np.zeros_like(w)  # w is w_k, the global model (line 7)
+    for i in batch:  # line 9
+        g = gradient(w, i)  # line 10
+        total += clip(g, C)  # line 11
+    return total + noise  # line 13; also where the batch is empty (row 3)
+
+
+def total(messages: Sequence[np.ndarray]) -> np.ndarray:
+    """Line 21's SecureAggregation: the sum of the messages, which is all that anybody gets to see of them."""
+    return np.sum(messages, axis=0)
+
+
+def step(
+    w: np.ndarray, velocity: np.ndarray, total: np.ndarray, batch: float, eta: float, beta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lines 13 to 15 and 21 on the total (d,): the next model and momentum; ``batch`` is q N."""
+    average = total / batch  # line 13's 1 / |D|, as a public constant (row 2)
+    velocity = average + beta * velocity  # line 14
+    return w - eta * velocity, velocity  # lines 15 and 21 (rows 17 and 19)
+
+
+def train(
+    w: np.ndarray,
+    hospitals: Sequence[np.ndarray],
+    gradient: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    q: float,
+    sigma: float,
+    C: float,
+    eta: float,
+    beta: float,
+    T: int,
+    spent: Callable[[int], float] = lambda steps: 0.0,
+    most: float = math.inf,
+    sample: Callable[[int, int], Sequence[int]] | None = None,
+    noise: Callable[[int, int], np.ndarray] | None = None,
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, int]:
+    """Algorithm 1 from w (d,) (line 3): the final w_G and the number of rounds taken.
+
+    hospitals      each hospital's patients, as indices that ``gradient(w, i)`` understands
+    spent, most    epsilon after a number of steps (line 17), and the epsilon that must not be passed (line 18)
+    sample, noise  a hospital's batch and its noise (d,) in a round, called with (k, t); drawn from ``rng`` by default
+    rng            a simulation's generator: here nobody is protected
+    """
+    K, N = len(hospitals), sum(map(len, hospitals))
+    rng = rng or np.random.default_rng()
+    sample = sample or (lambda k, t: hospitals[k][rng.random(len(hospitals[k])) < q])
+    noise = noise or (lambda k, t: rng.normal(0, sigma * C / math.sqrt(K), len(w)))  # row 1
+    velocity = np.zeros_like(w)
+    for t in range(T):  # line 5
+        if spent(t + 1) > most:  # lines 17 and 18, before the noise of this round is drawn
+            return w, t  # line 19
+        messages = [contribute(w, sample(k, t), gradient, C, noise(k, t)) for k in range(K)]  # lines 6 to 16
+        w, velocity = step(w, velocity, total(messages), q * N, eta, beta)
+    return w, T

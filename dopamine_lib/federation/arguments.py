@@ -1,0 +1,44 @@
+"""The command line's words for ``Options``, for ``reproduce`` and for hospitals over MPI. Loads no torch."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dopamine_lib.federation.options import Options
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        """End with status 2 and what was wrong."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def experiment_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what every training command is told: data, model, weights, hospitals, delta."""
+    # choices are checked by Options, which names them: the parser stays quick and loads no torch
+    command.add_argument(
+        "--data", default="synthetic", help="synthetic, retinamnist, aptos, mnist, fashion-mnist, cifar10"
+    )
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
+    command.add_argument("--model", default="head", help="head, cnn, squeezenet")
+    command.add_argument("--weights", metavar="FILE", help="a .npz, .pth or .safetensors file, 'imagenet' or 'random'")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="repeatable, for teaching; default: the operating system"
+    )
+    command.add_argument("--hospitals", type=int, default=10, metavar="K")
+    command.add_argument("--split", default="iid", help="iid, unequal, skewed, quality")
+    command.add_argument("--delta", type=float, default=1e-4, metavar="D")
+    command.add_argument("--accountant", default="prv", help="for --epsilon: rdp_classic, rdp, prv (default)")
+
+
+def chosen_options(arguments: argparse.Namespace) -> "Options":
+    """The options that were given. Raises InputError for values out of their bounds."""
+    from dataclasses import fields
+
+    from dopamine_lib.federation.options import Options
+
+    names = [field.name for field in fields(Options)]
+    return Options(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})

@@ -1,0 +1,130 @@
+"""What a run is asked for: the command line's options, checked where they are made, and the plan they become."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dopamine_lib import data
+from dopamine_lib.data.hospitals import SPLITS
+from dopamine_lib.errors import InputError, check_delta, check_epsilon
+from dopamine_lib.federation.plan import Plan, calibrated
+from dopamine_lib.federation.settings import DELTA, SETTINGS, Setting, choice_for, setting, slower
+from dopamine_lib.models.networks import MODELS
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+
+AGGREGATIONS = ("plain", "bfv", "masks")
+NOISES = ("float", "integer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``reproduce`` is asked for; the fields are the command line's.
+
+    seed     None for randomness from the operating system; the split of the patients then uses seed 0
+    epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
+    least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
+    dropout  probability that a hospital vanishes in a round
+    Raises InputError for a value out of its bounds.
+    """
+
+    data: str = "synthetic"
+    data_dir: str | None = None
+    size: int | None = None
+    model: str = "head"
+    weights: str | None = None
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    runs: int = 5
+    seed: int | None = None
+    hospitals: int = 10
+    split: str = "iid"
+    epsilon: float | None = None
+    delta: float = DELTA
+    accountant: str = "prv"
+    aggregation: str = "plain"
+    noise: str = "float"
+    least: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in self.settings:
+            setting(name)
+        for value, known, what in (
+            (self.data, data.SOURCES, "data"),
+            (self.model, MODELS, "model"),
+            (self.split, SPLITS, "split"),
+            (self.accountant, ACCOUNTANTS, "accountant"),
+            (self.aggregation, AGGREGATIONS, "aggregation"),
+            (self.noise, NOISES, "noise"),
+        ):
+            if value not in known:
+                raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
+        if not self.settings:
+            raise InputError(f"no setting was named; choose from {', '.join(SETTINGS)}")
+        if not 1 <= self.runs <= 1000:
+            raise InputError(f"runs is {self.runs}, but must lie in [1, 1000]: 5 is the paper's")
+        if not 2 <= self.hospitals <= 1000:
+            raise InputError(f"hospitals is {self.hospitals}, but must lie in [2, 1000]: 10 is the paper's")
+        if self.epsilon is not None:
+            check_epsilon(self.epsilon)
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
+        if self.least is not None and not 2 <= self.least <= self.hospitals:
+            raise InputError(f"least is {self.least}, but must lie in [2, {self.hospitals}], the number of hospitals")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, but must lie in [0, 1): it is a probability")
+        if self.noise == "integer" and self.epsilon is not None:
+            raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
+        check_delta(self.delta)
+
+    def shares(self, setting: Setting) -> int:
+        """Hospitals that must survive a round of this setting, whose noise makes up sigma where noise is shared."""
+        return (self.least or self.hospitals) if setting.federated else 1
+
+    def discrete(self, setting: Setting) -> bool:
+        """Whether this setting's noise is discrete: that is for noisy sums of hospitals."""
+        return self.noise == "integer" and setting.private and setting.federated and setting.shared_noise
+
+    @property
+    def budget(self) -> float:
+        """Epsilon that must not be passed."""
+        return math.inf if self.epsilon is None else self.epsilon
+
+    @property
+    def public_seed(self) -> int:
+        """Seed of what protects nobody: splits, initial weights, the draw of participants."""
+        return self.seed or 0
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of an image in pixels; None for the data set's own."""
+        if self.size is None and self.data == "retinamnist" and self.model != "cnn":
+            return 224  # SqueezeNet sees next to nothing in 28 pixels
+        return self.size
+
+
+def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan:
+    """The plan of the setting called ``name`` under these options, for hospitals of these sizes and d parameters.
+
+    With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
+    shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
+    and 3). Discrete noise is for noisy sums of hospitals, and leaves out the mean features.
+    """
+    declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
+    shares, discrete = options.shares(declared), options.discrete(declared)
+    if options.epsilon is not None and declared.private:
+        declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
+        choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)
+    return Plan(
+        declared,
+        replace(choice, centre=None) if discrete else choice,
+        tuple(sizes) if declared.federated else (sum(sizes),),
+        d,
+        aggregation=options.aggregation if declared.federated else "plain",
+        discrete=discrete,
+        least=shares,
+        dropout=options.dropout if declared.federated else 0.0,
+        delta=options.delta,
+        budget=options.budget,
+        accountant=options.accountant,
+        seed=options.public_seed,
+    )

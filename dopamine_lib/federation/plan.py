@@ -1,0 +1,179 @@
+"""The plan of a run: everything that is decided before it begins, and from then on only asked.
+
+``options.make_plan`` is the one place where options become a setting, its choice, noise, codec and aggregation. A
+``Plan`` is frozen and made of public numbers alone, so the server, a hospital in another process and a later check of
+the results derive the same bound and the same schedule from it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dopamine_lib.encryption.codec import Codec, find_layout
+from dopamine_lib.errors import InputError
+from dopamine_lib.federation.bounds import Bound, centre_multiplier
+from dopamine_lib.federation.settings import DELTA, Choice, Setting
+from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
+from dopamine_lib.privacy.dpsgd import GaussianNoise
+from dopamine_lib.privacy.integer_noise import IntegerNoise, most_in_a_sum
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A setting as it is run.
+
+    sizes        patients of each hospital; where nothing is federated, all of them as one
+    d            parameters of the model
+    aggregation  how messages are added: "plain", "bfv" or "masks"
+    discrete     whether the noise is discrete, in what is sent, instead of floating-point noise that is then rounded
+    least        hospitals that must survive a round where their noise is shared, and then make up sigma; None for all.
+                 With more survivors there is more noise than needed: the price of dropouts
+    dropout      probability that an invited hospital vanishes in a round, to try that out
+    budget       epsilon that is not passed, by ``accountant``; training stops before the step that would
+    seed         of the public draws: participants and dropouts
+    Raises ValueError where a private setting has no finite clipping norm, InputError where mean features would have
+    to be asked for with discrete noise.
+    """
+
+    setting: Setting
+    choice: Choice
+    sizes: tuple[int, ...]
+    d: int
+    aggregation: str = "plain"
+    discrete: bool = False
+    least: int | None = None
+    dropout: float = 0.0
+    delta: float = DELTA
+    budget: float = math.inf
+    accountant: str = "prv"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.setting.private and math.isinf(self.choice.max_grad_norm):
+            raise ValueError(
+                f"{self.setting.name} is private and needs a finite max_grad_norm: without one nothing is bounded"
+            )
+        if self.discrete and self.choice.centre is not None:
+            raise InputError("mean features have no discrete noise: take centre=None with --noise integer")
+
+    @classmethod
+    def of(cls, setting: Setting, choice: Choice, task, patients: Sequence[np.ndarray], **terms) -> "Plan":
+        """The plan for a task and its hospitals' patients, one index array per hospital."""
+        return cls(setting, choice, tuple(map(len, patients)), task.d, **terms)
+
+    @property
+    def hospitals(self) -> int:
+        """K."""
+        return len(self.sizes)
+
+    @property
+    def population(self) -> int:
+        """N, all hospitals' patients."""
+        return sum(self.sizes)
+
+    @property
+    def survivors(self) -> int:
+        """Hospitals that are sure to be in a total, whose noise makes up sigma where it is shared."""
+        return self.least or self.hospitals
+
+    @cached_property
+    def noise(self) -> GaussianNoise | IntegerNoise | None:
+        """One hospital's share of the noise; None without privacy."""
+        if not self.setting.private:
+            return None
+        sigma, clip, q = self.setting.noise_multiplier, self.choice.max_grad_norm, self.setting.sample_rate
+        if not self.discrete:
+            return GaussianNoise(sigma, clip, self.survivors if self.setting.shared_noise else 1, q, self.d)
+        return IntegerNoise(
+            sigma,
+            clip,
+            self.hospitals,
+            self.d,
+            patients=most_in_a_sum(q, max(self.sizes)),
+            total_range=find_layout(self.layout).total_range,
+            sample_rate=q,
+            steps=self.setting.rounds,
+            least=self.survivors,
+        )
+
+    @property
+    def centre_share(self) -> float:
+        """Noise multiplier of one hospital's share where the patients' mean features are asked for."""
+        return (self.choice.centre or 0.0) / math.sqrt(self.survivors)
+
+    @property
+    def layout(self) -> str:
+        """How integers are laid out for the aggregation: 16 bits for rounded floats, 24 for discrete noise."""
+        return "ring32" if self.aggregation == "masks" else "wide" if self.discrete else "packed"
+
+    @cached_property
+    def codec(self) -> Codec | IntegerNoise | None:
+        """What makes messages integers and totals floats again; None for floats that are added in the clear."""
+        if self.discrete:
+            return self.noise
+        if self.aggregation == "plain":
+            return None
+        bound = self.choice.reach or 16 * self.choice.max_grad_norm
+        return Codec(self.layout, hospitals=self.hospitals, bound=bound)
+
+    @cached_property
+    def bound(self) -> Bound:
+        """What the messages spend."""
+        return Bound(self.setting, self.choice, self.survivors, self.delta, self.noise)
+
+    def ledgers(self) -> list[Ledger]:
+        """Fresh ledgers: one for everybody where noise is shared, else one per hospital; none without privacy."""
+        count = (1 if self.setting.shared_noise else self.hospitals) if self.setting.private else 0
+        terms = (self.setting.noise_multiplier, self.setting.sample_rate, self.delta, self.budget, self.accountant)
+        return [Ledger(*terms, self.setting.steps, self.bound.epsilon) for _ in range(count)]
+
+    def schedule(self, run: int = 0) -> list[list[int]]:
+        """Who takes part in each round of a run: ``schedule`` within the budget."""
+        return schedule(self.setting, self.hospitals, self._affordable, seed=self.seed, run=run)
+
+    def charged(self, run: int = 0) -> list[int]:
+        """Steps that a whole run charges to each ledger."""
+        rounds, local = self.schedule(run), self.setting.local_steps
+        return [local * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
+
+    @cached_property
+    def _affordable(self) -> float:
+        return next((ledger.left for ledger in self.ledgers()), math.inf)
+
+
+def schedule(
+    setting: Setting, hospitals: int, affordable: float = math.inf, *, seed: int = 0, run: int = 0
+) -> list[list[int]]:
+    """Who takes part in each round, from public numbers alone; a hospital whose budget is spent sits out.
+
+    affordable  noisy steps that the budget allows at one hospital
+    Under shared noise all take part or none, so the schedule ends where the budget does.
+    """
+    everybody = list(range(hospitals))
+    invited = max(1, round(setting.participation * hospitals))
+    sits_out = setting.private and not setting.shared_noise
+    rounds = setting.rounds if sits_out else int(min(setting.rounds, affordable))
+    if invited == hospitals and not sits_out:
+        return [everybody] * rounds
+    rng = np.random.default_rng([seed, run])
+    left, drawn = [affordable] * hospitals, []
+    for _ in range(rounds):
+        present = sorted(rng.choice(everybody, size=invited, replace=False).tolist())
+        drawn.append([k for k in present if left[k] >= setting.local_steps])
+        for k in drawn[-1]:
+            left[k] -= setting.local_steps
+    return drawn
+
+
+def calibrated(
+    declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str
+) -> Setting:
+    """A private setting at the least sigma whose steps, and the mean features before them, spend at most epsilon."""
+    centre = centre_multiplier(declared, choice, shares)
+    before = () if centre is None else (SampledGaussian(centre, 1.0, 1),)
+    return declared.with_noise(
+        noise_multiplier_for(epsilon, declared.sample_rate, declared.steps, delta, accountant, before)
+    )

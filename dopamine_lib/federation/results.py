@@ -1,0 +1,198 @@
+"""What a finished run says: its record, and ``results.json`` put together, for one process and for MPI alike."""
+
+import csv
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib.resources import files
+
+import numpy as np
+
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.statement import privacy_statement
+from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
+
+
+def epoch_record(experiment: Experiment, training: Training) -> dict:
+    """What the history keeps of an epoch: accuracy on the test images, and epsilon spent, as a mean over hospitals."""
+    spent = training.epsilons("rdp_classic")
+    return {
+        "epoch": training.progress.epoch,
+        "accuracy": experiment.accuracy(training),
+        "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
+    }
+
+
+def run_record(experiment: Experiment, training: Training) -> dict:
+    """What is kept of a finished run: its scores on the test images, its history and what was charged."""
+    from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
+
+    truth, predicted = experiment.dataset.labels[experiment.test], experiment.predictions(training)
+    grades = list(range(len(experiment.dataset.grades)))
+    recall = recall_score(truth, predicted, labels=grades, average=None, zero_division=0)
+    return {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "quadratic_kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=grades)),
+        "recall_per_grade": recall.tolist(),
+        "charged": [ledger.charged for ledger in training.ledgers],
+        "aborted": training.progress.aborted,
+        "history": training.progress.history,
+    }
+
+
+def statement_for(experiment: Experiment, name: str, steps: int, *, apart: bool = False) -> str:
+    """The privacy statement of a setting after ``steps`` noisy steps of its worst-off hospital.
+
+    apart  whether every party was a process of its own
+    """
+    plan = experiment.plan(name)
+    return privacy_statement(
+        plan.bound,
+        steps=steps,
+        patients=plan.population,
+        seeded=experiment.options.seed is not None,
+        aggregation=experiment.options.aggregation,
+        apart=apart,
+    )
+
+
+def worst_case(experiment: Experiment, name: str, steps: int, *, apart: bool = False) -> dict:
+    """Statement and epsilons by adversary after the worst-off hospital's steps; None where nothing is private."""
+    plan = experiment.plan(name)
+    adversaries = plan.bound.adversaries(steps) if plan.setting.private else None
+    return {"statement": statement_for(experiment, name, steps, apart=apart), "adversaries": adversaries}
+
+
+def do_account(experiment: Experiment, job: dict, *, apart: bool = False) -> dict:
+    """One job of accounting: ``{"worst": [name, steps]}`` gives ``worst_case``, ``{"spent": …}`` the epsilons."""
+    if "worst" in job:
+        return worst_case(experiment, *job["worst"], apart=apart)
+    name, steps = job["spent"]
+    return experiment.plan(name).bound.epsilons(steps)
+
+
+def assemble(
+    experiment: Experiment,
+    asked: dict,
+    records: dict[str, list[dict]],
+    account: Callable[[list[dict]], Iterable],
+    *,
+    randomness: str = "operating system",
+) -> dict:
+    """``results.json``, from the records of each setting's runs.
+
+    asked       the options as plain data
+    account     has jobs of ``do_account`` done, in order
+    randomness  where it came from, unless the run was seeded
+    """
+    options = experiment.options
+    charged = {name: {steps for record in own for steps in record["charged"]} for name, own in records.items()}
+    worst = [(name, max(steps, default=experiment.plan(name).setting.steps)) for name, steps in charged.items()]
+    pairs = [(name, steps) for name, own in charged.items() for steps in sorted(own)]
+    answers = iter(account([{"worst": pair} for pair in worst] + [{"spent": pair} for pair in pairs]))
+    said = {name: next(answers) for name, _ in worst}
+    spent = {name: {} for name in records}
+    for name, steps in pairs:
+        spent[name][steps] = next(answers)
+    return {
+        "data": options.data,
+        "model": options.model,
+        "weights": experiment.weights.source,
+        "weights_sha256": experiment.weights.sha256,
+        "delta": options.delta,
+        "patients": {"train": sum(experiment.sizes), "test": len(experiment.test)},
+        "hospitals": list(experiment.sizes),
+        "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",
+        "options": asked,
+        "settings": {
+            name: _setting_result(experiment, name, own, said[name], spent[name]) for name, own in records.items()
+        },
+    }
+
+
+def _setting_result(experiment: Experiment, name: str, records: list[dict], said: dict, spent: dict) -> dict:
+    """The part of ``results.json`` that belongs to one setting.
+
+    said  ``worst_case`` at the steps of the worst-off ledger;  spent  epsilons by number of steps
+    """
+    plan = experiment.plan(name)
+    declared = plan.setting
+    charged = [steps for record in records for steps in record["charged"]]
+    history = []
+    for epoch in zip(*(record["history"] for record in records), strict=False):
+        accuracy = _spread(record["accuracy"] for record in epoch)
+        classic = [record["epsilon_rdp_classic"] for record in epoch]
+        history.append(
+            {
+                "epoch": epoch[0]["epoch"],
+                "accuracy_mean": accuracy["mean"],
+                "accuracy_std": accuracy["std"],
+                "epsilon_rdp_classic": float(np.mean(classic)) if declared.private else None,
+            }
+        )
+    result = {
+        "epsilon": None,
+        "delta": plan.delta,
+        "noise_multiplier": declared.noise_multiplier,
+        "sample_rate": declared.sample_rate,
+        "steps": declared.steps,
+        "test_accuracy": _spread(record["accuracy"] for record in records),
+        "quadratic_kappa": _spread(record["quadratic_kappa"] for record in records),
+        "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
+        "choice": {key: None if value == math.inf else value for key, value in asdict(plan.choice).items()},
+        "history": history,
+        "statement": said["statement"],
+    }
+    if declared.private:
+        result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
+        if not declared.shared_noise:
+            result["epsilon_worst"] = spent[max(charged)]
+        result["adversaries"] = said["adversaries"]
+        result["aborted_rounds"] = [record["aborted"] for record in records]
+    return result
+
+
+def _mean(values: list) -> float | None:
+    return None if None in values else float(np.mean(values))
+
+
+def _spread(values: Iterable[float]) -> dict:
+    values = [float(value) for value in values]
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        "runs": values,
+    }
+
+
+def paper_figure1() -> dict[str, np.ndarray]:
+    """Figure 1's upper panel, read off the paper's picture: ``epoch`` and, per setting, accuracy in % (99,)."""
+    with files("dopamine_lib").joinpath("assets/figure1_accuracy.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+
+
+def table(results: dict) -> str:
+    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1."""
+    published = paper_figure1()
+    lines = [
+        f"{'setting':8} {'accuracy':>14} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6}   {'paper':>6}",
+        f"{'':8} {'%':>14} {'':>6}   {'classic':>7} {'':>8} {'':>6}   {'%':>6}",
+    ]
+    for name, result in results["settings"].items():
+        accuracy, bound = result["test_accuracy"], result["epsilon"]
+        numbers = ["-" if bound is None or bound[key] is None else f"{bound[key]:.2f}" for key in ACCOUNTANTS]
+        percent, kappa = (
+            f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}",
+            result["quadratic_kappa"]["mean"],
+        )
+        lines.append(
+            f"{name:8} {percent:>14} {kappa:6.2f}   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}"
+            f"   {published[name][-10:].mean():6.1f}"
+        )
+    lines.append(
+        f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}; "
+        "paper: APTOS-2019, mean of its last ten epochs"
+    )
+    return "\n".join(lines)
