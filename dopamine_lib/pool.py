@@ -1,6 +1,6 @@
 """Child processes that speak JSON, and a pool of them that shares out jobs.
 
-    with WorkerPool(train_runs, 2) as pool:
+    with WorkerPool(shared_jobs, 2) as pool:
         pool.introduce({"options": ...})
         answers = pool.run([{"run": ["FSCDP", 0]}, ...], advance)
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import GB, cores, memory_size
 
-MOST_WORKERS = 2
+MAX_WORKERS = 2
 #: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
 WORKER_MEMORY = GB
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -137,8 +137,8 @@ class Parent:
 def fitting_workers(jobs: int) -> int:
     """How many workers this machine has cores and memory for beside this process, at most one per job."""
     memory = memory_size()
-    room = MOST_WORKERS if memory is None else memory // WORKER_MEMORY - 1
-    return max(1, min(cores(), jobs, room, MOST_WORKERS))
+    fitting = MAX_WORKERS if memory is None else memory // WORKER_MEMORY - 1
+    return max(1, min(cores(), jobs, fitting, MAX_WORKERS))
 
 
 class WorkerPool:

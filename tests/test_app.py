@@ -177,7 +177,7 @@ def test_two_visitors_at_once_are_both_answered_by_the_same_backend(app, model):
 
     visitors, one, other = asyncio.run(visit())
 
-    # who leaves takes the kernel along
+    # a visitor who leaves ends the kernel
     farewell = f"{app.address}voila/api/shutdown/{visitors[1].kernel['kernelId']}"
     with urllib.request.urlopen(urllib.request.Request(farewell, data=b"", method="POST"), timeout=60) as gone:
         assert gone.status == 204
@@ -252,7 +252,7 @@ def test_bad_ports_and_hosts(capsys):
 
 
 @pytest.mark.slow
-def test_an_address_of_the_network_needs_a_key(tmp_path, model):
+def test_an_address_open_to_the_network_needs_a_token(tmp_path, model):
     process = start(tmp_path, "--weights", model.path, "--host", "0.0.0.0")
     try:
         line = process.stdout.readline()

@@ -154,7 +154,7 @@ def test_bad_uploads_get_a_sentence_and_the_page_lives_on(visit, eyes):
 
 
 @pytest.mark.slow
-def test_twenty_megabytes_go_through_and_are_warned_of(visit):
+def test_twenty_megabytes_go_through_with_a_warning(visit):
     page = visit()
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (2600, 2700, 3), dtype=np.uint8)

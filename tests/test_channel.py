@@ -309,14 +309,14 @@ def test_a_client_without_certificate_and_an_old_tls_are_refused(identities):
     listener.close()
 
 
-def test_nobody_there_is_said(identities):
+def test_an_unreachable_worker_is_reported(identities):
     listener = Listener(("127.0.0.1", 0), identities["provider"], {"patient": identities["patient"].certificate})
     listener.close()
     with pytest.raises(ChannelError, match="the provider cannot be reached at 127.0.0.1"):
         connect(listener.address, identities["patient"], identities["provider"].certificate, "provider")
 
 
-def test_identity_file_is_kept_private_and_read_back(tmp_path, refuses):
+def test_credentials_are_kept_private_and_read_back(tmp_path, refuses):
     path = tmp_path / "keys" / "provider.pem"
     made = Credentials.at(path, "provider")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -336,7 +336,7 @@ def test_identity_file_is_kept_private_and_read_back(tmp_path, refuses):
         Credentials.at(other, "provider")
 
 
-def test_an_identity_never_overwrites_a_certificate_or_its_own_key(tmp_path, refuses):
+def test_credentials_never_overwrite_a_certificate_or_a_key(tmp_path, refuses):
     theirs = tmp_path / "provider.crt"
     theirs.write_text("another worker's")
     for path in (tmp_path / "provider.pem", tmp_path / "mine.crt"):
@@ -373,7 +373,7 @@ def test_the_key_leaves_no_file(identities, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_in_use_is_said(identities, refuses):
+def test_a_port_in_use_is_reported(identities, refuses):
     peers = {"patient": identities["patient"].certificate}
     listener = Listener(("127.0.0.1", 0), identities["provider"], peers)
     with refuses("cannot listen on 127.0.0.1", "choose another"):

@@ -267,7 +267,7 @@ def test_a_backend_that_cannot_be_reached_is_reported_and_may_be_tried_again(mod
     page.close()
 
 
-def test_what_a_page_says_at_its_start_is_said_again(backend, monkeypatch):
+def test_what_a_page_says_at_its_start_is_repeated(backend, monkeypatch):
     monkeypatch.setattr(widget, "SAY_AGAIN", 1000 * (0.01,))
     said, enough = [], threading.Event()
 
@@ -319,10 +319,10 @@ def test_an_introduction_is_for_its_owner_only_and_comes_back_whole(backend, tmp
     guest = Consultation(find_backend())
     for _ in range(2):
         assert guest.grade(samples(64)[0][0]).pids["provider"] == introduction.pids["provider"]
-        guest.close()  # a guest ends its session and nothing else
+        guest.close()  # this ends a session and nothing else
 
 
-def test_a_guest_waits_for_the_introduction_and_not_for_ever(backend, tmp_path, monkeypatch):
+def test_a_shared_backend_waits_for_its_introduction_but_not_for_ever(backend, tmp_path, monkeypatch):
     path = tmp_path / "introduction.json"
     timer = threading.Timer(0.3, backend.introduction().write, (path,))
     timer.start()

@@ -186,7 +186,7 @@ def test_a_needle_across_two_reads_is_found_once(secrets, monkeypatch):
     assert found == {"whole": 2, "part": 2}
 
 
-def test_what_is_too_short_to_look_for_is_refused(refuses):
+def test_a_needle_too_short_to_look_for_is_refused(refuses):
     with refuses("15 bytes", "at least 16"):
         find(os.getpid(), {"short": bytes(15)})
 

@@ -16,7 +16,7 @@ from dopamine_lib.pool import Child, WorkerPool, fitting_workers
 
 #: Jobs that sleep for a number of seconds, among libraries that print: from Python, and past it, from C.
 SLEEPERS = """
-import contextlib, os, time
+import contextlib, os, sys, time
 from dopamine_lib.errors import InputError
 
 @contextlib.contextmanager
@@ -25,6 +25,8 @@ def sleepers(told):
         os.write(1, b'onednn_verbose,info\\n{"answer": "nonsense"}\\n')
         if job == "die":
             os._exit(3)
+        if job == "inherited":
+            return os.get_inheritable(int(sys.argv[-1]))
         if job == "refuse":
             raise InputError("job is 'refuse', but must be a number")
         advance(1)
@@ -85,6 +87,7 @@ def test_bad_input_found_by_a_worker_is_raised_here(pool):
 
 
 def test_a_worker_that_ends_is_noticed(pool):
+    assert pool.run(["inherited"]) == [False]  # what a worker starts and leaves behind does not keep its pipe open
     with pytest.raises(RuntimeError, match="ended"):
         pool.run([0.0, "die", 0.0])
 

@@ -520,7 +520,7 @@ def test_infer_prints_json(files):
     assert {"logits", "seconds_online", "seconds_offline", "bytes", "rounds"} <= answer.keys()
 
 
-def test_bad_input_is_said_before_anything_starts(files, refuses, tmp_path):
+def test_bad_input_is_reported_before_anything_starts(files, refuses, tmp_path):
     with refuses("no.png does not exist"):
         run("infer", tmp_path / "no.png", "--weights", files.model)
     with refuses("no.safetensors does not exist"):

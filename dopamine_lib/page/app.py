@@ -31,7 +31,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
 )
 CHECK = 0.5  # seconds between two looks at whether the workers live
-IDLE = 600  # seconds until the kernel of a visitor who left without a word is ended
+IDLE = 600  # seconds until the kernel of a visitor who left without notice is ended
 
 
 def add_app(commands: Any) -> None:

@@ -75,8 +75,8 @@ def introduction(heading: int = 2) -> str:
 <li><b>The answer</b> is put together here, and only here.</li>
 </ul>
 <p class="small">A third worker, the crypto-provider, makes the random numbers; this is safe as long as it does not side
-with the provider and all three do as agreed. Here all three run on <b>one machine</b>, as three processes: whoever
-controls the machine could look into each of them. In a real deployment each has a machine of its own.</p>
+with the provider and all three do as agreed. Here all three run on <b>one machine</b>, as three processes: anyone
+who controls the machine could look into each of them. In a real deployment each has a machine of its own.</p>
 <p><b>Not a diagnosis.</b> This is for teaching. Whatever it says, ask a physician about your eyes.</p>"""
 
 

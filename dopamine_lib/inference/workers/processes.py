@@ -39,7 +39,7 @@ class Workers:
     weights   a model that ``reproduce`` wrote
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
-    patient   certificate of a patient in another process, who uses ``peers``: then none is started here
+    patient   certificate of a patient in another process, which uses ``peers``: then none is started here
     quiet     drop their log, which otherwise goes to this process's standard error
 
     Raises InputError for what is wrong with the model, ChannelError where a worker ended.
