@@ -70,7 +70,7 @@ def test_rdp_against_numerical_integration():
 
 @pytest.mark.filterwarnings("ignore:Optimal order")
 @pytest.mark.parametrize("sigma, q, steps", [(1.15, 100 / 2930, 3001), (2.0, 50 / 293, 1250), (8.0, 0.01, 1)])
-def test_the_improved_conversion_is_opacus_s(sigma, q, steps):
+def test_the_improved_conversion_equals_that_of_opacus(sigma, q, steps):
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     rdp = SampledGaussian(sigma, q, steps).rdp(ORDERS)
@@ -98,7 +98,7 @@ def test_more_steps_cost_more_and_more_noise_costs_less(sigma, q, steps, delta):
 
 
 @pytest.mark.parametrize("accountant", ACCOUNTANTS)
-def test_noise_for_a_target_meets_it_and_hardly_more(accountant):
+def test_noise_for_a_target_meets_it_and_little_more(accountant):
     sigma = noise_multiplier_for(3.0, 100 / 2930, 3001, DELTA, accountant)
     event = SampledGaussian(sigma, 100 / 2930, 3001)
     assert 2.97 < epsilon(event, DELTA, accountant) <= 3.0
@@ -114,7 +114,7 @@ def test_noise_for_a_target_meets_it_and_hardly_more(accountant):
     ],
 )
 def test_no_less_noise_would_do(target, q, steps, accountant):
-    """All orders, and not only those that were looked at, agree that a thousandth less is too little."""
+    """All orders, not only those that the search used, agree that a thousandth less is too little."""
     sigma = noise_multiplier_for(target, q, steps, DELTA, accountant)
     assert epsilon(SampledGaussian(sigma, q, steps), DELTA, accountant) <= target
     assert epsilon(SampledGaussian(sigma / 1.001, q, steps), DELTA, accountant) > target
@@ -132,7 +132,7 @@ def test_fewer_orders_give_a_looser_bound():
         assert epsilon(event, DELTA, accountant, (2,)) > epsilon(event, DELTA, accountant)
 
 
-def test_ledger_refuses_the_step_that_would_pass_the_budget():
+def test_ledger_refuses_the_step_that_would_exceed_the_budget():
     ledger = Ledger(1.15, 100 / 2930, DELTA, budget=5.0)
     ledger.charge(int(ledger.left))
     assert ledger.spent() <= 5.0 < epsilon(SampledGaussian(1.15, 100 / 2930, ledger.charged + 1), DELTA)

@@ -218,7 +218,7 @@ def test_the_net_is_left_as_it_was():
     net = cnn(3).double().eval()
     before = {name: p.clone() for name, p in net.named_parameters()}
     x, y = random_batch(3, 3, 16, 16)
-    with torch.no_grad():  # training runs so
+    with torch.no_grad():  # as in training
         sums_of(net, x, y)
     assert all(
         torch.equal(p, before[name]) and p.requires_grad and p.grad is None for name, p in net.named_parameters()

@@ -53,7 +53,7 @@ def gaussian_bound(seed, kind=lambda mechanism: mechanism, samples=400_000):
 
 
 class ForgetsTheEmptyBatch(Hospital):
-    """The published code (register, row 3): nobody sampled, nothing added."""
+    """The published code (register, row 3): no noise where no patient was sampled."""
 
     def noised(self, clipped_sum, step):
         return clipped_sum if len(self.sample(step)) == 0 else super().noised(clipped_sum, step)
@@ -113,7 +113,7 @@ def test_sound_mechanisms_pass_100_seeds(subject, one_thread):
 
 
 def test_false_alarms_are_as_rare_as_promised_where_the_event_is_plain():
-    """Randomised response leaves one event to choose, and its bound then fails at most once in ten at 90 %."""
+    """Randomised response has one event to choose, and its bound then fails at most once in ten at 90 %."""
     response, wrong = RandomisedResponse.for_epsilon(1.0), 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ def test_delta_pays_for_what_it_covers():
     assert epsilon_lower_bound(never, sometimes, 0.15) == 0  # an event of probability 0.1 is within delta = 0.15
 
 
-def test_a_value_that_stands_out_is_found_inside_a_distribution():
+def test_a_point_mass_inside_a_distribution_is_found():
     """Neither tail shows it: a point mass in the middle of the same normal distribution."""
     rng = np.random.default_rng(1)
     smooth, spiked = rng.normal(size=(2, 10_000))
@@ -147,7 +147,7 @@ def test_a_value_that_stands_out_is_found_inside_a_distribution():
     assert chosen_event(smooth, spiked, 0.0).relation == "=="
 
 
-def test_more_samples_and_less_confidence_come_closer_from_below():
+def test_more_samples_or_less_confidence_raise_the_bound():
     few, _ = laplace_bound(5, samples=1000)
     many, _ = laplace_bound(5, samples=100_000)
     assert few < many < 1.0
@@ -164,7 +164,7 @@ def test_the_event_is_chosen_on_the_first_half_and_counted_on_the_second():
     on_d[:2000] += 5
     assert epsilon_lower_bound(on_d, on_d_prime, 0.0) < 0.3
     assert epsilon_lower_bound(on_d[:2000], on_d_prime[:2000], 0.0) > 3
-    on_d[2000:] -= 5  # now the second half differs too, but in events that the first half speaks against
+    on_d[2000:] -= 5  # now the second half differs too, but in events that the first half rules out
     assert epsilon_lower_bound(on_d, on_d_prime, 0.0) == 0
 
 

@@ -32,7 +32,7 @@ def by_name(mechanism):
 
 
 def gaussian_by_integration(scale, distance, epsilon):
-    """The hockey-stick divergence from its definition: 40 digits, no formula of the normal distribution's own."""
+    """The hockey-stick divergence from its definition, to 40 digits, without formulas for the normal distribution."""
     with mpmath.workdps(40):
         scale, distance, epsilon = mpmath.mpf(scale), mpmath.mpf(distance), mpmath.mpf(epsilon)
 
@@ -232,7 +232,7 @@ def test_pure_and_approximate():
 def test_post_processing_never_gains(seed, epsilon):
     rng = np.random.default_rng(seed)
     p, q = rng.dirichlet(np.full(6, 0.5), 2)
-    kernel = rng.dirichlet(np.full(4, 0.3), 6)  # row: what is made, at random, of one output
+    kernel = rng.dirichlet(np.full(4, 0.3), 6)  # a row is the distribution that one output is mapped to
     assert dp.hockey_stick(p @ kernel, q @ kernel, epsilon) <= dp.hockey_stick(p, q, epsilon) + 1e-12
 
 
@@ -315,7 +315,7 @@ def test_the_local_error_is_the_textbook_formula_and_grows_with_n():
         lambda e: dp.basic_composition((1.0, 0.0), (e, 0.0)),
     ],
 )
-def test_an_epsilon_that_is_none_is_refused(use, epsilon, refuses):
+def test_an_epsilon_out_of_range_is_refused(use, epsilon, refuses):
     with refuses("epsilon", str(epsilon), "(0, 500", "useful bound"):
         use(epsilon)
 

@@ -9,9 +9,12 @@ from plain_clipping import clipped_sums_by_loop
 from scipy import stats
 from torch import nn
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.models.networks import cnn, squeezenet
-from dopamine_lib.privacy.dpsgd import Task, clip_factors, noise_share
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.dpsgd import GaussianNoise, Task, clip_factors, noise_share
 from dopamine_lib.privacy.head import HeadTask
+from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
 
 
@@ -114,8 +117,30 @@ def test_shares_of_noise_add_up_to_sigma_c():
     assert math.sqrt(total) == pytest.approx(1.15 * 2.0)
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_gaussian_and_discrete_noise_are_interchangeable(discrete):
+    """A hospital draws, combines and is accounted for in the same way, whichever noise it adds."""
+    if discrete:
+        terms = dict(total_range=2**31 - 1, sample_rate=0.1, steps=10)
+        noise, kind = IntegerNoise(1.15, 0.5, 4, 20_000, **terms), np.int64
+        scale = noise.scale
+    else:
+        noise, kind, scale = GaussianNoise(1.15, 0.5, 4, 0.1, 20_000), torch.float32, 1.0
+    first, second = noise.draw(Randomness(0).stream("noise"), 2)
+    message = noise.combine(torch.full((20_000,), 0.25), first)
+    assert message.shape == (20_000,) and message.dtype == kind
+    left = np.asarray(message) / scale - 0.25
+    assert stats.kstest(left / noise_share(1.15, 0.5, 4), "norm").pvalue > 0.01
+    assert (message != noise.combine(torch.full((20_000,), 0.25), second)).sum() > 19_000
+    outside, inside = (epsilon(noise.event(10, colluding), 1e-4) for colluding in (0, 1))
+    assert outside == pytest.approx(epsilon(SampledGaussian(1.15, 0.1, 10), 1e-4), rel=0.02)
+    assert inside == pytest.approx(epsilon(SampledGaussian(1.15 * math.sqrt(3 / 4), 0.1, 10), 1e-4), rel=0.02)
+    with pytest.raises(InputError, match="4"):
+        noise.event(10, colluding=4)
+
+
 @pytest.mark.parametrize("n", [1, 2, 4001])
-def test_normal_draws_are_as_many_as_asked(n):
+def test_normal_draws_the_number_asked_for(n):
     assert Randomness(0).stream("x").normal(n, 1.0).shape == (n,)
 
 

@@ -160,7 +160,7 @@ def test_shares_add_up_and_what_absence_leaves():
 
 
 def test_a_simulation_of_shares():
-    """Rejects line 13's variance over sqrt(K) and a forgotten share, not the right one: 40 standard errors apart."""
+    """Accepts the right share, rejects line 13's variance over sqrt(K): they are 40 standard errors apart."""
     rng, d = np.random.default_rng(0), 100_000
     shares = rng.normal(0, share_for(1.15, 10), (10, d))
     for absent in (0, 1, 5, 9):

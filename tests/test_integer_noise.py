@@ -20,7 +20,7 @@ PACKED, WIDE, RING = 2**15 - 1, 2**23 - 1, 2**31 - 1
 
 
 def head(**changes):
-    """FSCDP's head, with a training's numbers."""
+    """Discrete noise for the head in FSCDP, at the paper's parameters."""
     arguments = dict(total_range=PACKED, sample_rate=Q, steps=STEPS) | changes
     return IntegerNoise(SIGMA, 0.5, 10, 2565, **arguments)
 
@@ -30,12 +30,12 @@ def spent(noise, steps, delta, accountant="rdp_classic", colluding=0):
 
 
 def encode(noise, clipped_sum, stream):
-    """A hospital's message, from the beginning of a stream."""
+    """A hospital's message, with randomness from the beginning of a stream."""
     return noise.combine(clipped_sum, noise.draw(stream)[0])
 
 
 def test_large_hospitals_pay_for_adding_in_float32():
-    """The paper's have 10 patients in a sum; of 6,000 there are 205, and sums that are less exact."""
+    """A sum of the paper's has 10 patients; of 6,000 it has 205, and is less exact."""
     assert integer_noise.most_in_a_sum(Q, 293) < 91 < integer_noise.most_in_a_sum(Q, 6000)
     small, large = (head(total_range=RING, patients=integer_noise.most_in_a_sum(Q, own)) for own in (293, 6000))
     assert small.inflation == head(total_range=RING).inflation
@@ -44,8 +44,8 @@ def test_large_hospitals_pay_for_adding_in_float32():
     assert stats.binom.sf(most, 6000, Q) < 1e-16 and stats.binom.sf(integer_noise.most_in_a_sum(Q, 20), 20, Q) < 1e-16
 
 
-def test_with_fine_units_the_bound_is_the_gaussian_s():
-    """Golden: 10.832 by the classic conversion; one whole order lies at its best, so whole orders cost nothing."""
+def test_with_fine_units_the_bound_equals_that_of_gaussian_noise():
+    """Golden: 10.832 by the classic conversion; the best order is a whole one, so whole orders cost nothing."""
     noise = head(total_range=RING)
     assert noise.inflation == pytest.approx(1 + integer_noise.FLOAT_SLACK, abs=1e-5)
     gaussian = epsilon(SampledGaussian(SIGMA, Q, STEPS), 1e-4)
@@ -70,7 +70,7 @@ def test_with_fine_units_the_bound_is_the_gaussian_s():
     ],
 )
 def test_what_integers_cost(d, clip, total_range, rounding, inflation, cost):
-    """FSCDP at delta 1e-4, against the continuous 10.83: head and SqueezeNet, by the bits of a total."""
+    """FSCDP at delta 1e-4, where continuous noise spends 10.83: head and SqueezeNet, by the bits of a total."""
     noise = IntegerNoise(SIGMA, clip, 10, d, total_range=total_range, sample_rate=Q, steps=STEPS, rounding=rounding)
     assert noise.inflation == pytest.approx(inflation, abs=1e-4)
     assert spent(noise, STEPS, 1e-4) == pytest.approx(cost, abs=6e-3)
@@ -99,7 +99,7 @@ def test_discrete_and_gaussian_noise_compose_at_the_orders_both_know():
 
 
 def test_fewer_survivors_are_paid_for_by_larger_shares():
-    """Seven of ten survive: seven shares make sigma, so the bound stays up to the coarser units, and ten make more."""
+    """If seven of ten survive, seven shares make sigma: the bound stays, but for the coarser units."""
     noise = head(least=7)
     assert noise.share_variance * 7 == pytest.approx((SIGMA * noise.scale * 0.5) ** 2)
     assert noise.scale < head().scale
@@ -125,8 +125,8 @@ def test_no_patient_moves_the_integers_further_than_the_sensitivity(seed, where,
 
 
 def test_the_sensitivity_of_random_rounding_is_needed_to_the_quarter():
-    """Planted: without d / 4 it would be passed every time, where every coordinate moves by half a unit."""
-    d, moved_by = 90_000, 150.0  # units that C is worth, half a unit a coordinate
+    """Planted: without d / 4 it would be exceeded every time, where every coordinate moves by half a unit."""
+    d, moved_by = 90_000, 150.0  # C in units, half a unit per coordinate
     noise = IntegerNoise(SIGMA, 0.5, 4, d, total_range=PACKED, sample_rate=Q, steps=10, scale=2 * moved_by)
     gradient = np.full(d, 0.5 / math.sqrt(d))
     rng, zeros, lengths = np.random.default_rng(0), np.zeros(d, np.int64), []
@@ -172,7 +172,7 @@ def test_what_is_decoded_is_the_sum_and_the_noise():
     assert stats.kstest(left * 1.2, "norm").pvalue < 1e-3  # planted: a fifth too much
 
 
-def test_a_block_of_steps_is_the_same_as_step_by_step_in_kind():
+def test_a_block_of_steps_has_independent_draws():
     noise, stream = head(), Randomness(4).stream("block")
     roundings, drawn = map(np.stack, zip(*noise.draw(stream, 8), strict=True))
     assert roundings.shape == drawn.shape == (8, 2565) and drawn.dtype == np.int64
@@ -200,7 +200,7 @@ def test_values_past_the_box_are_clamped_not_refused():
 
 
 @pytest.mark.parametrize("least", [10, 7])
-def test_overflow_stays_under_what_was_asked_for(least):
+def test_overflow_stays_below_its_bound(least):
     noise = head(least=least)
     assert 0.9e-9 < noise.overflow_probability() <= 1e-9
     assert noise.overflow_probability(1) == pytest.approx(noise.overflow_probability() / STEPS)
@@ -226,7 +226,7 @@ def test_overflow_stays_under_what_was_asked_for(least):
         (dict(total_range=100), "variance of a share"),
     ],
 )
-def test_what_cannot_be_is_refused(refuses, changes, said):
+def test_parameters_out_of_range_are_refused(refuses, changes, said):
     with refuses(said):
         head(**changes)
 

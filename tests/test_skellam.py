@@ -32,7 +32,7 @@ def test_log_probabilities_are_skellam_s(variance):
 
 
 @pytest.mark.parametrize("x", [0, 1, 40, 300, 625])
-def test_log_probabilities_are_as_exact_as_they_say(x):
+def test_log_probabilities_have_the_stated_accuracy(x):
     import mpmath
 
     with mpmath.workdps(50):
@@ -44,7 +44,7 @@ def test_log_probabilities_are_as_exact_as_they_say(x):
 
 
 @pytest.mark.parametrize("variance", VARIANCES[:3])
-def test_tails_are_bounded_and_not_by_much(variance):
+def test_tail_bounds_hold_and_are_tight(variance):
     x, p = exact_pmf(variance)
     for deviations in (1, 3, 6, 9):
         t = math.ceil(deviations * math.sqrt(variance))
@@ -55,7 +55,7 @@ def test_tails_are_bounded_and_not_by_much(variance):
 
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("factor, accepted", [(1.0, True), (0.9, False), (1.1, False)])
-def test_draws_have_the_probabilities_and_the_variance_they_should(variance, factor, accepted):
+def test_draws_have_the_right_probabilities_and_variance(variance, factor, accepted):
     """False alarm 1 in 1,000; a variance wrong by a tenth, either way, is rejected."""
     draws = Sampler(variance * factor).draw(Randomness(7).stream("noise", variance), 60_000)
     assert draws.dtype == np.int64
@@ -72,7 +72,7 @@ def test_low_bits_are_even(variance):
 
 @pytest.mark.parametrize("rejecting", [True, False], ids=["rejecting", "planted: keeps all"])
 def test_what_is_kept_has_the_right_shape_within_a_cell(rejecting, monkeypatch):
-    """With 32 cells of about a standard deviation rejection does most of the work; false alarm 1 in 1,000."""
+    """With 32 cells, each about a standard deviation wide, much is rejected; false alarm 1 in 1,000."""
     monkeypatch.setattr(skellam, "_MOST_CELLS", 32)
     sampler = Sampler(3e5)
     if not rejecting:
@@ -83,7 +83,7 @@ def test_what_is_kept_has_the_right_shape_within_a_cell(rejecting, monkeypatch):
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_table_is_exact(variance):
-    """Cells have the weight of their likeliest integer, and the rest of what is drawn is rejected."""
+    """Cells have the weight of their likeliest integer, and the excess is rejected."""
     sampler = Sampler(variance)
     weights = np.array([float(b - a) for a, b in zip([0, *sampler._ends], sampler._ends, strict=False)])
     expected = sampler._peak + math.log(sampler._width)
@@ -98,7 +98,7 @@ def test_the_table_is_exact(variance):
 
 
 class Words(Stream):
-    """A stream of the given values, for the cases that chance never shows."""
+    """A stream of the given values, for cases that hardly ever occur by chance."""
 
     def __init__(self, *values):
         self._values = list(values)
@@ -117,14 +117,14 @@ def test_where_53_bits_do_not_decide_more_are_drawn(variance):
         ties = np.flatnonzero(sampler._tops == u[0])
         assert sampler._find(u, Words(0.0, 0.0, 0.0))[0] == ties[0]
         assert sampler._find(u, Words(most, most, most))[0] == ties[-1] + 1
-    # the outermost cells have less than 2^-53 all together, and are still told apart
+    # the outermost cells together have less than 2^-53, and are still distinguished
     bits = sampler._ends[0]
     words = [((bits >> 53 * place) & (2**53 - 1)) * 2.0**-53 for place in (2, 1, 0)]
     assert sampler._find(np.array([0.0]), Words(*words))[0] == 1
     assert sampler._find(np.array([0.0]), Words(0.0, 0.0, 0.0))[0] == 0
 
 
-def test_what_is_left_over_is_drawn_again():
+def test_draws_outside_every_cell_are_repeated():
     sampler = Sampler(2500)
     most = 1 - 2.0**-53
     assert sampler._find(np.array([most]), Words(most, most, most))[0] == len(sampler._ends)
@@ -158,7 +158,7 @@ def test_renyi_dp_bounds_the_exact_one_both_ways_and_closely(variance, shift, ra
 
 
 @given(st.floats(1e-4, 0.9999), st.floats(1.001, 40), st.floats(1e-3, 6))
-def test_removing_a_patient_costs_at_least_what_adding_one_does(rate, order, log_ratio):
+def test_removing_a_patient_costs_at_least_as_much_as_adding_one(rate, order, log_ratio):
     """The heart of Mironov, Talwar, Zhang 2019, theorem 5, for a point and its mirror image (see the module)."""
     ratio = math.exp(log_ratio)
     here, there = 1 - rate + rate * ratio, 1 - rate + rate / ratio
@@ -180,7 +180,7 @@ def loss(variance, shift, rate, removed, pessimistic, step=2e-3):
 
 
 def test_epsilon_in_one_dimension_lies_above_the_exact_one_and_near_it():
-    """100 steps of sigma 1.16 at q = 0.2, composed by convolution: between two bounds a fifth apart at most."""
+    """100 steps of sigma 1.16 at q = 0.2, composed by convolution: between two bounds at most a fifth apart."""
     steps, delta, orders = 100, 1e-4, np.array(ORDERS)
     exact = [
         [epsilon_at(loss(2500, 43, 0.2, removed, pessimistic).times(steps), delta) for pessimistic in (False, True)]
@@ -191,6 +191,6 @@ def test_epsilon_in_one_dimension_lies_above_the_exact_one_and_near_it():
     (low, high), (added_low, added_high) = exact
     assert added_high < low < high < low + 0.25
     assert high <= bound <= 1.25 * low
-    halved = steps * np.array(sampled_rdp(2500, 43, 43, 0.1))  # planted: the rate taken by half
+    halved = steps * np.array(sampled_rdp(2500, 43, 43, 0.1))  # planted: half the rate
     wrong = (halved - math.log(delta) / (orders - 1) + np.log1p(-1 / orders) - np.log(orders) / (orders - 1)).min()
     assert wrong < low
