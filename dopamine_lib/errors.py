@@ -26,6 +26,13 @@ def check_within(
     raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
 
 
+def check_whole(name: str, value: object, low: float, high: float, remedy: str) -> None:
+    """Raise InputError unless ``value`` is a whole number in [low, high]."""
+    check_within(name, value, low, high, remedy, low_open=False)
+    if value != int(value):
+        raise InputError(f"{name} is {value}, but must be whole: {remedy}")
+
+
 def check_epsilon(epsilon: float, *, zero: bool = False, most: float = 1000) -> None:
     """Raise InputError unless 0 < epsilon <= ``most``, or 0 <= epsilon <= ``most`` where ``zero`` is allowed."""
     check_within("epsilon", epsilon, 0, most, "a useful bound is below 10", low_open=not zero)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.models.networks import cnn, squeezenet
-from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import WHOLE, SampledGaussian, epsilon
 from dopamine_lib.privacy.dpsgd import GaussianNoise, Task, clip_factors, noise_share
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.integer_noise import IntegerNoise
@@ -132,9 +132,10 @@ def test_gaussian_and_discrete_noise_are_interchangeable(discrete):
     left = np.asarray(message) / scale - 0.25
     assert stats.kstest(left / noise_share(1.15, 0.5, 4), "norm").pvalue > 0.01
     assert (message != noise.combine(torch.full((20_000,), 0.25), second)).sum() > 19_000
-    outside, inside = (epsilon(noise.event(10, colluding), 1e-4) for colluding in (0, 1))
-    assert outside == pytest.approx(epsilon(SampledGaussian(1.15, 0.1, 10), 1e-4), rel=0.02)
-    assert inside == pytest.approx(epsilon(SampledGaussian(1.15 * math.sqrt(3 / 4), 0.1, 10), 1e-4), rel=0.02)
+    for colluding in (0, 1):
+        expected = SampledGaussian(1.15 * math.sqrt(1 - colluding / 4), 0.1, 10)
+        spent, due = (epsilon(event, 1e-4, orders=WHOLE) for event in (noise.event(10, colluding), expected))
+        assert spent == pytest.approx(due, rel=0.01)
     with pytest.raises(InputError, match="4"):
         noise.event(10, colluding=4)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from scipy.optimize import brentq
 
-from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_whole, check_within
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
@@ -32,13 +32,6 @@ LEAST_NOISE = 0.2
 
 class BudgetSpent(Exception):
     """The next step would exceed the privacy budget (Algorithm 1, lines 18 to 20)."""
-
-
-def check_steps(steps: int) -> None:
-    """Raise InputError unless ``steps`` is a whole number from 0 to 10 million."""
-    check_within("number of steps", steps, 0, MOST_STEPS, "count the noisy steps", low_open=False)
-    if steps != int(steps):
-        raise InputError(f"number of steps is {steps}, but must be whole: count the noisy steps")
 
 
 class DpEvent(Protocol):
@@ -80,7 +73,7 @@ class SampledGaussian:
     def __post_init__(self):
         check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
         check_within("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
-        check_steps(self.steps)
+        check_whole("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps")
 
     @property
     def prv(self) -> tuple[float, float, int]:

@@ -11,16 +11,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln
 
-from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.errors import check_delta, check_epsilon, check_whole, check_within
 from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian
 
 
 def _check(epsilon: float, delta: float, times: int) -> None:
     check_epsilon(epsilon)
     check_delta(delta, zero=True)
-    check_within("number of releases", times, 1, 10**7, "count them", low_open=False)
-    if times != int(times):
-        raise InputError(f"number of releases is {times}, but must be whole: count them")
+    check_whole("number of releases", times, 1, 10**7, "count them")
 
 
 def basic(epsilon: float, delta: float, times: int) -> tuple[float, float]:

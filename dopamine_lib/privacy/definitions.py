@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_ndtr, ndtr
 
-from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_whole, check_within
 
 #: Who counts as a neighbour: the kit's default, and the one that costs twice as much in a sum (register, row 16).
 ADJACENCIES = ("add-remove", "replace")
@@ -88,11 +88,6 @@ class Laplace(_Additive):
         check_epsilons(epsilon)
         return cls(sensitivity / epsilon, sensitivity)
 
-    @property
-    def standard_deviation(self) -> float:
-        """Of the noise: sqrt(2) times the scale."""
-        return math.sqrt(2) * self.scale
-
     def _density(self, y):
         return np.exp(-np.abs(y) / self.scale) / (2 * self.scale)
 
@@ -125,11 +120,6 @@ class Gaussian(_Additive):
 
     scale, sensitivity  in the units of the answer. Raises InputError unless both are positive and finite.
     """
-
-    @property
-    def standard_deviation(self) -> float:
-        """Of the noise."""
-        return self.scale
 
     def _density(self, y):
         return np.exp(-0.5 * (y / self.scale) ** 2) / (self.scale * math.sqrt(2 * math.pi))
@@ -272,9 +262,7 @@ def group_privacy(epsilon: float, delta: float, size: int) -> tuple[float, float
     (1.5, 0.0)
     """
     _check_bound(epsilon, delta)
-    check_within("group size", size, 1, 1e9, "count the records of one patient", low_open=False)
-    if size != int(size):
-        raise InputError(f"group size is {size}, but must be whole: count the records of one patient")
+    check_whole("group size", size, 1, 10**9, "count the records of one patient")
     exponent = math.log(delta) + (size - 1) * epsilon if delta > 0 else -math.inf  # of the largest term
     terms = math.expm1(-size * epsilon) / math.expm1(-epsilon)  # the sum in units of that term
     return size * epsilon, 1.0 if exponent >= 0 else min(1.0, math.exp(exponent) * terms)
@@ -305,7 +293,7 @@ def local_count(bits: ArrayLike, epsilon: float, rng: np.random.Generator) -> fl
 
 def central_error(epsilon: float) -> float:
     """Standard error of a trusted curator's count with Laplace noise: sqrt(2) / epsilon, for any number of patients."""
-    return Laplace.for_epsilon(epsilon).standard_deviation
+    return math.sqrt(2) * Laplace.for_epsilon(epsilon).scale
 
 
 def local_error(epsilon: float, n: int) -> float:

@@ -9,7 +9,7 @@ import math
 from scipy.optimize import brentq
 from scipy.special import erfcx, ndtri
 
-from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.errors import check_delta, check_epsilon, check_whole, check_within
 
 #: Bounds of every scale: far beyond any use, and well inside floating point.
 LEAST, MOST = 1e-6, 1e9
@@ -116,11 +116,8 @@ def _mills(x: float) -> float:
 
 
 def _check_hospitals(hospitals: int, count: int, name: str, least: int, remedy: str) -> None:
-    check_within("number of hospitals", hospitals, 1, 10**6, "count those that share the noise", low_open=False)
-    check_within(name, count, least, hospitals - 1 + least, remedy, low_open=False)
-    for what, value in (("number of hospitals", hospitals), (name, count)):
-        if value != int(value):
-            raise InputError(f"{what} is {value}, but must be whole: hospitals come in ones")
+    check_whole("number of hospitals", hospitals, 1, 10**6, "count those that share the noise")
+    check_whole(name, count, least, hospitals - 1 + least, remedy)
 
 
 def remaining_sigma(sigma: float, hospitals: int, absent: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import bisect
 
-from dopamine_lib.errors import InputError, check_delta, check_within
+from dopamine_lib.errors import InputError, check_delta, check_whole, check_within
 from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, Laplace, RandomisedResponse, check_epsilons
 
 MOST_POINTS = 2**22
@@ -74,7 +74,7 @@ class LossDistribution:
         """
         if (self.step, self.pessimistic) != (other.step, other.pessimistic):
             raise InputError(
-                f"grids of steps {self.step} and {other.step}, or rounded differently, do not compose: build them alike"
+                f"grids of steps {self.step} and {other.step} or of unlike rounding do not compose: build them alike"
             )
         points = len(self.masses) + len(other.masses) - 1
         _check_points(points)
@@ -86,9 +86,7 @@ class LossDistribution:
 
     def times(self, releases: int) -> "LossDistribution":
         """``releases`` independent releases, by repeated squaring. Raises InputError unless 1, 2, … million."""
-        check_within("number of releases", releases, 1, 1e6, "count the releases", low_open=False)
-        if releases != int(releases):
-            raise InputError(f"number of releases is {releases}, but must be whole: count the releases")
+        check_whole("number of releases", releases, 1, 10**6, "count the releases")
         _check_points(releases * (len(self.masses) - 1) + 1)
         if releases == 1:
             return self
