@@ -22,67 +22,70 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    every = ("C", "CDP", "F", "FPDP", "FSCDP")
+    settings = {"type": _settings, "default": every, "metavar": "C,CDP,…", "help": "which settings (default: all)"}
+
     run = commands.add_parser("reproduce", help="train the five settings and draw Figure 1")
     experiment_arguments(run)
-    run.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
+    run.add_argument("--settings", **settings)
     run.add_argument("--runs", type=int, default=5, help="runs of each setting (default: 5)")
     run.add_argument("--aggregation", default="plain", help="how hospitals' messages are added: plain, bfv, masks")
-    run.add_argument("--noise", default="float", help="float, or integer: Skellam noise in what is sent")
+    run.add_argument("--noise", default="float", help="float, or integer: discrete noise in the messages")
     run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
-    run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="let hospitals vanish at random")
+    run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="probability that a hospital vanishes")
     run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     run.add_argument("--out", required=True, metavar="DIR", help="where results.json, figure1.png and models go")
     run.set_defaults(call=_reproduce)
 
-    search = commands.add_parser("tune", help="learning rates and clips, scored on validation patients")
+    search = commands.add_parser("tune", help="compare learning rates and clips on validation patients")
     experiment_arguments(search)
-    search.add_argument("--settings", type=_settings, default=("C", "CDP", "F", "FPDP", "FSCDP"), metavar="C,CDP,…")
+    search.add_argument("--settings", **settings)
     search.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     search.add_argument("--runs", type=int, default=1, help="runs of each candidate (default: 1)")
     search.set_defaults(call=_tune)
 
-    account = commands.add_parser("epsilon", help="what DP-SGD spends, by three accountants")
+    account = commands.add_parser("epsilon", help="compute what DP-SGD spends, by three accountants")
     account.add_argument("--noise-multiplier", type=float, required=True, metavar="S", help="sigma")
     account.add_argument("--sample-rate", type=float, required=True, metavar="Q", help="Poisson sampling rate q")
     account.add_argument("--steps", type=int, required=True, metavar="T", help="noisy steps")
-    account.add_argument("--delta", type=float, required=True, metavar="D")
+    account.add_argument("--delta", type=float, required=True, metavar="D", help="much less than 1 / patients")
     account.add_argument("--json", action="store_true", help="print JSON")
     account.set_defaults(call=_epsilon)
 
     teach = commands.add_parser("pretrain", help="make the embedded weights from public synthetic patients")
     teach.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
-    teach.add_argument("--seed", type=int, default=0)
+    teach.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     teach.set_defaults(call=_pretrain)
 
     add_infer(commands)
     add_party(commands)
     add_app(commands)
 
-    card = commands.add_parser("report", help="privacy statement and model card of what reproduce wrote")
+    card = commands.add_parser("report", help="write the privacy statement and model card of a run")
     card.add_argument("results", metavar="RESULTS", help="the folder that reproduce wrote, or its results.json")
     card.add_argument("--out", metavar="DIR", help="where report.md and report.html go (default: beside the results)")
-    card.add_argument("--data-dir", metavar="DIR", help="where the data is now, for the table of subgroups")
-    card.add_argument("--audit", action="store_true", help="train once more with canaries and report what that proves")
+    card.add_argument("--data-dir", metavar="DIR", help="where the data set is now, for the table of subgroups")
+    card.add_argument("--audit", action="store_true", help="train once more with canaries and report the result")
     card.set_defaults(call=_report)
 
-    measure = commands.add_parser("bench", help="measure this machine, every figure beside its peers")
+    measure = commands.add_parser("bench", help="measure the kit on this machine, beside its peers")
     measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
-    measure.add_argument("--json", metavar="FILE", help="where the figures go; they are printed as well")
-    measure.add_argument("--size", type=int, metavar="PIXELS", help="inference: side of the image (default: 64)")
+    measure.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    measure.add_argument("--size", type=int, metavar="PIXELS", help="for inference: side of the image (default: 64)")
     measure.set_defaults(call=_bench)
 
-    copies = commands.add_parser("homework", help="the students' copies of the homework notebooks, by nbgrader")
-    copies.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
+    copies = commands.add_parser("homework", help="write the students' copies of the homework, by nbgrader")
+    copies.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist")
     copies.set_defaults(call=_homework)
 
     pictures = commands.add_parser("gallery", help="draw the pictures of figures/ again")
     pictures.add_argument("out", metavar="OUT", help="a folder, such as figures")
-    pictures.add_argument("--results", metavar="DIR", help="what reproduce wrote, for Figure 1 (default: run it now)")
+    pictures.add_argument("--results", metavar="DIR", help="the folder of a run, for Figure 1 (default: run it now)")
     pictures.set_defaults(call=_gallery)
 
-    pages = commands.add_parser("site", help="the notebooks as a static web site that needs no network")
-    pages.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet")
+    pages = commands.add_parser("site", help="write the notebooks as a web site that needs no network")
+    pages.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist")
     pages.set_defaults(call=_site)
     return top
 
@@ -170,7 +173,7 @@ def _site(arguments) -> None:
     print(f"open {arguments.out}/index.html")
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 for an interrupt."""
     arguments = parser().parse_args(argv)
     try:
@@ -182,7 +185,7 @@ def main(argv=None) -> int:
         on = "; --resume goes on from the last checkpoint" if arguments.call is _reproduce else ""
         print(f"dopamine: interrupted{on}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away: nothing is wrong here
+    except BrokenPipeError:  # the reader of the pipe is gone, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0

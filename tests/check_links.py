@@ -16,13 +16,13 @@ KEEPS_ROBOTS_OUT = (401, 403, 429)
 
 
 def listed(path: Path = LIST) -> list[str]:
-    """The addresses in a list, one a line; what follows a ``#`` and a space, or is empty, is not read."""
+    """The addresses in a list, one per line, without empty lines and comments (a ``#`` and a space)."""
     lines = (line.split("# ")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line and line != "#"]
 
 
 def answer(url: str) -> str:
-    """An empty text if the address answers, else what is wrong."""
+    """An empty string if the address answers, else what is wrong."""
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0 (a weekly check of links)"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -35,7 +35,7 @@ def answer(url: str) -> str:
 
 
 def check(url: str, pause: float = PAUSE) -> str:
-    """``answer``, asked again after a pause where there was none."""
+    """``answer``, tried again after a pause if it failed."""
     for number in range(TRIES):
         time.sleep(pause if number else 0)
         wrong = answer(url)

@@ -1,4 +1,4 @@
-"""Reading requirements.txt, constraints.txt and what stands beside them."""
+"""Reading requirements.txt, constraints.txt and the files beside them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def lines(path: Path) -> list[str]:
 
 
 def read_requirements(path: Path) -> dict[str, Requirement]:
-    """Requirements by canonical name; options such as ``-e .`` are no requirements."""
+    """Requirements by canonical name; options such as ``-e .`` are not requirements."""
     found = [Requirement(line) for line in lines(path) if not line.startswith("-")]
     named = {canonicalize_name(one.name): one for one in found}
     assert len(named) == len(found), f"{path.name} names a package twice"
@@ -29,6 +29,6 @@ def read_constraints(path: Path) -> dict[str, str]:
     versions = {}
     for name, requirement in read_requirements(path).items():
         (only,) = requirement.specifier
-        assert only.operator == "==" and "*" not in only.version, f"{path.name}: {requirement} is no exact version"
+        assert only.operator == "==" and "*" not in only.version, f"{path.name}: {requirement} is not an exact version"
         versions[name] = only.version
     return versions

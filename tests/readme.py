@@ -1,4 +1,4 @@
-"""What stands in the README and the notebooks to hold on to: commands, links, headings."""
+"""Reads the README, CONTRIBUTING and the notebooks: their commands, links and headings."""
 
 import re
 import shlex
@@ -8,10 +8,10 @@ from pathlib import Path
 import nbformat
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = REPOSITORY / "README.md"
+README, CONTRIBUTING = REPOSITORY / "README.md", REPOSITORY / ".github" / "CONTRIBUTING.md"
 NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/homework/*.ipynb")])
 #: Programs whose commands a reader may be told to type, and shell words that need no test.
-PROGRAMS = ("python", "pip", "pytest", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")
+PROGRAMS = ("python", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")
 SHELL = ("cd", "mkdir", "cp", ".", "source", "export")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:href|src)=\"([^\"]+)\"")
@@ -24,7 +24,7 @@ def without_fences(text: str) -> str:
 def shell_lines(text: str) -> list[str]:
     """The lines of code blocks that are typed into a shell: fenced (``bash``, ``sh``, no name) and indented ones.
 
-    A line that goes on in the next is one; a comment, and what stands after two spaces, is no part of it.
+    A continued line is one; a comment, and whatever follows two spaces, is left out.
     """
     lines = [line for name, block in _FENCE.findall(text) if name in ("", "bash", "sh") for line in block.splitlines()]
     lines += [line for line in without_fences(text).splitlines() if re.match(r" {4}\S| {8,}[\[-]", line)]

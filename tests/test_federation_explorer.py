@@ -30,7 +30,7 @@ def test_without_clipping_and_sampling_the_step_is_the_mean_gradient():
 
 @pytest.mark.parametrize("hospitals", [1, 3, 12])
 def test_the_shares_make_up_sigma_c_however_many_hospitals_there_are(hospitals):
-    """600 numbers a case: a true standard deviation leaves the band with probability 1e-6; sqrt(sqrt 12) is far out."""
+    """600 numbers per case: the true deviation leaves the band with probability 1e-6; a wrong share is far out."""
     c, sigma, rate = 1.5, 2.0, 0.25
     seen = step_of(c, sigma, rate, hospitals)
     assert seen["noise_std"] == pytest.approx(sigma * c / (rate * PATIENTS))

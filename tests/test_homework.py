@@ -129,7 +129,7 @@ def test_students_copy_has_no_answers(source, copies):
 
 @every
 def test_exactly_the_cells_meant_to_fail_do(source, copies):
-    """Graded cells, and solution cells whose stub does not stand inside a function."""
+    """Graded cells, and solution cells whose stub is not inside a function."""
     notebook = nbformat.read(copies[source.stem], 4)
     NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import check_links
 import pytest
-from readme import NOTEBOOKS, README, REPOSITORY, anchors, links, outside, words_of
+from readme import CONTRIBUTING, NOTEBOOKS, README, REPOSITORY, anchors, links, outside, words_of
 
-TEXTS = [README, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, *NOTEBOOKS]
 CODE = [REPOSITORY / "CITATION.cff", REPOSITORY / "data_download.py", *REPOSITORY.glob("dopamine_lib/**/*.py")]
 
 

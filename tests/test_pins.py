@@ -16,12 +16,12 @@ from pins import CONSTRAINTS, REPOSITORY, REQUIREMENTS, lines, read_constraints,
 from readme import NOTEBOOKS
 
 REQUIRED, PINNED = read_requirements(REQUIREMENTS), read_constraints(CONSTRAINTS)
-#: Imported where it is installed, for comparisons or uploads; nobody has to have it.
+#: Imported only if it is installed, for a comparison.
 OPTIONAL = {"crypten"}
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of what a Python source imports; a cell's magic lines are no Python."""
+    """Top-level names of what a Python source imports; a cell's magic lines are not Python."""
     source = re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -67,7 +67,7 @@ def test_options_of_requirements():
 
 
 def test_everything_that_the_requirements_bring_along_is_pinned():
-    """As installed here: on another platform it is less, never something else."""
+    """As installed here; another platform installs fewer packages, never others."""
     seen, waiting = set(), [(name, frozenset(one.extras)) for name, one in REQUIRED.items()]
     while waiting:
         name, extras = waiting.pop()

@@ -1,6 +1,6 @@
-"""Every command that the README and the chapters tell a reader to type is run, or read by the program's own parser.
+"""Every command that the README, CONTRIBUTING and the chapters tell a reader to type is run or parsed.
 
-What is too heavy to run here, and where it is run instead: the install and test commands and ``reproduce`` by .ci/run,
+The heavy ones run elsewhere: the install and test commands and ``reproduce`` in .ci/run,
 which takes them out of the README; ``homework`` and nbgrader's grading by test_homework.py; ``gallery``, ``site``,
 ``app``, ``report``, ``infer``, ``party`` and the MPI commands by the tests of these parts. Here all of them are held to
 the parsers, each alternative of a synopsis on its own.
@@ -17,10 +17,22 @@ from io import StringIO
 import pytest
 from packaging.requirements import Requirement
 from pins import REQUIREMENTS, read_requirements
-from readme import NOTEBOOKS, PROGRAMS, README, REPOSITORY, SHELL, commands, shell_lines, split_words, words_of
+from readme import (
+    CONTRIBUTING,
+    NOTEBOOKS,
+    PROGRAMS,
+    README,
+    REPOSITORY,
+    SHELL,
+    commands,
+    shell_lines,
+    split_words,
+    words_of,
+)
 
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.mpi.identities import make_identity
 
 #: What stands for a word in capitals.
@@ -28,7 +40,7 @@ MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": 
 MEANT |= {"PIXELS": "64", "PORT": "7100", "HOST:PORT": "127.0.0.1:7100"}
 #: Cheap enough to be run here, as they stand.
 RUN = ("epsilon", "--version", "--help")
-TEXTS = [README, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, *NOTEBOOKS]
 #: Each command and where it stands first.
 TOLD = list({tuple(words): path for path in reversed(TEXTS) for words in commands(words_of(path))}.items())
 
@@ -71,7 +83,7 @@ def check_kit(words: list[str], capsys) -> None:
         arguments = read_by(command_line.parser(), line) if line[0] not in ("--version", "--help") else None
         if getattr(arguments, "command", None) in ("reproduce", "tune"):
             try:
-                command_line._options(arguments)
+                chosen_options(arguments)
             except InputError as error:
                 assert "unknown" not in str(error), error
         if line[0] in RUN and "[" not in " ".join(words):
@@ -119,7 +131,9 @@ def check_pip(words: list[str]) -> None:
 
 def check_pytest(words: list[str], config) -> None:
     for before, word in zip(["", *words], words, strict=False):
-        if before == "-m":
+        if before == "-k":
+            assert word in {path.stem for path in (REPOSITORY / "dopamine_lib").iterdir()}, word
+        elif before == "-m":
             assert word.removeprefix("not ") in {line.split(":")[0] for line in config.getini("markers")}
         elif not word.startswith("-"):
             assert (REPOSITORY / word).exists(), word
@@ -151,6 +165,8 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
         check_pip(rest)
     elif program == "pytest":
         check_pytest(rest, request.config)
+    elif program == "ruff":
+        assert rest[0] in ("check", "format") and importlib.util.find_spec("ruff")
     elif program == "nbgrader":
         check_nbgrader(rest)
     elif program == "jupyter":
@@ -161,7 +177,7 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
 
 
 def test_every_line_of_a_block_is_a_command():
-    for path in TEXTS[:1]:
+    for path in TEXTS[:2]:
         for line in shell_lines(words_of(path)):
             for part in line.split(" && "):
                 assert split_words(part)[0] in PROGRAMS + SHELL, f"{path.name}: say how to check: {line}"

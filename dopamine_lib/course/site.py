@@ -91,9 +91,12 @@ def _gather(source: Path) -> None:
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
         copy(REPOSITORY / name, source / name)
     shutil.copytree(_mathjax(), source / "_static" / "mathjax")
+    shutil.copyfile(REPOSITORY / ".github" / "CONTRIBUTING.md", source / "CONTRIBUTING.md")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = text.replace("(.github/CONTRIBUTING.md)", "(CONTRIBUTING.md)")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
+    text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")
 
 
