@@ -199,6 +199,26 @@ def test_a_killed_run_asks_for_the_mean_features_once(task):
     assert torch.equal(resumed.task.mean, training.centre)
 
 
+def test_a_party_without_a_model_does_not_ask_for_the_mean_features_again(task):
+    """The server of an MPI run goes on from hospital 0's record alone; in the first epoch it must not wait for them."""
+    disk, training = [], make_training(task, rounds=100)
+    for _ in training.epochs(lambda: disk.append(training.state())):
+        break
+    (_, charged), (_, asked) = disk[:2]  # before and after the mean features were asked for
+    for record, rounds in ((charged, [0, 1]), (asked, [1])):
+        seen = []
+
+        class Listening:
+            def total(self, number, invited, messages, seen=seen):
+                assert not messages
+                seen.append(number)
+
+        server = Training(training.plan, task, [None] * HOSPITALS, Randomness(3), aggregation=Listening())
+        server.restore({}, record)
+        next(server.epochs())
+        assert seen == rounds and torch.equal(server.server.w, task.start)
+
+
 def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
     from dopamine_lib.encryption.codec import RangeError
 
