@@ -3,13 +3,14 @@
 Nothing is asked for over the network here: links.txt is for the weekly workflow, which runs check_links.py.
 """
 
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import check_links
 import pytest
-from readme import CONTRIBUTING, NOTEBOOKS, README, REPOSITORY, anchors, links, outside, words_of
+from readme import CONTRIBUTING, NOTEBOOKS, README, REPOSITORY, anchors, links, outside, without_fences, words_of
 
 TEXTS = [README, CONTRIBUTING, *NOTEBOOKS]
 CODE = [REPOSITORY / "CITATION.cff", REPOSITORY / "data_download.py", *REPOSITORY.glob("dopamine_lib/**/*.py")]
@@ -40,6 +41,13 @@ def needed() -> set[str]:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
 def test_links_within_the_kit(path):
     assert not broken(path, words_of(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_row_of_the_register_that_is_cited_is_a_link(path):
+    """In one form: [register, row 7](00_start_here.ipynb#The-register); homework's references link the word alone."""
+    cited = re.findall(r"(.?)(?:register|flaws?),? (?:rows?|flaws?|numbers?) \d", without_fences(words_of(path)))
+    assert set(cited) <= {"["} or path.stem == "00_start_here"
 
 
 def test_a_broken_link_is_found():
