@@ -33,9 +33,9 @@ def check_whole(name: str, value: object, low: float, high: float, remedy: str) 
         raise InputError(f"{name} is {value}, but must be whole: {remedy}")
 
 
-def check_epsilon(epsilon: float, *, zero: bool = False, most: float = 1000) -> None:
-    """Raise InputError unless 0 < epsilon <= ``most``, or 0 <= epsilon <= ``most`` where ``zero`` is allowed."""
-    check_within("epsilon", epsilon, 0, most, "a useful bound is below 10", low_open=not zero)
+def check_epsilon(epsilon: float, *, zero: bool = False, high: float = 1000) -> None:
+    """Raise InputError unless 0 < epsilon <= ``high``, or 0 <= epsilon <= ``high`` where ``zero`` is allowed."""
+    check_within("epsilon", epsilon, 0, high, "a useful bound is below 10", low_open=not zero)
 
 
 def check_delta(delta: float, *, zero: bool = False) -> None:

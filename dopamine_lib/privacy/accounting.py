@@ -26,8 +26,8 @@ WHOLE = tuple(order for order in ORDERS if order == int(order))
 #: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv: numerical, an upper bound.
 ACCOUNTANTS = ("rdp_classic", "rdp", "prv")
 #: The most steps that can be accounted for, and the least noise multiplier that is searched for.
-MOST_STEPS = 10**7
-LEAST_NOISE = 0.2
+MAX_STEPS = 10**7
+MIN_NOISE_MULTIPLIER = 0.2
 
 
 class BudgetSpent(Exception):
@@ -73,7 +73,7 @@ class SampledGaussian:
     def __post_init__(self):
         check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
         check_within("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
-        check_whole("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps")
+        check_whole("number of steps", self.steps, 0, MAX_STEPS, "count the noisy steps")
 
     @property
     def prv(self) -> tuple[float, float, int]:
@@ -191,11 +191,11 @@ def noise_multiplier_for(
         return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
 
     quick = "rdp" if accountant == "prv" else accountant
-    high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, LEAST_NOISE, 1.0)
+    high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, MIN_NOISE_MULTIPLIER, 1.0)
     # of the other orders only those next to the best whole one improve on that, a little; PRV improves a little more
     best = min(WHOLE, key=lambda order: spent(high, quick, (order,)))
     near = tuple(order for order in ORDERS if abs(order - best) < 1)
-    return _least_noise(lambda sigma: spent(sigma, orders=near), target, max(LEAST_NOISE, high / 2), high)
+    return _least_noise(lambda sigma: spent(sigma, orders=near), target, max(MIN_NOISE_MULTIPLIER, high / 2), high)
 
 
 def _least_noise(spent: Callable[[float], float], target: float, low: float, high: float) -> float:
@@ -210,9 +210,9 @@ def _least_noise(spent: Callable[[float], float], target: float, low: float, hig
                 f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps, or a larger epsilon or delta"
             )
     while spent(low) <= target:
-        if low <= LEAST_NOISE:
+        if low <= MIN_NOISE_MULTIPLIER:
             return low
-        low, high = max(LEAST_NOISE, low / 2), low
+        low, high = max(MIN_NOISE_MULTIPLIER, low / 2), low
     ends = math.log(low), math.log(high)
     # nearly a straight line on logarithmic axes, so a few steps suffice
     sigma = math.exp(brentq(lambda x: math.log(max(spent(math.exp(x)), 1e-12) / target), *ends, xtol=2e-4))
@@ -280,6 +280,6 @@ class Ledger:
         if spent(0) > self.budget:
             return 0
         low, high = 0, 1024
-        while spent(high) <= self.budget and high < MOST_STEPS:
-            low, high = high, min(2 * high, MOST_STEPS)
+        while spent(high) <= self.budget and high < MAX_STEPS:
+            low, high = high, min(2 * high, MAX_STEPS)
         return low + bisect_right(range(low + 1, high), self.budget, key=spent)

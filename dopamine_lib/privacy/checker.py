@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 
 from dopamine_lib.errors import InputError, check_delta, check_within
 
-FEWEST_SAMPLES = 200
+MIN_SAMPLES = 200
 #: Thresholds tried: evenly in the bulk, geometrically towards both tails, where a small delta is decided.
 _RANKS = np.unique(np.concatenate([np.geomspace(1e-6, 0.5, 200), 1 - np.geomspace(1e-6, 0.5, 200)]))
 #: A value as frequent as this among the scores of one side is tried as an event of its own.
@@ -137,9 +137,9 @@ def _chosen(samples_on_d, samples_on_d_prime, delta, confidence, score):
         scores = np.asarray(samples if score is None else score(samples))
         if scores.ndim != 1:
             raise InputError(f"samples on {name} have shape {scores.shape}, but must be (n,): give a score for vectors")
-        if len(scores) < FEWEST_SAMPLES:
+        if len(scores) < MIN_SAMPLES:
             raise InputError(
-                f"{len(scores)} samples on {name} are too few, at least {FEWEST_SAMPLES} are needed: run it more often"
+                f"{len(scores)} samples on {name} are too few, at least {MIN_SAMPLES} are needed: run it more often"
             )
         if not np.isfinite(scores).all():
             raise InputError(f"a sample on {name} is not finite, but samples must be ordered: look for an overflow")

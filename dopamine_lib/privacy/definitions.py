@@ -17,13 +17,13 @@ from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_wh
 
 #: Who counts as a neighbour: the kit's default, and the one that costs twice as much in a sum (register, row 16).
 ADJACENCIES = ("add-remove", "replace")
-LARGEST_EPSILON = 500.0
+MAX_EPSILON = 500.0
 
 
 def check_epsilons(epsilon: ArrayLike, *, zero: bool = False) -> None:
     """Raise InputError unless every epsilon lies in (0, 500], or in [0, 500] where ``zero`` is allowed."""
     for value in (np.min(epsilon), np.max(epsilon)):  # both are NaN if any is
-        check_epsilon(value, zero=zero, most=LARGEST_EPSILON)
+        check_epsilon(value, zero=zero, high=MAX_EPSILON)
 
 
 def hockey_stick(p: ArrayLike, q: ArrayLike, epsilon: float) -> float:

@@ -12,13 +12,13 @@ from scipy.special import erfcx, ndtri
 from dopamine_lib.errors import check_delta, check_epsilon, check_whole, check_within
 
 #: Bounds of every scale: far beyond any use, and well inside floating point.
-LEAST, MOST = 1e-6, 1e9
+MIN_SCALE, MAX_SCALE = 1e-6, 1e9
 
 _LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 
 
 def _check_scale(name: str, value: float, remedy: str) -> None:
-    check_within(name, value, LEAST, MOST, remedy, low_open=False)
+    check_within(name, value, MIN_SCALE, MAX_SCALE, remedy, low_open=False)
 
 
 def _check_sensitivity(sensitivity: float) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.privacy import skellam
-from dopamine_lib.privacy.accounting import MOST_STEPS, SampledGaussian
+from dopamine_lib.privacy.accounting import MAX_STEPS, SampledGaussian
 from dopamine_lib.privacy.randomness import Stream
 
 ORDERS = (*range(2, 65), 96, 128, 256)
@@ -222,7 +222,7 @@ class SampledSkellam:
     orders, prv = ORDERS, None
 
     def __post_init__(self):
-        check_whole("number of steps", self.steps, 0, MOST_STEPS, "count the noisy steps")
+        check_whole("number of steps", self.steps, 0, MAX_STEPS, "count the noisy steps")
         check_within("colluding", self.colluding, 0, self.noise.least - 1, "one share must be unknown", low_open=False)
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:

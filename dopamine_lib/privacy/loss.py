@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import bisect
 
 from dopamine_lib.errors import InputError, check_delta, check_whole, check_within
-from dopamine_lib.privacy.definitions import LARGEST_EPSILON, Gaussian, Laplace, RandomisedResponse, check_epsilons
+from dopamine_lib.privacy.definitions import MAX_EPSILON, Gaussian, Laplace, RandomisedResponse, check_epsilons
 
-MOST_POINTS = 2**22
+MAX_POINTS = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ class LossDistribution:
 
 
 def _check_points(points):
-    if points > MOST_POINTS:
-        raise InputError(f"the grid needs {points} points, but at most {MOST_POINTS} fit: widen the step")
+    if points > MAX_POINTS:
+        raise InputError(f"the grid needs {points} points, but at most {MAX_POINTS} fit: widen the step")
 
 
 def epsilon_at(curve: Laplace | Gaussian | RandomisedResponse | LossDistribution, delta: float) -> float:
@@ -114,7 +114,7 @@ def epsilon_at(curve: Laplace | Gaussian | RandomisedResponse | LossDistribution
         return math.inf
     if curve.delta(0.0) <= delta:
         return 0.0
-    if curve.delta(LARGEST_EPSILON) > delta:
+    if curve.delta(MAX_EPSILON) > delta:
         return math.inf
     # a sign instead of the difference, which for delta = 0 is 0 at every larger epsilon too
-    return 5e-10 + bisect(lambda epsilon: 1 if curve.delta(epsilon) > delta else -1, 0, LARGEST_EPSILON, xtol=4e-10)
+    return 5e-10 + bisect(lambda epsilon: 1 if curve.delta(epsilon) > delta else -1, 0, MAX_EPSILON, xtol=4e-10)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from dopamine_lib.errors import check_within
 from dopamine_lib.privacy.randomness import Stream
 
-LEAST_VARIANCE, MOST_VARIANCE = 2500, 2.0**60
+MIN_VARIANCE, MAX_VARIANCE = 2500, 2.0**60
 #: Bound on the error of ``log_pmf`` within 12.5 standard deviations.
 LOG_ERROR = 1e-13
 
@@ -90,7 +90,7 @@ class Sampler:
 
     def __init__(self, variance: float):
         remedy = "a coarser grid distorts the noise, a finer one exceeds 53 bits: change the scale"
-        check_within("variance of a share, in units", variance, LEAST_VARIANCE, MOST_VARIANCE, remedy, low_open=False)
+        check_within("variance of a share, in units", variance, MIN_VARIANCE, MAX_VARIANCE, remedy, low_open=False)
         self.variance = variance
         reach = _REACH * math.sqrt(variance)
         self._width = 1 << max(0, math.ceil(math.log2(2 * reach / (_MOST_CELLS - 2))))
