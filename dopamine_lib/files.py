@@ -40,11 +40,10 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike, *, private: bool = False, replace: bool = True) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
     private  only the owner may read the file, whatever rights others have elsewhere
-    replace  False raises FileExistsError where ``path`` exists already
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,18 +56,19 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False, replace: bool
             os.fsync(written.fileno())
         if not private:  # as mkstemp's file is
             os.chmod(temporary, 0o666 & ~_umask())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_key(path: str | os.PathLike, data: bytes) -> None:
     """Write a secret into a new file that only its owner can read. Raises FileExistsError rather than replace one."""
-    with atomic_path(path, private=True, replace=False) as temporary:
-        temporary.write_bytes(data)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as secret:
+        secret.write(data)
+        secret.flush()
+        os.fsync(secret.fileno())
 
 
 def read_key(path: str | os.PathLike) -> bytes:
