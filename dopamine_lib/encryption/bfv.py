@@ -1,7 +1,7 @@
 """The textbook BFV scheme: section 3.2's SecretKeyGen, PublicKeyGen (Eq. 4), Encrypt (Eq. 5) and Decrypt (Eq. 6).
 
 For reading: every step is a line of ring arithmetic. It runs at real sizes, but its timing depends on secrets and
-nothing authenticates a ciphertext, so training across hospitals encrypts with TenSEAL.
+nothing authenticates a ciphertext, so training across hospitals encrypts with TenSEAL (``group.Group.encrypt``).
 The plaintext modulus is t here; section 3.2 calls it b.
 """
 

@@ -1,1 +1,7 @@
-"""Algorithm 1: the five settings, the hospitals, the server, and the one training function."""
+"""Algorithm 1: the five settings, the hospitals, the server, and the one training function.
+
+on one page     algorithm1
+decided         options (the command line's), settings, plan (everything a run asks), bounds (what it spends)
+a round         training: hospital.contribute, Aggregation.total (aggregation, transports; mpi.sums), Server.step
+around it       experiment (data, model, hospitals), results, statement, run_folder
+"""

@@ -4,10 +4,11 @@
     sigma   noise multiplier           C          clipping norm          eta, beta   learning rate, momentum
 
 What the hospitals minimise together is their patients' mean loss (Eq. 2; Eq. 3 where hospitals have one size). A round
-is three verbs: each hospital *contributes* (lines 7 to 13), somebody *totals* (line 21), and all *step* (14, 15, 21).
+is three verbs: each hospital *contributes* (lines 7 to 13), somebody *totals* (21), and all *step* (13 to 15, 21).
 
 Where the text needs correcting, the code does the sound thing, and "row" names the row of the register (README):
-    row 1    line 13's noise has variance sigma^2 C^2 / K at each hospital, so that K shares make up sigma C (Lemma 1)
+    row 1    each hospital's noise gets the variance sigma^2 C^2 / K, not line 13's, so that K shares make up sigma C
+             (Lemma 1)
     row 2    the sum is divided by the public expected batch q N, not by a number that tells who was sampled
     row 3    an empty batch is noised like any other
     row 17   line 15 steps from the global model, which line 7 has just handed out

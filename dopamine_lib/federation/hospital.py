@@ -47,7 +47,7 @@ class Hospital:
         """The clipped, noised gradient sum (d,) at w (d,): lines 7 to 13.
 
         It is the sum that is sent, not the stepped weights: those would carry this hospital's earlier rounds along
-        (register, row 19).
+        (register, row 19). ``contribute`` gives the same for several hospitals out of one batch.
         """
         return self.noised(self.task.clipped_sums(w, self.sample(step), self.plan.choice.max_grad_norm)[0], step)
 

@@ -1,4 +1,4 @@
-"""The step on a round's total: Algorithm 1, lines 14, 15 and 21. It never sees one hospital's message."""
+"""The step on a round's total: Algorithm 1, lines 13 to 15 and 21. It never sees one hospital's message."""
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ class Server:
     def step(self, total: Tensor, present: int | Tensor) -> None:
         """Step on a round's total (d,), which holds hospitals of ``present`` patients.
 
-        In Algorithm 1 the total is divided by the public expected batch, unlike the batch itself (register, row 2); in
-        F and FPDP it is the weighted mean of the hospitals' changes.
+        In Algorithm 1 the total is divided by the expected batch, which is public, not by the size of the batch that was
+        drawn, which is not (register, row 2). In F and FPDP it is the weighted mean of the hospitals' changes.
         """
         if self.setting.local_steps > 1:
             self.average_step(total * (self.population / present))

@@ -2,9 +2,13 @@
 
 ``algorithm1`` has the same on one page. Here the three verbs are
 
-    contribute   ``hospital.contribute``: what the hospitals of this process send (lines 7 to 13)
+    contribute   ``hospital.contribute``: what the hospitals of this process send (lines 7 to 13). Clipped sums are
+                 those of ``dpsgd.Task``, or of ``head.HeadTask`` for the model "head"; the noise is ``Plan.noise``
     total        ``Aggregation.total``: the sum of what arrived; the only verb that a transport replaces (line 21)
-    step         ``Server.step``: momentum and learning rate on the total (lines 14, 15 and 21)
+    step         ``Server.step``: line 13's division, momentum and learning rate, on the total (lines 13 to 15 and 21)
+
+A hospital that drops out is missing from a total. Where noise is shared, a round with fewer than ``Plan.survivors`` is
+spent and not opened; over MPI a lost rank ends the run (``mpi.party``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,7 +90,7 @@ class Training:
         """Train epoch by epoch, yielding the number of epochs done; stops early where the budget ends.
 
         save  called when the state must be on disk: once an epoch's steps are in the ledger, before their
-              noise is drawn
+              noise is used
         """
         progress, setting = self.progress, self.plan.setting
         if not self.randomness.seeded and self.ledgers and progress.reserved > progress.epoch:
@@ -133,7 +137,7 @@ class Training:
             self._centre_on(vectors["centre"])
 
     def _charge(self, rounds: range) -> None:
-        """Enter the steps of ``rounds`` into the ledgers before their noise is drawn (lines 17 to 20)."""
+        """Enter the steps of ``rounds`` into the ledgers before their noise is used (lines 17 to 20)."""
         for k, ledger in enumerate(self.ledgers):
             taken = sum(k in self.schedule[number] for number in rounds)
             ledger.charge(taken * self.plan.setting.local_steps)
@@ -182,7 +186,7 @@ class Training:
         try:
             if not arrived or (self.plan.setting.shared_noise and len(arrived) < self.plan.survivors):
                 raise AggregationAborted(
-                    f"{len(arrived)} hospitals arrived, but their noise is enough from {self.plan.survivors}"
+                    f"{len(arrived)} hospitals arrived, but only {self.plan.survivors} of them have noise enough"
                 )
             return self.aggregation.total(number + 1, invited, messages)
         except AggregationAborted:

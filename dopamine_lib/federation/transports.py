@@ -5,6 +5,7 @@ The server sees no message. What passes between the parties is bytes, as it woul
 """
 
 from dopamine_lib.encryption.codec import Codec
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation, IntegerAggregation, in_the_clear
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.privacy.integer_noise import IntegerNoise
@@ -35,6 +36,8 @@ def make_aggregation(plan: Plan, transcript=None) -> Aggregation:
         from dopamine_lib.encryption.masks import MaskSum
 
         return IntegerAggregation(MaskSum(plan.hospitals, plan.d, **terms), plan.codec)
+    if plan.aggregation != "bfv":
+        raise InputError(f"aggregation is '{plan.aggregation}', but must be plain, bfv or masks, which are made here")
     from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
 
     sums = BfvSum(plan.hospitals, plan.d, plan.layout, limit=message_limit(plan.codec), **terms)

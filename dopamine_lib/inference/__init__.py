@@ -32,5 +32,7 @@ protocol's file). Shares, masks and seeds live in memory only.
 
 To follow one query from image to logits, read ``Patient.infer`` in network.parties, ``Plan`` in network.plan, ``Layer``
 in protocols.operation, and then the layers, each with its protocol, steps first: protocols.convolution,
-protocols.comparison (ReLU), protocols.pooling. The other protocols are beaver, truncation and normalised.
+protocols.comparison (ReLU), protocols.pooling, and for a ``head`` protocols.truncation and protocols.normalised. beaver
+is for reading: no layer uses it. ``network.rehearsal`` runs all three parties in one process; ``workers`` has them as
+processes that talk over TLS.
 """

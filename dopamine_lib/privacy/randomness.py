@@ -33,7 +33,7 @@ class Randomness:
         self._key = hashlib.sha256(f"dopamine seed {seed}".encode()).digest() if self.seeded else os.urandom(32)
 
     def stream(self, *purpose: str | int) -> "Stream":
-        """The stream for one purpose, e.g. ``stream("FSCDP", run, step, hospital)``: same purpose, same bytes."""
+        """The stream for one purpose, e.g. ``stream("FSCDP", run, hospital, step)``: same purpose, same bytes."""
         return Stream(hashlib.blake2b(repr(purpose).encode(), key=self._key, digest_size=32).digest())
 
 
