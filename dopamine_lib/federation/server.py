@@ -23,8 +23,8 @@ class Server:
     def step(self, total: Tensor, present: int | Tensor) -> None:
         """Step on a round's total (d,), which holds hospitals of ``present`` patients.
 
-        In Algorithm 1 the total is divided by the expected batch, which is public, not by the size of the batch that was
-        drawn, which is not (register, row 2). In F and FPDP it is the weighted mean of the hospitals' changes.
+        In Algorithm 1 the total is divided by the expected batch, which is public; the size of the batch that was drawn
+        is not (register, row 2). In F and FPDP it is the weighted mean of the hospitals' changes.
         """
         if self.setting.local_steps > 1:
             self.average_step(total * (self.population / present))

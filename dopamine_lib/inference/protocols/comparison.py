@@ -6,7 +6,8 @@ sigma. All of it is shared: bits by exclusive or, and rho = sigma xor msb(r) as 
 
     1. Open m = x + r. Then x = m - r, so msb(x) = msb(m) ^ msb(r) ^ borrow with borrow = [m < r] on the low 31 bits.
     2. For each nibble a of m read two bits of its thermometer: [a <= v] and [a + 1 <= v] = [a < v] = l; the two
-       together give [a = v] = e (``kernels.look_up``; no message). Open l0 e1 l1 e2 l2 e3, each under one of the six mask bits.
+       together give [a = v] = e (``kernels.look_up``, no message). Open l0 e1 l1 e2 l2 e3, each under one of the six
+       mask bits.
     3. borrow = l3 ^ e3 (l2 ^ e2 (l1 ^ e1 l0)), multiplied out over opened bits, mask bits and products of mask bits.
        Open beta = 1 ^ msb(m) ^ borrow ^ sigma.
     4. [x >= 0] = beta ^ msb(r) ^ sigma = beta ^ rho, so a share of it is beta + (1 - 2 beta) rho: no message.
