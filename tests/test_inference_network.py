@@ -7,11 +7,14 @@ from torch import nn
 
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
+from dopamine_lib.inference.network import compiler
+from dopamine_lib.inference.network import plan as network_plan
 from dopamine_lib.inference.network.compiler import Branches, compile_model
-from dopamine_lib.inference.network.plan import evaluate
+from dopamine_lib.inference.network.plan import Plan, evaluate
 from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, round_together
 from dopamine_lib.inference.network.rehearsal import Rehearsal
 from dopamine_lib.inference.network.serving import calibration_images, extremes
+from dopamine_lib.inference.protocols.operation import Layer
 from dopamine_lib.models.networks import (
     HALF,
     IMAGENET,
@@ -135,7 +138,7 @@ def test_pooling_comes_before_relu_and_hidden_scales_say_nothing():
     assert plan.layers[:-3] == louder.layers[:-3] and louder.layers[-1].scale != plan.layers[-1].scale
 
 
-def test_costs_are_what_goes_over_the_channels():
+def test_costs_equal_the_bytes_on_the_channels():
     shape, make = NETWORKS["branches"]
     x = images(shape)
     plan, weights = compile_model(seeded(make), shape[1:], x)
@@ -162,6 +165,32 @@ def test_squeezenet_at_224_stays_within_the_promised_bytes():
     assert costs["rounds"] <= 110
 
 
+class Double(Layer):
+    """2 x, in place of nn.Identity: a layer as somebody might add one."""
+
+    torch_layers = ("Identity",)
+
+    @classmethod
+    def from_torch(cls, compiler, name, module):
+        compiler.append(cls, name, 2 * compiler.value.images)
+
+    def plain(self, inputs, weights):
+        return inputs[0] * 2
+
+
+def test_a_new_layer_is_a_class_and_a_name_in_the_list(monkeypatch):
+    kinds = (*network_plan.LAYERS, Double)
+    for module in (network_plan, compiler):
+        monkeypatch.setattr(module, "LAYERS", kinds)
+    net = seeded(layers(conv(3, 5, 2), nn.ReLU, nn.Identity, nn.Flatten, lambda: nn.Linear(45, 3)))
+    x = images((3, 4, 4))
+    plan, weights = compile_model(net, 4, x)
+    assert type(plan.layers[2]) is Double and Plan.from_json(plan.to_json()) == plan
+    net[2].forward = lambda y: 2 * y
+    with Rehearsal(plan, weights) as session, torch.inference_mode():
+        assert error(session.infer(x[0].numpy()), net(x)[0].numpy()) < 1.5e-3
+
+
 # refusals
 
 
@@ -182,12 +211,12 @@ def test_squeezenet_at_224_stays_within_the_promised_bytes():
         (NormalisedFeatures(), "one value per channel"),
     ],
 )
-def test_a_layer_that_is_not_understood_is_refused_by_name(layer, said, refuses):
+def test_an_unknown_layer_or_option_is_refused_by_name(layer, said, refuses):
     with refuses("layer '1'", said):
         compile_model(nn.Sequential(nn.ReLU(), layer), 8, images((3, 8, 8)))
 
 
-def test_other_models_that_cannot_be_taken_are_refused(refuses):
+def test_other_unsuitable_models_are_refused(refuses):
     x = images((3, 8, 8))
     with refuses("no layer"):
         compile_model(nn.Sequential(), 8, x)
@@ -206,11 +235,11 @@ def test_other_models_that_cannot_be_taken_are_refused(refuses):
         compile_model(nn.Sequential(nn.Flatten(), nn.Conv2d(3, 2, 1)), 8, x)
 
 
-# how near the ring's end
+# room left in the ring
 
 
 def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
-    """Scales set on nearly black pictures, then a white one: what the margin is there to prevent."""
+    """Scales set on nearly black pictures, then a white one: the margin is there to prevent this."""
     net = seeded(
         lambda: nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3, bias=False))
     )
@@ -225,7 +254,7 @@ def test_an_overflow_shows_in_the_plain_integers_and_spoils_the_answer():
 
 
 def smooth(count, seed, channels=6):
-    """Pictures as a network reads them: neighbours tell much of each other; one channel is dead."""
+    """Pictures as a network reads them: neighbours are correlated; one channel is dead."""
     torch.manual_seed(seed)
     pictures = nn.functional.avg_pool2d(torch.rand(count, channels, 16, 16), 5, stride=1)
     pictures[:, 2] = 0
@@ -233,7 +262,7 @@ def smooth(count, seed, channels=6):
 
 
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
-def test_weights_rounded_together_lose_less_than_each_rounded_to_its_nearest(kind):
+def test_rounding_weights_together_loses_less_than_rounding_each_to_its_nearest(kind):
     public, other, out = smooth(40, 0), smooth(40, 1), torch.full((10,), 5e3)
     fine = torch.tensor([5.0, 10, 20, 40, 80, 160])
     torch.manual_seed(2)
@@ -254,7 +283,7 @@ def test_weights_rounded_together_lose_less_than_each_rounded_to_its_nearest(kin
     assert (weight - exact).abs().max() < 3
 
 
-def test_inputs_that_have_nothing_to_do_with_each_other_leave_nothing_to_gain():
+def test_uncorrelated_inputs_leave_nothing_to_gain():
     exact = 10 * torch.randn(4, 20, dtype=torch.float64)
     for rows in (exact, exact[:1]):
         before = rows.clone()

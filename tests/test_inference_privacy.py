@@ -1,6 +1,6 @@
-"""What each party sees is independent of the other's secret; and the test that says so fails where a mask is misused.
+"""What each party sees is independent of the other's secret; and the test of it fails where a mask is misused.
 
-A tiny network, a few hundred queries from seeds, every byte that goes between the parties recorded. Three views:
+A tiny network, a few hundred queries from seeds, every byte between the parties recorded. Three views:
 
     received  each byte a party receives, by position: uniform on 256 values
     opened    what both shares of a message add up to: uniform
@@ -46,7 +46,7 @@ PLAN, WEIGHTS = tiny(1)
 
 
 class Run:
-    """Many queries on one image in one session; all that was said: ``messages[side, direction, tag]`` (N, bytes)."""
+    """Many queries on one image in one session; all messages are in ``messages[side, direction, tag]`` (N, bytes)."""
 
     def __init__(self, image, queries=QUERIES, one_seed=False):
         self.queries, self.session = queries, Rehearsal(PLAN, WEIGHTS, seed=5)
@@ -201,7 +201,7 @@ def test_masked_weights_are_the_same_for_two_models():
 
 
 def head_messages(x, seeds):
-    """What goes between the parties in a normalised head of 8 features and 2 classes, by message: bytes (N, n)."""
+    """The messages of a normalised head of 8 features and 2 classes, by direction and tag: bytes (N, n)."""
     weights = [np.arange(16, dtype=np.uint64).reshape(2, 8)]
     shares = x.astype(np.uint64), np.zeros(8, np.uint64)
     runs = [with_weights(NormalisedOperation(8, 2, 40), shares, weights, weights[0][:, 0], seed) for seed in seeds]
@@ -247,6 +247,28 @@ def test_one_seed_at_both_parties_is_caught():
     run = Run(IMAGES[0], one_seed=True)
     caught = {(side, tag % TAGS) for (side, tag), rows, own in run.opened() if p_pairs(rows, own) < CAUGHT}
     assert {("patient", 0), ("provider", 0), ("patient", 1), ("provider", 1)} <= caught
+
+
+def test_the_crypto_provider_sends_nothing_else_from_its_memory(monkeypatch):
+    """The gaps between the arrays of a message are zeros, also where fresh memory is not."""
+    empty = np.empty
+
+    def dirty(*arguments, **options):
+        array = empty(*arguments, **options)
+        array.reshape(-1).view(np.uint8)[...] = 0xAA
+        return array
+
+    monkeypatch.setattr(np, "empty", dirty)
+    gaps = 0
+    for i, sent in CryptoProvider(PLAN, seed=5).deal():
+        layout = PLAN.operations[i][1].corrections
+        gap = sent.copy()
+        for array in layout.arrays(gap).values():
+            array[...] = 0
+        # what is left over are bytes of earlier corrections, which the provider has seen
+        gaps += layout.nbytes - sum(array.nbytes for array in layout.arrays(gap).values())
+        assert 0xAA not in gap
+    assert gaps
 
 
 def test_no_secret_in_representations_and_errors():

@@ -48,7 +48,7 @@ def test_fixed_point_is_right_to_half_a_unit(value, bits, exponent):
 
 
 @pytest.mark.parametrize("value", [2.0**11, -(2.0**11) - 1, np.nan, np.inf])
-def test_what_does_not_fit_the_ring_is_refused(value, refuses):
+def test_values_that_do_not_fit_the_ring_are_refused(value, refuses):
     with refuses("use a smaller scale"):
         encode([0.0, value], 2**20)
 
@@ -66,7 +66,7 @@ def test_no_two_streams_agree():
     assert fresh_seed(1, "a") == fresh_seed(1, "a") != fresh_seed(1, "b")
 
 
-def test_a_stream_is_as_long_as_asked_and_begins_alike():
+def test_streams_of_one_operation_begin_alike_whatever_their_length():
     long, short = np.empty(300_001, np.uint8), np.empty(7, np.uint8)
     fill(long, bytes(16), 3)
     fill(short, bytes(16), 3)
@@ -145,7 +145,7 @@ def test_ten_million_comparisons_at_the_edges():
 
 
 def test_a_positive_value_beyond_the_range_shows_as_wrong():
-    """The check itself: just below 2^31 the answer is allowed to be wrong, and is now and then."""
+    """Tests the check: just below 2^31 the answer may be wrong, and sometimes is."""
     values = np.full(2000, 2**31 - 2)
     with pytest.raises(AssertionError):
         check_relu(values, 0, run(ReLUOperation(len(values), 0), ring(values), seeds=seeds(3)))
@@ -183,7 +183,7 @@ def test_borrow_is_the_lexicographic_comparison_of_nibbles():
     ("kernel", "stride", "ceil"), [((3, 3), (2, 2), False), ((3, 3), (2, 2), True), ((2, 3), (1, 2), True)]
 )
 @pytest.mark.parametrize("shape", [(2, 7, 8), (1, 6, 6), (3, 3, 5)])
-def test_pooling_shapes_and_values_are_torch_s(shape, kernel, stride, ceil):
+def test_pooling_matches_torch_in_shapes_and_values(shape, kernel, stride, ceil):
     import torch
     import torch.nn.functional as F
 
@@ -201,7 +201,7 @@ def test_pooling_shapes_and_values_are_torch_s(shape, kernel, stride, ceil):
 
 
 @pytest.mark.parametrize("outputs", [(1, 1), (2, 3), (4, 4)])
-def test_average_pooling_is_torch_s(outputs):
+def test_average_pooling_matches_torch(outputs):
     import torch
     import torch.nn.functional as F
 
@@ -255,7 +255,7 @@ def test_convolution_of_shares_is_convolution(kernel, stride, padding):
     assert np.array_equal(signed(got), np.concatenate([wanted, wanted]))
 
 
-def test_the_normalised_head_is_the_plain_one():
+def test_the_normalised_head_equals_the_plain_one():
     rng = np.random.default_rng(0)
     x, w, bias = rng.integers(0, 2**20, 64), rng.normal(size=(5, 64)), rng.normal(size=5)
     w -= w.mean(1, keepdims=True)

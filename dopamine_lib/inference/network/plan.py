@@ -169,8 +169,8 @@ class Plan:
             return cls(**fields, layers=tuple(layers))
         except InputError:
             raise
-        except Exception as error:  # whatever is wrong with a text from elsewhere, it is no plan
-            raise InputError(f"no plan of a network ({type(error).__name__}): get it from the provider") from None
+        except Exception as error:  # whatever is wrong with a text from elsewhere, it is not a plan
+            raise InputError(f"this is no network's plan ({type(error).__name__}): get it from the provider") from None
 
     def digest(self) -> bytes:
         """32 bytes that two parties compare to know that they hold the same plan."""

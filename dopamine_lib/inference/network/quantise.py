@@ -1,7 +1,7 @@
-"""Real weights to integers with as little loss as 32 bits allow. All of it is the provider's private business.
+"""Real weights to integers with as little loss as 32 bits allow. All of it is the provider's secret.
 
-Each channel of a hidden value is multiplied by a number of its own, chosen so that on public images its range
-fills the bits there are; the next layer's weights are divided by it. ReLU and pooling commute with that, so the
+Each channel of a hidden value is multiplied by a number of its own, chosen so that on public images its range fills
+the available bits; the next layer's weights are divided by it. ReLU and pooling commute with that, so the
 network's output stays the same (Nagel et al. 2019, "Data-free quantization through weight equalization"). Gains are
 hidden in the weights: a layer's scale in the public plan says nothing about its magnitude.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 #: A channel's range is taken to be at least this share of the largest channel's: a channel that is quiet on public
 #: images may be loud on another.
 QUIETEST = 1 / 2
-#: Inputs of one sum beyond which weights are rounded each on its own: ``second_moments`` grows with their square.
+#: With more inputs in one sum, each weight is rounded on its own: ``second_moments`` grows with their square.
 MOST_TOGETHER = 4096
-#: Share of the inputs' mean energy that is added to each, so that no direction counts for nothing.
+#: Share of the inputs' mean energy that is added to each, so that the moments can be inverted.
 DAMPENING = 0.01
 
 
@@ -47,7 +47,7 @@ def second_moments(module: nn.Module, x: Tensor) -> Tensor:
     """Mean of u u^T (K, K), float64, over the inputs u (K,) of all sums that the layer makes of x (N, C, H, W)."""
     if isinstance(module, nn.Linear):
         parts = [x.flatten(1).T]
-    else:  # image by image: unfolded, an image takes nine times its room
+    else:  # image by image: unfolded for a 3 x 3 kernel, an image takes nine times its memory
         parts = (
             F.unfold(one, module.kernel_size, stride=module.stride, padding=module.padding)[0] for one in x.split(1)
         )
@@ -60,8 +60,8 @@ def second_moments(module: nn.Module, x: Tensor) -> Tensor:
 def round_together(exact: Tensor, moments: Tensor) -> Tensor:
     """Integers near ``exact`` (M, K) such that sums of inputs with them are near the exact ones.
 
-    Column by column: each is rounded, and the columns to come take over what it lost, as far as their inputs go
-    together with its own; ``moments`` (K, K) says how far. Without correlation this is plain rounding.
+    Each column in turn is rounded, and the columns after it make up for its error as far as their inputs correlate with
+    its own, which ``moments`` (K, K) says. Without correlation this is plain rounding.
     Frantar et al. 2023, "GPTQ: accurate post-training quantization", algorithm 1 with blocks of one column.
     """
     energy = moments.diagonal().mean().clamp_min(1e-9)

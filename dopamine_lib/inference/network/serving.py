@@ -1,8 +1,7 @@
 """From a model file to what the provider serves, and the public images that set the scales of its network.
 
-The images are synthetic eyes, and pictures nothing like an eye. An overflow inside a secret image goes unnoticed, so
-the ranges are taken over what is likely and over extremes, and ``compiler`` leaves room beyond them. No patient's image
-is used.
+The images are synthetic eyes and pictures nothing like an eye. An overflow inside a secret image goes unnoticed, so the
+ranges cover likely pictures and extreme ones, and ``compiler`` leaves room beyond them. No patient's image is used.
 """
 
 from pathlib import Path
@@ -27,7 +26,7 @@ def load(
 ) -> tuple[Plan, Weights, list[str]]:
     """Plan, integer weights and grades of a model that ``reproduce`` wrote, for images of ``size`` pixels.
 
-    backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
+    backbone  for a ``head``: file of its SqueezeNet; the embedded one by default
     size      the model's own by default
     Raises InputError for a file that is no such model and for a size out of bounds.
     """

@@ -14,7 +14,7 @@ sigma. All of it is shared: bits by exclusive or, and rho = sigma xor msb(r) as 
 
 Why this hides x: r, the six bits and sigma are uniform, independent of all else, and used once. So m, the masked bits
 and beta are uniform whatever x is: a simulator draws them from coins. A share of an opened value adds nothing, being
-the opened value minus one's own share. Used twice, m - m' would be x - x'.
+the opened value minus one's own share. With r used twice, m - m' would be x - x'.
 
 What is dropped: bits 0 … 14 are not compared, so where bits 15 … 30 of m and r agree, the borrow is taken as 0: a
 negative x above -2^15 may count as positive (and an x within 2^15 of the ring's end may count wrongly).

@@ -34,15 +34,19 @@ class BufferLayout:
     """Named arrays one behind the other in one buffer, each beginning at a multiple of 8 bytes.
 
     fields  name=(dtype, shape); integers are little-endian, as they travel
+
+    >>> layout = BufferLayout(bits=("u1", (3,)), m=("u4", (2,)))
+    >>> layout.nbytes, layout.arrays(bytes(16))["m"]
+    (16, array([0, 0], dtype=uint32))
     """
 
-    def __init__(self, **fields):
+    def __init__(self, **fields: tuple):
         self.fields = {
             name: (np.dtype(dtype).newbyteorder("<"), tuple(shape)) for name, (dtype, shape) in fields.items()
         }
         self.nbytes = sum(_rounded(dtype.itemsize * math.prod(shape)) for dtype, shape in self.fields.values())
 
-    def arrays(self, buffer) -> dict[str, np.ndarray]:
+    def arrays(self, buffer: np.ndarray | bytes) -> dict[str, np.ndarray]:
         """The arrays by name, as views of a buffer (nbytes,)."""
         arrays, at = {}, 0
         for name, (dtype, shape) in self.fields.items():
@@ -64,14 +68,14 @@ def _rounded(size: int) -> int:
 class Workspace:
     """Scratch arrays by name: asking again for a name gives the same memory, whatever it held.
 
-    A fresh array of several megabytes costs more in page faults than in arithmetic. Memory begins as zeros, since what
-    lies between the arrays of a layout is sent with them.
+    A fresh array of several megabytes costs more in page faults than in arithmetic. Memory begins as zeros, because
+    the gaps between the arrays of a layout are sent as well.
     """
 
     def __init__(self):
         self._buffers: dict[str, np.ndarray] = {}
 
-    def array(self, name: str, shape, dtype=np.uint32) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...], dtype: type = np.uint32) -> np.ndarray:
         """An array of this shape with undefined content, valid until the name is asked for again."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self._buffers or len(self._buffers[name]) < size:
@@ -85,7 +89,7 @@ class Party:
     def __init__(self, number: int, channel: Channel, workspace: Workspace | None = None):
         self.number, self.channel, self.workspace = number, channel, workspace or Workspace()
 
-    def open(self, tag: int, mine: np.ndarray, combine=np.add) -> np.ndarray:
+    def open(self, tag: int, mine: np.ndarray, combine: np.ufunc = np.add) -> np.ndarray:
         """Swap shares and combine them: both parties end with the same array. One round."""
         theirs = self.workspace.array("opened", mine.shape, mine.dtype)
         self.channel.exchange(tag, mine, theirs)
@@ -97,7 +101,7 @@ class Operation:
 
     patient, provider  what each draws from its seed, for every query
     corrections        what the crypto-provider sends to the provider, for every query
-    weight_masks       masks of the provider's weights, which it draws once a session; empty where it has no weights
+    weight_masks       what the provider draws once a session to mask its weights; empty where it has none
     """
 
     patient = provider = corrections = weight_masks = BufferLayout()

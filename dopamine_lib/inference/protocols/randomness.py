@@ -8,6 +8,7 @@ one session, which ``network.parties`` rules out; a new session, after a break o
 
 import hashlib
 import os
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -15,6 +16,7 @@ SEED_BYTES = 16
 #: Number of the key that a session's masks of the weights are drawn from; queries count from 0.
 SESSION = 2**64 - 1
 _ZEROS = bytes(2**18)
+Buffer = Any  # a writable array or bytearray
 
 
 def fresh_seed(seed: int | None = None, *purpose: str) -> bytes:
@@ -32,7 +34,7 @@ def query_key(seed: bytes, query: int) -> bytes:
     return hashlib.blake2b(query.to_bytes(8, "big"), key=seed, digest_size=16).digest()
 
 
-def fill(buffer, key: bytes, operation: int) -> None:
+def fill(buffer: Buffer, key: bytes, operation: int) -> None:
     """Fill a writable buffer with the stream of one operation: the counter starts at operation * 2^64.
 
     >>> buffer = bytearray(4)
