@@ -59,7 +59,7 @@ class Dataset:
 
     @property
     def fit(self) -> np.ndarray:
-        """Training patients without the validation patients, to train with hyperparameters that are being chosen."""
+        """Training patients without the validation patients, for training while hyperparameters are chosen."""
         return np.setdiff1d(self.train, self.validation)
 
     def rows(self, keep: np.ndarray) -> "Dataset":
