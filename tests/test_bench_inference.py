@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dopamine_lib.benchmarks import inference
+from dopamine_lib.benchmarks.measure import at_most
 
 
 def test_crypten_is_held_against_offline_and_online_together():
@@ -17,9 +18,9 @@ def test_crypten_is_held_against_offline_and_online_together():
 
 
 def test_a_bound_holds_or_not():
-    assert inference._bounded("x", 0.4, "s", 0.4)["holds"] is True
-    assert inference._bounded("x", 0.41, "s", 0.4)["holds"] is False
-    assert inference._bounded("x", 0.41, "s", None)["target"] is None
+    assert at_most("x", 0.4, "s", 0.4)["holds"] is True
+    assert at_most("x", 0.41, "s", 0.4)["holds"] is False
+    assert at_most("x", 0.41, "s", None)["target"] is None
 
 
 @pytest.mark.slow

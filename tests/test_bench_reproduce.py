@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dopamine_lib.benchmarks import reproduce
+from dopamine_lib.benchmarks.measure import at_most
 
 
 @pytest.fixture
@@ -13,8 +14,8 @@ def no_aptos(monkeypatch, tmp_path):
 
 
 def test_a_target_holds_or_is_missed(no_aptos):
-    assert reproduce._promised("x", 40.0, 40)["holds"] is True
-    missed = reproduce._promised("x", 41.0, 40, "one process", 82.0)
+    assert at_most("x", 40.0, "s", 40)["holds"] is True
+    missed = at_most("x", 41.0, "s", 40, "one process", 82.0)
     assert missed["holds"] is False and missed["ratio"] == pytest.approx(0.5)
     assert reproduce._aptos() is None
 

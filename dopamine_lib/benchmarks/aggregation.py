@@ -14,7 +14,7 @@ from dopamine_lib.benchmarks.aggregation_rounds import (
     reference_encode,
     updates,
 )
-from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.encryption.codec import Codec
 
 SQUEEZENET, HEAD = 725_061, 2_565  # parameters
@@ -86,5 +86,4 @@ def _head_row(d: int, hospitals: int, repeats: int) -> dict:
     packed, masks = MeasuredRound("packed", d, hospitals), MaskedRound(d, hospitals)
     interleaved({"packed": packed, "masks": masks}, 10 * repeats)
     seconds, peer = hospitals * packed.median("round"), hospitals * statistics.median(masks.seconds[1:])
-    name, target = f"round of all {hospitals} hospitals, d = {d}, packed", "at most 0.09 s"
-    return row(name, seconds, "s", "masks", peer, seconds / peer, target, seconds <= 0.09)
+    return at_most(f"round of all {hospitals} hospitals, d = {d}, packed", seconds, "s", 0.09, "masks", peer)

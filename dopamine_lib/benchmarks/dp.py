@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.benchmarks import cost
-from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.machine import keep_freed_memory
 from dopamine_lib.models.networks import build, load_weights
 from dopamine_lib.privacy.dpsgd import Task, noise_share
@@ -110,10 +110,7 @@ def federated_rows(case: Case, repeats: int) -> list[dict]:
     rows = [compared(name, seconds["ours"], f"{HOSPITALS} Opacus models", seconds["peer"], least=case.least)]
     if case.minutes is not None:
         minutes = rows[0]["value"] * ITERATIONS / 60
-        target = f"at most {case.minutes} min"
-        rows.append(
-            row(f"{ITERATIONS} iterations: {case}", minutes, "min", target=target, holds=minutes <= case.minutes)
-        )
+        rows.append(at_most(f"{ITERATIONS} iterations: {case}", minutes, "min", case.minutes))
     return rows
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
 
@@ -64,18 +64,18 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
     total = statistics.median(answer["seconds_online"] + answer["seconds_offline"] for answer in counted)
     amounts = counted[0]["bytes"]
     rows = [
-        _bounded(f"online, {size} px", online, "s", 0.4 if size == 224 else None),
-        _bounded(f"offline and online, {size} px", total, "s", 0.8 if size == 224 else None),
+        at_most(f"online, {size} px", online, "s", 0.4 if size == 224 else None),
+        at_most(f"offline and online, {size} px", total, "s", 0.8 if size == 224 else None),
         row("online against plain torch, 1 thread", online, "s", "torch", seconds["plain"], online / seconds["plain"]),
-        _bounded("both directions online", (amounts["online_sent"] + amounts["online_received"]) / 1e6, "MB", 60),
-        _bounded("crypto-provider to provider", amounts["offline_to_provider"] / 1e6, "MB", 100),
-        _bounded("crypto-provider to patient, once a session", amounts["offline_to_patient"], "bytes", 16),
+        at_most("both directions online", (amounts["online_sent"] + amounts["online_received"]) / 1e6, "MB", 60),
+        at_most("crypto-provider to provider", amounts["offline_to_provider"] / 1e6, "MB", 100),
+        at_most("crypto-provider to patient, once a session", amounts["offline_to_patient"], "bytes", 16),
         row("rounds online", counted[0]["rounds"], "rounds"),
-        _bounded("largest error of a logit, of the logits' range", error / float(np.ptp(logits)), "of 1", 1e-3),
+        at_most("largest error of a logit, of the logits' range", error / float(np.ptp(logits)), "of 1", 1e-3),
     ]
     if PROC:
         rows += [
-            _bounded("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
+            at_most("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
             row("processor time of the three, a query", statistics.median(processor[warm_up:]), "s"),
         ]
     if "crypten" in functions:
@@ -92,12 +92,6 @@ def _against_crypten(peer: float, online: float, total: float, size: int) -> lis
         row("offline and online against CrypTen", total, "s", "crypten 0.4.1", peer, peer / total, target, holds),
         row("online alone against CrypTen", online, "s", "crypten 0.4.1", peer, peer / online),
     ]
-
-
-def _bounded(name: str, value: float, unit: str, most: float | None) -> dict:
-    if most is None:
-        return row(name, value, unit)
-    return row(name, value, unit, target=f"at most {most:g} {unit}", holds=value <= most)
 
 
 def _model_and_image(folder: Path, size: int):

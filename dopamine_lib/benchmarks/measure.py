@@ -73,6 +73,20 @@ def row(
     }
 
 
+def at_most(
+    name: str, value: float, unit: str, most: float | None, peer: str | None = None, peer_value: float | None = None
+) -> dict:
+    """One figure that should be at most ``most``, in its own unit; None for no target.
+
+    >>> line = at_most("online", 0.5, "s", 0.4)
+    >>> line["target"], line["holds"]
+    ('at most 0.4 s', False)
+    """
+    ratio = None if peer is None else value / peer_value
+    target, holds = (None, None) if most is None else (f"at most {most:g} {unit}", value <= most)
+    return row(name, value, unit, peer, peer_value, ratio, target, holds)
+
+
 def machine() -> str:
     """The machine behind the figures, in one line: processor, cores, load, system and versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dopamine_lib.benchmarks.measure import interleaved, medians, row, write
+from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import SETTINGS
@@ -50,19 +50,14 @@ def run(
     warm, alone = seconds[None], seconds[1]
     whole = f"{len(settings)} settings x {runs} runs"
     rows = [
-        _promised(f"{whole}, nothing cached", cold, COLD_TARGET),
-        _promised(f"{whole}, cached", warm, WARM_TARGET, "one process", alone),
+        at_most(f"{whole}, nothing cached", cold, "s", COLD_TARGET),
+        at_most(f"{whole}, cached", warm, "s", WARM_TARGET, "one process", alone),
     ]
     aptos = _aptos()
     if aptos is not None:
         Experiment.load(Options(**aptos))  # decoding and features do not count
-        rows.append(_promised(f"{whole}, APTOS-2019, cached", _job_seconds(options | aptos), APTOS_TARGET))
+        rows.append(at_most(f"{whole}, APTOS-2019, cached", _job_seconds(options | aptos), "s", APTOS_TARGET))
     return write([*rows, *_setting_rows(settings, repeats)], path)
-
-
-def _promised(name: str, seconds: float, target: float, peer: str | None = None, peer_seconds=None) -> dict:
-    ratio = None if peer is None else seconds / peer_seconds
-    return row(name, seconds, "s", peer, peer_seconds, ratio, f"at most {target} s", seconds <= target)
 
 
 def _job_seconds(options: dict, *, workers: int | None = None, cache: str | None = None) -> float:
