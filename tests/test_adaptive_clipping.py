@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
+from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead, AdaptiveServer
 from dopamine_lib.fairness.balanced import LEAST_SHARE, BalancedHead, class_weights
-from dopamine_lib.fairness.fairer import AdaptiveServer, ThinnedHospital
+from dopamine_lib.fairness.group_sampling import ThinnedHospital
 from dopamine_lib.fairness.measures import graded, group_epsilons, measures
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options

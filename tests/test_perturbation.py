@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from dopamine_lib.fairness import output_perturbation as module
-from dopamine_lib.fairness.alternatives import CENTRE, choose_regularisation, perturbed_head
+from dopamine_lib.fairness.alternatives import MEAN_NOISE, choose_regularisation, perturbed_head
 from dopamine_lib.fairness.output_perturbation import TOLERANCE, clip_rows, output_perturbation, sensitivity, solve
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
@@ -156,7 +156,7 @@ def test_a_head_of_the_kits_patients_keeps_to_epsilon_with_the_mean_features(sma
     head, graded = perturbed_head(experiment, 3.0, 5.0, federated=federated)
     assert graded.shape == (len(experiment.test), 5) and np.allclose(graded.sum(1), 1)
     z = head.noise / head.sensitivity
-    assert gaussian_delta((z**-2 + CENTRE**-2) ** -0.5, 3.0) == pytest.approx(1e-4, rel=1e-6)
+    assert gaussian_delta((z**-2 + MEAN_NOISE**-2) ** -0.5, 3.0) == pytest.approx(1e-4, rel=1e-6)
     clean, certain = perturbed_head(experiment, None, 5.0, federated=federated)
     assert clean.noise == 0 and not np.allclose(certain, graded)
 

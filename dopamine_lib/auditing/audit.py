@@ -89,7 +89,7 @@ def one_run_audit(
     """Guess that the highest scores belong to canaries that were in, the lowest to those that were out.
 
     scores, included  (m,): the score of each canary, and its fair coin
-    guesses  shares of the canaries that are guessed, half of them at either end; fixed before looking at the scores.
+    guesses  shares of the canaries to guess at, half of them at either end; fixed before looking at the scores.
              The best of several shares is taken, each at its part of the risk (Bonferroni)
     Raises InputError for fewer than 10 canaries, scores that are not finite, or a share outside (0, 1].
     """
@@ -129,7 +129,7 @@ def claims(
 
 @dataclass(frozen=True)
 class Verdict:
-    """The claim that looked weakest, and what the other half of the samples shows of it.
+    """The claim that looked weakest, and what the other half of the samples shows about it.
 
     epsilon  lower bound of the true epsilon at ``claim.delta``
     delta    lower bound of the true delta at ``claim.epsilon``
@@ -147,7 +147,7 @@ class Verdict:
         """Whether the claim is disproved."""
         return self.epsilon > self.claim.epsilon
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{'BROKEN' if self.broken else 'holds'}: epsilon at least {self.epsilon:.2f}, claimed "
             f"{self.claim.epsilon:.2f} at delta {self.claim.delta:g}"
@@ -155,12 +155,12 @@ class Verdict:
 
 
 def audit(on_d: ArrayLike, on_d_prime: ArrayLike, claimed: Sequence[Claim], confidence: float = 0.95) -> Verdict:
-    """Test an accountant's claims by samples on D and on its neighbour D'.
+    """Test an accountant's claims with samples on D and on its neighbour D'.
 
     on_d, on_d_prime  scores (n,) and (m,) of independent releases, at least 200 of each
     claimed           the claims; the one to test and the event to test it by are chosen on the first half of the
                       samples, so that the second half decides one question, at the full confidence
-    Raises InputError as ``checker.epsilon_lower_bound``, and without claims.
+    Raises InputError as ``checker.epsilon_lower_bound`` does, and without claims.
     """
     if not claimed:
         raise InputError("there is nothing to test: give at least one claim")

@@ -1,4 +1,4 @@
-"""Gradient canaries: patients made so that Algorithm 1 gives them away as far as its bound allows, and no further.
+"""Gradient canaries: patients made up so that Algorithm 1 gives them away as far as its bound allows, and no further.
 
 A canary is alone in a coordinate of the features and so large there that its gradient is always clipped: whatever the
 model is, it adds C in one direction that nobody else moves. What runs is the kit's own ``Training``, with its
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +27,19 @@ from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
-#: Moves no model measurably, so that every round is one more draw of the same step.
+#: A learning rate that moves no model measurably, so that every round is one more draw of the same step.
 STANDSTILL = 1e-9
 #: Length of a canary's features: its gradient is clipped at any clipping norm of use.
 STRENGTH = 1000.0
+#: Puts a fault into a Training before it begins (``planted_faults``).
+Plant = Callable[[Training], object]
 
 
 class Watcher(PlainAggregation):
     """Adds up in the clear and keeps what ``look(messages, total)`` makes of every round.
 
-    It is the auditor's eye, not a way to train: ``seen`` grows by one entry a round. Every ``rounds`` rounds another
-    release begins, in which nothing of the one before may be left.
+    It is the auditor's eye, not a way to train: ``seen`` grows by one entry per round. Every ``rounds`` rounds a new
+    release begins, to which nothing may be carried over.
     """
 
     def __init__(self, look: Callable[[dict[int, Tensor], Tensor], object], rounds: int = 1):
@@ -50,7 +53,7 @@ class Watcher(PlainAggregation):
 
 
 def canary_head(patients: int, strength: float = STRENGTH) -> HeadTask:
-    """So many ordinary patients and one canary, the last, for a head with two classes on patients + 1 features."""
+    """``patients`` ordinary patients and one canary, the last, for a head with two classes on patients + 1 features."""
     features = torch.eye(patients + 1)
     features[-1] *= strength
     return HeadTask(_zeros(patients + 1, 2), features, torch.arange(patients + 1) % 2)
@@ -65,7 +68,7 @@ def _zeros(features: int, classes: int) -> nn.Linear:
 
 @dataclass(frozen=True)
 class Scene:
-    """A tiny federation whose first hospital has a canary or has not, and what the server sees of it.
+    """A tiny federation with or without a canary in its first hospital, and what the server sees of it.
 
     setting        name of one of the five; its sample rate and noise multiplier are replaced, all hospitals take part
     rounds         rounds in one release, which are composed
@@ -91,7 +94,9 @@ class Scene:
         """What one release is charged for."""
         return (SampledGaussian(self.noise_multiplier, self.sample_rate, self._declared(1).steps),)
 
-    def training(self, canary: bool, releases: int, randomness: Randomness, *, run=0, task=None) -> Training:
+    def training(
+        self, canary: bool, releases: int, randomness: Randomness, *, run: int = 0, task: Task | None = None
+    ) -> Training:
         """The federation, ready to train for ``releases`` times ``rounds`` rounds, with a Watcher that looks on."""
         declared = self._declared(releases)
         hospitals = self.hospitals if declared.federated else 1
@@ -124,11 +129,19 @@ class Scene:
             )
         return gradient / gradient.norm()
 
-    def watch(self, canary: bool, releases: int, randomness: Randomness, *, plant=None, adversary="server"):
-        """How far each release points the canary's way: float64 (releases,).
+    def watch(
+        self,
+        canary: bool,
+        releases: int,
+        randomness: Randomness,
+        *,
+        plant: Plant | None = None,
+        adversary: str = "server",
+    ) -> np.ndarray:
+        """How far each release points in the canary's direction: float64 (releases,).
 
         adversary  "server" adds up what it sees of all rounds, in units of C; "outsider" sees the final model
-        plant      function that is given every Training before it begins, to put a fault into it
+        plant      a fault to put into every Training
         """
         # while the model stands still nothing is carried over: one long run serves all releases
         together = releases if adversary == "server" and self.learning_rate == STANDSTILL else 1
@@ -144,8 +157,10 @@ class Scene:
                 seen.append([float((training.task.start - training.server.model) @ self.direction(training.task))])
         return np.concatenate(seen)
 
-    def audit(self, releases: int = 5000, *, seed=None, confidence: float = 0.95, **watched) -> Verdict:
-        """``releases`` with the canary and as many without, held against everything the accountant promises.
+    def audit(
+        self, releases: int = 5000, *, seed: int | None = None, confidence: float = 0.95, **watched: Any
+    ) -> Verdict:
+        """``releases`` with the canary and as many without, compared with everything the accountant claims.
 
         seed     for a repeatable audit: teaching and tests
         watched  ``plant`` and ``adversary`` of ``watch``
@@ -181,9 +196,9 @@ class CanaryRun:
     epsilon: dict[str, float | None]
     delta: float
 
-    def audit(self, adversary: str = "server", **more) -> OneRun:
+    def audit(self, adversary: str = "server") -> OneRun:
         """What the guesses of this adversary prove."""
-        return one_run_audit(self.scores[adversary], self.included, self.delta, **more)
+        return one_run_audit(self.scores[adversary], self.included, self.delta)
 
 
 def canary_run(
@@ -197,14 +212,14 @@ def canary_run(
     strength: float = 3.0,
     delta: float = DELTA,
     seed: int | None = None,
-    plant=None,
+    plant: Plant | None = None,
 ) -> CanaryRun:
     """Train once, on ``features`` (N, p) with ``labels`` (N,) and on each of the canaries with probability one half.
 
     The head gets one more feature for every canary, in which all others are 0. Canaries are dealt out to all hospitals.
-    features  by default those of one patient a hospital, without any; at least one patient a hospital
-    strength  length of a canary's features: enough to be clipped, and little enough that the model does not learn it
-              by heart at once, after which it would have no gradient
+    features  of at least one patient per hospital; by default one patient per hospital, with no features
+    strength  length of a canary's features: long enough to be clipped, short enough that the model does not learn it by
+              heart at once, after which it would have no gradient
     seed      for a repeatable run: teaching and tests
     """
     randomness = Randomness(None if seed is None else f"canary run {seed}")
@@ -212,7 +227,7 @@ def canary_run(
     labels = torch.zeros(len(features), dtype=torch.int64) if labels is None else labels
     ordinary, width = features.shape
     if ordinary < hospitals:
-        raise InputError(f"{ordinary} patients are too few for {hospitals} hospitals: every one needs a patient")
+        raise InputError(f"{ordinary} patients are too few for {hospitals} hospitals: each needs at least one")
     classes = max(2, int(labels.max()) + 1)
     everybody = torch.zeros(ordinary + canaries, width + canaries)
     everybody[:ordinary, :width] = features

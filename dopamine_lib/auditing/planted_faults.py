@@ -1,4 +1,4 @@
-"""Faults to plant into a Training, to see whether an audit catches them.
+"""Faults to plant in a Training, to see whether an audit catches them.
 
 Every function changes one ``Training`` that ``canaries`` watches, before it begins. Only the audit chapter and the
 tests call them; the code that trains has no switch for any of them.
@@ -15,7 +15,7 @@ MOMENTUM = 0.9
 
 
 def scale_noise(training: Training, factor: float) -> None:
-    """Noise of another size than the bound counts on."""
+    """Noise of another size than the one that the bound counts on."""
     for hospital in training.hospitals:
         sound = hospital.noised
         hospital.noised = lambda clipped_sum, step, sound=sound: (
@@ -24,7 +24,7 @@ def scale_noise(training: Training, factor: float) -> None:
 
 
 def half_noise(training: Training) -> None:
-    """Half of the noise: sigma taken for the standard deviation of two, say."""
+    """Half the noise: sigma / 2 where sigma is meant."""
     scale_noise(training, 0.5)
 
 
@@ -34,7 +34,7 @@ def noise_by_hospitals(training: Training) -> None:
 
 
 def no_noise_on_an_empty_batch(training: Training) -> None:
-    """Nobody sampled, nothing to hide, nothing added (register, row 3): the absence of noise tells."""
+    """Nobody sampled, nothing to hide, nothing added (register, row 3): the absence of noise gives it away."""
     for hospital in training.hospitals:
         sound = hospital.noised
         hospital.noised = lambda clipped_sum, step, sample=hospital.sample, sound=sound: (
@@ -43,7 +43,7 @@ def no_noise_on_an_empty_batch(training: Training) -> None:
 
 
 def clipping_after_averaging(training: Training) -> None:
-    """The average gradient is clipped instead of every patient's: one patient can turn all of it."""
+    """The average gradient is clipped instead of every patient's: one patient can turn the whole of it."""
     sound = training.task.clipped_sums
 
     def clipped_sums(w, index, max_grad_norm, group=None, groups=1):

@@ -1,14 +1,14 @@
 """The models of a membership attack: targets as ``reproduce`` makes them, and the attacker's shadow models.
 
 A target is one run of one setting on its own split of the patients into training and test, so that every patient is a
-member of some targets and a stranger to others. The attacker has records like these and trains shadow heads on random
+member of some targets and not of others. The attacker has records like these and trains shadow heads on random
 halves of them, with the setting's published parameters: many at once, in one batched product a step. Their training
 equals ``federation.training`` up to who draws the randomness, which is a fast seeded generator here: the noise of an
 attacker's own models hides nobody.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -51,7 +51,7 @@ def other_split(experiment: Experiment, seed: int) -> Experiment:
 
 @dataclass(frozen=True)
 class Targets:
-    """Attacked models: phi (T, N) of all patients, members bool (T, N), and accuracy (T,) on the strangers.
+    """Attacked models: phi (T, N) of all patients, members bool (T, N), and accuracy (T,) on the test images.
 
     epsilon  of the worst-off ledger of all targets by the PRV accountant; None where nothing is private
     """
@@ -84,7 +84,7 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
 
 
 @contextlib.contextmanager
-def shared_targets(told: dict):
+def shared_targets(told: dict) -> Iterator[Callable[[dict, Callable], dict]]:
     """A worker of the pool: ``target_record`` for the introduction's experiment, on one thread."""
     options = told["options"] | {"settings": tuple(told["options"]["settings"])}
     with threads(1):
@@ -108,18 +108,18 @@ def target_record(experiment: Experiment, name: str, run: int) -> dict:
 def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:
     """phi (count, N) of shadow heads, each trained on a random half of all patients; NaN for those in that half.
 
-    Two by two the halves are a whole, so half of the models are strangers to a patient. Raises InputError for an odd
-    count or fewer than 4, and for another model than a head: those are too slow to be trained by the dozen.
+    The halves come in complementary pairs, so half of the models were trained without any given patient. Raises
+    InputError for an odd count or fewer than 4, and for any model but the head: others are too slow to train in bulk.
     """
     if experiment.options.model != "head":
         raise InputError("shadow models are trained for --model head only: its training takes seconds")
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)
-    patients, hospitals = [], plan.hospitals
+    patients = []
     for _ in range(count // 2):  # who is in which hospital is not known to the attacker, and need not be
         for half in np.array_split(rng.permutation(len(experiment.dataset)), 2):
-            patients.append(np.array_split(half, hospitals))
+            patients.append(np.array_split(half, plan.hospitals))
     x, phi, classes = F.pad(experiment.features, (0, 1), value=1.0), [], len(experiment.dataset.grades)
     for first in range(0, count, TOGETHER):
         some = patients[first : first + TOGETHER]
@@ -205,11 +205,8 @@ class _Crowd:
         starts = np.cumsum([0, *map(len, groups)])[:-1, None]
         index = torch.from_numpy(np.concatenate(groups)[starts + position])
         # an input is a (x - m): the products are taken with x as it is, so that the batch is read twice and not more
-        x, m, a = (
-            self.features.index_select(0, index.flatten()).view(*index.shape, -1),
-            self.mean[model],
-            self.stretch,
-        )
+        x = self.features.index_select(0, index.flatten()).view(*index.shape, -1)
+        m, a = self.mean[model], self.stretch
         products = x @ torch.cat([w[..., :-1], m[:, None]], dim=1).mT  # the last column is x m
         logits = a * (products[..., :-1] - (w[..., :-1] @ m[..., None]).mT) + w[..., None, :, -1]
         error = torch.softmax(logits, dim=-1) - self.onehot[index]

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dopamine_lib.errors import check_within
+from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.federation.server import Server
+from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import HeadTask
 
@@ -92,3 +94,34 @@ class AdaptiveHead(HeadTask):
 
     def _matrix(self, w: Tensor) -> Tensor:
         return super()._matrix(w[:-1])
+
+
+class AdaptiveServer(Server):
+    """The server of an ``AdaptiveHead``: w (d + 1,) ends in log C, which follows a quantile of the gradients' norms.
+
+    Handed to ``Training`` as ``server=``. It works on totals, which are noisy already, so it costs no privacy.
+    """
+
+    def __init__(self, start: Tensor, setting: Setting, choice: Choice, population: int, clip: AdaptiveClip):
+        super().__init__(start, setting, choice, population)
+        self.clip = clip
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The clip C of the next step."""
+        return float(self.w[-1].exp())
+
+    def gradient_step(self, gradient: Tensor) -> None:
+        """A step of the model at the present clip, and one of the clip; ``gradient`` (d + 1,) is total / (q N)."""
+        gradient = gradient / self.choice.max_grad_norm
+        own = gradient[:-1] * (self.max_grad_norm / self.clip.gradient_scale)
+        # the bits' sum over the expected batch: unbiased, and no count of who was sampled is needed
+        share = 0.5 + gradient[-1] / self.clip.bit_scale
+        self.velocity = self.choice.momentum * self.velocity + torch.cat([own, own.new_zeros(1)])
+        change = -self.choice.learning_rate * self.velocity
+        change[-1] = self.clip.next(self.w[-1], share) - self.w[-1]
+        self._move(change)
+
+    def average_step(self, change: Tensor) -> None:
+        """Raises InputError: where hospitals take local steps their gradients' norms are not those of one model."""
+        raise InputError("adaptive clipping needs one step a round; choose CDP or FSCDP")

@@ -1,8 +1,10 @@
 """Output perturbation as an alternative to DP-SGD for the head, on the same patients at the same epsilon.
 
-Like training, it first asks for the patients' mean features, with noise, and measures the features from there; what
-that spends is left out of what the answer may spend. The regularisation is chosen on validation patients.
+Like training, it first asks for the patients' mean features, with noise, and centres the features on them; what that
+spends is taken off what the answer may spend. The regularisation is chosen on validation patients.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from dopamine_lib.privacy.head import STRETCH
 from dopamine_lib.privacy.randomness import Randomness
 
 #: Noise multiplier of the mean features.
-CENTRE = 20.0
+MEAN_NOISE = 20.0
 #: Features, centred and stretched as for training, have norms about 1.2; with the bias' 1 most are below this.
 RADIUS = 1.6
 #: Regularisations tried on validation patients.
@@ -29,7 +31,7 @@ def perturbed_head(
     """The released head at epsilon ``target`` (None: without noise) and its probabilities (N, classes) on the test set.
 
     federated  every hospital solves for its own patients and adds its share of noise; else one curator solves for all
-    Raises InputError for another model than the head, or arguments out of bounds.
+    Raises InputError for any model but the head, or arguments out of bounds.
     """
     options = experiment.options
     if options.model != "head":
@@ -39,7 +41,7 @@ def perturbed_head(
     randomness = Randomness(options.seed)
     total = sum(task.feature_sum(torch.as_tensor(own)) for own in hospitals)
     if target is not None:
-        total = total + randomness.stream("output perturbation", run, "centre").normal(len(total), CENTRE)
+        total = total + randomness.stream("output perturbation", run, "centre").normal(len(total), MEAN_NOISE)
     centred = (STRETCH * (experiment.features - total / len(experiment.train))).numpy()
     dataset: Dataset = experiment.dataset
     head = output_perturbation(
@@ -52,17 +54,19 @@ def perturbed_head(
         epsilon=target,
         delta=options.delta,
         randomness=randomness,
-        before=None if target is None else CENTRE,
+        before=None if target is None else MEAN_NOISE,
         run=run,
     )
     logits = torch.from_numpy(clip_rows(centred[experiment.test], RADIUS)) @ head.weights.double().T
     return head, logits.softmax(1).numpy()
 
 
-def choose_regularisation(experiment: Experiment, target: float | None, *, federated: bool, grid=GRID) -> float:
-    """The regularisation of ``grid`` that grades most validation patients right, on average over the runs.
+def choose_regularisation(
+    experiment: Experiment, target: float | None, *, federated: bool, grid: Sequence[float] = GRID
+) -> float:
+    """The regularisation of ``grid`` that grades the most validation patients right, on average over the runs.
 
-    experiment  ``Experiment.held_out``: it sees no test image. The looking is not in epsilon.
+    experiment  ``Experiment.held_out``: it sees no test image. That looking is not in epsilon.
     """
     labels = experiment.dataset.labels[experiment.test]
 

@@ -61,7 +61,7 @@ def draw_subgroups(tables: dict[float, list[dict]], by: str) -> Figure:
 
 
 def draw_measures(rows: list[dict], columns: list[tuple[str, str]]) -> Figure:
-    """Measures side by side: for each (key, title) of ``columns`` a panel of means with intervals.
+    """Measures side by side: a panel of means with intervals for each (key, title) of ``columns``.
 
     rows  dicts with "measure" and, by key, a dict of mean, low and high. The first row is the one to compare with.
     """

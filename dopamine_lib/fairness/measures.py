@@ -1,11 +1,12 @@
 """What helps the worst-off group, each measure accounted for and at the same epsilon: FSCDP as it is, and three more.
 
-group-aware sampling   one group's patients are in a step with a larger q. The bound is the one at that q: sigma is
-                       calibrated for it, and all others, who are sampled less, have a smaller epsilon.
+group-aware sampling   one group's patients are sampled at a larger q (``group_sampling``). The bound is the one at
+                       that q: sigma is calibrated for it, and all others, who are sampled less, have a smaller
+                       epsilon.
 adaptive clipping      C follows a quantile of the gradients' norms; the bits it needs share each step's noise
-                       (``privacy.adaptive_clipping``).
+                       (``adaptive_clipping``).
 class-balanced loss    rare grades weigh more, by noisy class counts that share the first release with the mean
-                       features (``privacy.balanced``).
+                       features (``balanced``).
 
 Which group is favoured, and how far, is decided by looking at validation patients; that looking is not in epsilon.
 """
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
+from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead, AdaptiveServer
 from dopamine_lib.fairness.balanced import BalancedHead
-from dopamine_lib.fairness.fairer import AdaptiveServer, ThinnedHospital
+from dopamine_lib.fairness.group_sampling import ThinnedHospital
 from dopamine_lib.fairness.utility import at_epsilon, probabilities
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.settings import Choice, Setting
@@ -33,7 +34,7 @@ COUNTED = 20.0
 
 @dataclass(frozen=True)
 class Measure:
-    """A way to train FSCDP: its record, its choice, and what makes a run of it."""
+    """A way to train FSCDP: its setting, its choice, and a function that makes a run, by number, not yet begun."""
 
     name: str
     setting: Setting
@@ -104,10 +105,10 @@ def graded(experiment: Experiment, measure: Measure) -> np.ndarray:
 
 
 def group_epsilons(measure: Measure, boost: float, delta: float, accountant: str = "prv") -> dict[str, float]:
-    """Epsilon of those whom group-aware sampling favours, and of everybody else, who is drawn at q / boost."""
+    """Epsilon of the patients whom group-aware sampling favours, and of the others, who are drawn at q / boost."""
     setting, first = measure.setting, SampledGaussian(measure.choice.centre, 1.0, 1)
-    found = {}
-    for who, rate in (("favoured", setting.sample_rate), ("others", setting.sample_rate / boost)):
-        steps = SampledGaussian(setting.noise_multiplier, rate, setting.steps)
-        found[who] = epsilon((first, steps), delta, accountant)
-    return found
+
+    def at(rate):
+        return epsilon((first, SampledGaussian(setting.noise_multiplier, rate, setting.steps)), delta, accountant)
+
+    return {"favoured": at(setting.sample_rate), "others": at(setting.sample_rate / boost)}

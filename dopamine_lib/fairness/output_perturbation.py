@@ -63,8 +63,8 @@ def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
 def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: float) -> np.ndarray:
     """The minimiser (classes, p + 1) of J, to a gradient of norm ``TOLERANCE``, by L-BFGS.
 
-    rows float64 (N, p + 1), labels int (N,). Raises RuntimeError if the solver stops before: the bound would not
-    hold for its answer.
+    rows float64 (N, p + 1), labels int (N,). Raises RuntimeError if the solver stops earlier: the bound would
+    not hold for its answer.
     """
     onehot = np.eye(classes)[labels]
 

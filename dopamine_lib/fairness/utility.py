@@ -5,10 +5,13 @@ rule, ``settings.slower``, whose exponent is chosen on validation patients (``va
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dopamine_lib.errors import InputError, check_within
@@ -20,11 +23,11 @@ from dopamine_lib.federation.settings import CHOICES, Choice, Setting, choice_fo
 from dopamine_lib.federation.training import Training
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
-#: The setting whose choices a private one takes where there is no noise.
+#: The setting whose choice a private one takes where there is no noise.
 WITHOUT_NOISE = {"CDP": "C", "FPDP": "F", "FSCDP": "C"}
-#: Of the learning rate's rule: of 0, 1/2 and 1 the best on validation patients.
+#: The exponent of the learning rate's rule: of 0, 1/2 and 1 the best on validation patients.
 EXPONENT = 1.0
-#: Learning rate without clipping beyond which longer steps no longer make up for fewer.
+#: Without clipping: the learning rate beyond which longer steps no longer make up for there being fewer.
 LONGEST = 2.0
 
 
@@ -40,7 +43,7 @@ def at_epsilon(
 ) -> tuple[Setting, Choice]:
     """A private setting and its choice at epsilon ``target``; at infinity without noise and clipping.
 
-    shorter  take 1 / shorter of the rounds with steps ``shorter`` times as long: for pages that must be quick
+    shorter  take 1 / shorter of the rounds, with steps ``shorter`` times as long: for chapters that must be quick
     boost    multiply the paper's q, e.g. for a group that is sampled more often
     centre   noise multiplier of the mean features, by default what ``choice_for`` says
     Raises InputError for a setting without privacy, or arguments out of bounds.
@@ -67,13 +70,13 @@ def at_epsilon(
 
 @torch.no_grad()
 def probabilities(experiment: Experiment, training: Training) -> np.ndarray:
-    """float64 (N, classes): what the model handed out thinks of the experiment's test images."""
+    """float64 (N, classes): the grades' probabilities for the test images, by the model handed out."""
     logits = training.task.logits(training.server.model, torch.as_tensor(experiment.test))
     return logits.double().softmax(1).numpy()
 
 
-def runs_at(experiment: Experiment, name: str, target: float, **tailoring) -> tuple[Setting, Choice, np.ndarray]:
-    """Train ``options.runs`` runs of a setting at ``target``: its record, its choice, probabilities (R, N, classes)."""
+def runs_at(experiment: Experiment, name: str, target: float, **tailoring: Any) -> tuple[Setting, Choice, np.ndarray]:
+    """Train ``options.runs`` runs ``at_epsilon``: the setting, its choice, and probabilities (R, N, classes)."""
     used, choice = at_epsilon(experiment, name, target, **tailoring)
     budget = target if used.private else math.inf
     runs = (
@@ -83,8 +86,13 @@ def runs_at(experiment: Experiment, name: str, target: float, **tailoring) -> tu
     return used, choice, np.array([probabilities(experiment, training) for training in runs])
 
 
-def mean_interval(values) -> dict:
-    """Mean over runs with a 95 % interval (Student's t: 5 runs are few), and the runs; without width for one run."""
+def mean_interval(values: ArrayLike) -> dict:
+    """Mean over runs with a 95 % interval (Student's t: 5 runs are few), and the runs; of no width for one run.
+
+    >>> found = mean_interval([0.7, 0.8])
+    >>> round(found["low"], 3), round(found["high"], 3)
+    (0.115, 1.385)
+    """
     values = np.asarray(values, dtype=float)
     mean, half = float(values.mean()), 0.0
     if len(values) > 1:
@@ -92,11 +100,17 @@ def mean_interval(values) -> dict:
     return {"mean": mean, "low": mean - half, "high": mean + half, "runs": values.tolist()}
 
 
-def utility_curve(options: Options, *, epsilons=EPSILONS, names=tuple(WITHOUT_NOISE), shorter: float = 1) -> list[dict]:
-    """A row for each setting and epsilon: "setting", "epsilon", "noise_multiplier", "learning_rate", "runs" and scores.
+def utility_curve(
+    options: Options,
+    *,
+    epsilons: Sequence[float] = EPSILONS,
+    names: Sequence[str] = tuple(WITHOUT_NOISE),
+    shorter: float = 1,
+) -> list[dict]:
+    """One row per setting and epsilon: "setting", "epsilon", "noise_multiplier", "learning_rate", "runs" and scores.
 
-    Scores (``fairness.METRICS``) are on test images, with mean and interval over runs: what differs is the noise and
-    the samples, not the patients. Raises InputError as ``at_epsilon``.
+    Scores (``scores.METRICS``) are on test images, with mean and interval over runs, which differ in noise and samples,
+    not in patients. Raises InputError as ``at_epsilon`` does.
     """
     experiment = Experiment.load(replace(options, epsilon=None), progress=False)
     labels, rows = experiment.dataset.labels[experiment.test], []
@@ -110,10 +124,17 @@ def utility_curve(options: Options, *, epsilons=EPSILONS, names=tuple(WITHOUT_NO
     return rows
 
 
-def validate_rule(options: Options, name: str, *, epsilons=EPSILONS[:4], exponents=(0.0, 0.5, 1.0), shorter=1) -> dict:
+def validate_rule(
+    options: Options,
+    name: str,
+    *,
+    epsilons: Sequence[float] = EPSILONS[:4],
+    exponents: Sequence[float] = (0.0, 0.5, 1.0),
+    shorter: float = 1,
+) -> dict[float, list[float]]:
     """Accuracy on validation patients, never trained on, of each exponent at each epsilon: {exponent: [accuracies]}.
 
-    The looking is not in epsilon.
+    That looking is not in epsilon.
     """
     experiment = Experiment.load(replace(options, epsilon=None), progress=False).held_out()
     labels = experiment.dataset.labels[experiment.test]

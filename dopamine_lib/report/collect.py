@@ -15,32 +15,38 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from dopamine_lib import __version__
-from dopamine_lib.auditing.canaries import STANDSTILL, canary_run
+from dopamine_lib.auditing.canaries import STANDSTILL, Plant, canary_run
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice, setting
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.networks import read_state
-from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.report.text import html, markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
 
-#: What decides a number in the report.
+#: Packages whose version may change a number in the report.
 PACKAGES = ("torch", "opacus", "numpy", "scipy", "scikit-learn", "tenseal")
-#: Hospitals in a short audit: more make it slower and, their noise being shared or their own, no different.
+#: Hospitals in a short audit: more would only make it slower.
 MOST_HOSPITALS = 20
-#: Difference of a recomputed accuracy that is left to another machine's rounding.
+#: Difference in a recomputed accuracy that is put down to another machine's rounding.
 SAME_ACCURACY = 0.01
 
 
-def write_report(path, out=None, *, data_dir=None, audit: bool = False, progress: bool = True) -> list[Path]:
+def write_report(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    audit: bool = False,
+    progress: bool = True,
+) -> list[Path]:
     """Write ``report.md`` and ``report.html`` for a results file, or a folder with one; return their paths.
 
     out       folder for the report; by default that of the results
-    data_dir  where the data is, if no longer where the run had it
-    audit     train once more for every private setting, with canaries, and report what that proves
-    Raises InputError where there are no results, where they are not what their own numbers give, or where ``out``
+    data_dir  where the data is, if it has moved since the run
+    audit     train once more in every private setting, with canaries, and report what that proves
+    Raises InputError where there are no results, where their numbers do not agree with each other, or where ``out``
     cannot be written.
     """
     facts = collect(path, data_dir=data_dir, audit=audit, progress=progress)
@@ -57,8 +63,10 @@ def write_report(path, out=None, *, data_dir=None, audit: bool = False, progress
     return written
 
 
-def collect(path, *, data_dir=None, audit: bool = False, progress: bool = True) -> dict:
-    """All that the report says, as plain data: what ``text`` sets."""
+def collect(
+    path: str | Path, *, data_dir: str | Path | None = None, audit: bool = False, progress: bool = True
+) -> dict:
+    """All that the report says, as plain data, which ``text`` puts into words."""
     results, folder = read_results(path)
     options = options_of(results)
     accounted = verify(results, folder)
@@ -82,8 +90,10 @@ def collect(path, *, data_dir=None, audit: bool = False, progress: bool = True) 
     }
 
 
-def short_audit(one: Accounted, options: Options, *, canaries: int = 400, seed=None, plant=None) -> dict:
-    """One training run of a setting at its own noise, rate and steps, on canaries alone: Steinke et al. 2023.
+def short_audit(
+    one: Accounted, options: Options, *, canaries: int = 400, seed: int | None = None, plant: Plant | None = None
+) -> dict:
+    """One training run of a setting at its own noise, rate and steps, on canaries alone (Steinke et al. 2023).
 
     The model stands still, so that every canary's gradient is clipped in every step: the worst that the bound allows
     these steps. The release of the mean features before them is not audited, and discrete noise cannot be.
@@ -138,7 +148,7 @@ def _overruled(one: Accounted, audits: list[dict]) -> Accounted:
 
 
 def _models(results: dict, options: Options, folder: Path, data_dir, progress: bool):
-    """Subgroups by setting and the data sheet, or None for what cannot be had, and why.
+    """Subgroups by setting and the data sheet, or None for what is not available, and why.
 
     Raises InputError where the models do not score what the results say.
     """
@@ -165,7 +175,7 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
             if abs(accuracy - stated) > SAME_ACCURACY:
                 raise InputError(
                     f"{paths[name][run].name} grades {accuracy:.1%} of the test images right, but results.json says "
-                    f"{stated:.1%}: model and results do not belong together, or the data is another"
+                    f"{stated:.1%}: model and results do not belong together, or the data is not the same"
                 )
         rows[name] = subgroup_table(experiment.dataset, experiment.test, probabilities)
     dataset = experiment.dataset
@@ -200,14 +210,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def bounds_of(facts: dict) -> list[dict]:
-    """Rows for ``auditing.figure.draw_bounds``: what was accounted, and the largest lower bound that an audit found."""
-    rows = []
-    for name, one in facts["accounted"].items():
-        found = [row["epsilon"] for row in facts["audits"] if row["setting"] == name]
-        if one.epsilon is not None:
-            claimed = {key: one.epsilon[key] for key in ACCOUNTANTS if one.epsilon[key] is not None}
-            rows.append({"name": name, "lower": max(found, default=None), "claimed": claimed})
-    return rows

@@ -1,4 +1,4 @@
-"""The report's words: from the facts that ``report`` collected to Markdown, and from Markdown to a page of its own."""
+"""The report's words: from the facts that ``collect`` gathered to Markdown, and from Markdown to a page of its own."""
 
 import re
 
@@ -35,13 +35,17 @@ table {{ display: table; }} }}
 """
 
 
-def plain(text) -> str:
-    """Any text as Markdown that shows it as it is, on one line: no tag, link, picture or table cell can begin in it."""
+def plain(text: object) -> str:
+    """Any text as Markdown that shows it as it is, on one line: no tag, link, picture or table cell can begin in it.
+
+    >>> print(plain("a*b | <c>"))
+    a\\*b \\| \\<c\\>
+    """
     return re.sub(r"([\\`*_\[\]<>|&!#~$])", r"\\\1", " ".join(str(text).split()))
 
 
 def html(text: str) -> str:
-    """A page that needs nothing from outside, from ``markdown``'s text."""
+    """``markdown``'s text as an HTML page that loads nothing from elsewhere."""
     import mistune
 
     return PAGE.format(body=mistune.create_markdown(escape=True, plugins=["table"])(text))
@@ -64,7 +68,7 @@ def markdown(facts: dict) -> str:
 
 
 def _table(header: list[str], rows: list[list]) -> str:
-    """Cells are Markdown already: what comes from a file has gone through ``plain``."""
+    """A Markdown table. Its cells are Markdown already: what comes from a file has gone through ``plain``."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

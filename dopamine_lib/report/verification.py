@@ -1,9 +1,9 @@
 """What ``reproduce`` wrote, checked by doing its accounting again: an epsilon is believed only if it comes out twice.
 
-From a results file are taken the declared numbers (noise multiplier, sample rate, steps, delta, hospitals, seed); who
-took part in which round follows from the public draw. Epsilons, adversaries and statements are computed from these
-anew and must be what the file says. What cannot be seen here is a seed that was used and not recorded, nor a file of
-a training that never was.
+The declared numbers are taken from a results file (noise multiplier, sample rate, steps, delta, hospitals, seed); which
+hospitals took part in which round follows from the public draw. Epsilons, adversaries and statements are computed anew
+from these and must be what the file says. What cannot be seen here is a seed that was used and not recorded, or a file
+about a training that never took place.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.models.networks import parameter_count, read_state
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
-#: Relative difference that is left to rounding: the PRV accountant's last digits depend on the number of threads.
+#: Relative difference that is put down to rounding: the PRV accountant's last digits depend on the number of threads.
 ROUNDING = 1e-6
 
 
 @contextlib.contextmanager
-def _well_formed(path):
-    """What is missing or of another kind in a results file is the user's to put right: an InputError."""
+def _well_formed(path: str):
+    """Turn the error of a missing or malformed value in a results file into an InputError."""
     try:
         yield
     except InputError:
@@ -39,8 +39,8 @@ def _well_formed(path):
         raise InputError(f"{path} is not what reproduce writes ({reason}); run reproduce again") from error
 
 
-def read_results(path) -> tuple[dict, Path]:
-    """The results in a file, or in ``results.json`` of a folder, and the folder they are in.
+def read_results(path: str | Path) -> tuple[dict, Path]:
+    """The results in a file, or in ``results.json`` of a folder, and the folder that they are in.
 
     Raises InputError where there are none, or they are not JSON.
     """
@@ -59,9 +59,9 @@ def read_results(path) -> tuple[dict, Path]:
 
 @dataclass(frozen=True)
 class Accounted:
-    """What one setting may be called.
+    """Whether one setting may be called private, and what it spent.
 
-    private   whether it may be called private;  why  if not, the reason
+    private   whether it may be called private;  why: if not, the reason
     bound     what its messages spend; None where nothing was accounted
     steps     noisy steps of the worst-off hospital
     epsilon   of the worst-off hospital, by accountant; None where nothing was accounted
@@ -96,11 +96,11 @@ def options_of(results: dict) -> Options:
 
 
 def verify(results: dict, folder: Path) -> dict[str, Accounted]:
-    """Every setting of a results file with what it may be called.
+    """Every setting of a results file, with whether it may be called private.
 
     folder  where models may be: their statements must agree as well
-    Raises InputError where the file says something else than its own numbers give: an epsilon, a statement, a delta, a
-    sample rate. No setting is believed then.
+    Raises InputError where an epsilon, a statement, a delta or a sample rate is not what the file's own numbers give.
+    No setting is believed then.
     """
     options = options_of(results)
     with _well_formed("results.json"):
@@ -150,7 +150,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
         )
 
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
-    # a file may be wrong all through: what no option changes must be what the kit trains with
+    # a file may be wrong consistently: what no option changes must be what the kit trains with
     used = choice_for(options.model, name, options.epsilon)
     _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
     _must_agree(f"{name}'s centre", result["choice"]["centre"], None if plan.discrete else used.centre)
@@ -189,11 +189,11 @@ def _statement_in(path: Path) -> str:
     try:
         return json.loads(metadata["statement"])
     except (KeyError, ValueError) as error:
-        raise InputError(f"{path} says nothing of its privacy: it is not a model that reproduce wrote") from error
+        raise InputError(f"{path} says nothing about its privacy: it is not a model that reproduce wrote") from error
 
 
 def _must_agree(what: str, stated, recomputed) -> None:
-    """Raise InputError where a file says something else than its numbers give."""
+    """Raise InputError where what a file says is not what its numbers give."""
     if not _same(stated, recomputed):
         at = 0
         if isinstance(stated, str) and isinstance(recomputed, str):  # of long texts, where they part

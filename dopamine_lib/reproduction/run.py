@@ -6,6 +6,7 @@ Runs do not depend on each other, so processes of a ``pool`` share them out wher
 import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,26 +24,31 @@ from dopamine_lib.machine import keep_freed_memory, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.pool import WorkerPool, fitting_workers
 
-#: The settings by how long they take: so that workers end at about the same time.
+#: The settings by how long they take, so that workers end at about the same time.
 LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
-#: Seconds to wait for a run that somebody is in: the worker of a killed process needs a moment to notice.
+#: Seconds to wait for a run that another process holds: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
+#: Is told the number of epochs that have been done since it was last called.
+Advance = Callable[[int], object]
 
 
 def run_setting(
-    experiment: Experiment, name: str, run: int, checkpoint: Path | None = None, advance=lambda epochs: None
+    experiment: Experiment,
+    name: str,
+    run: int,
+    checkpoint: Path | None = None,
+    advance: Advance = lambda epochs: None,
 ) -> Training:
-    """Train one run of one setting to its end, going on from its checkpoint where that exists.
+    """Train one run of one setting to its end, from its checkpoint where that exists.
 
     checkpoint  None to keep nothing
-    advance     called with the number of epochs that have been done since it was last called
     """
     training = experiment.training(name, run)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(checkpoint, training)
     advance(training.progress.epoch)
 
-    def save():
+    def save() -> None:
         if checkpoint is not None:
             save_checkpoint(checkpoint, training)
 
@@ -53,8 +59,8 @@ def run_setting(
     return training.run(save, after)
 
 
-def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance) -> dict:
-    """The record of one run: read if finished, else trained to its end and written with the model."""
+def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance: Advance) -> dict:
+    """The record of one run: read if it is finished, else trained to its end and written with the model."""
     done, checkpoint, lock = run_files(out, name, run)
     done.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=PATIENCE):
@@ -72,7 +78,7 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
     return json.loads(done.read_text())
 
 
-def do_job(experiment: Experiment, out: Path, job: dict, advance):
+def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> dict:
     """One job of the pool: ``{"run": [name, run]}`` gives the run's record; the others are ``results.do_account``'s."""
     if "run" in job:
         return finished_run(experiment, *job["run"], out, advance)
@@ -80,17 +86,17 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance):
 
 
 @contextlib.contextmanager
-def shared_jobs(told: dict):
+def shared_jobs(told: dict) -> Iterator[Callable[[dict, Advance], dict]]:
     """A worker of the pool: ``do_job`` for the introduction's experiment and folder, on one thread."""
     options, out = told["options"] | {"settings": tuple(told["options"]["settings"])}, Path(told["out"])
     with threads(1), writing(out):
-        # its features are in the cache: the process that asks has extracted them
+        # its features are in the cache: the parent process has extracted them
         experiment = Experiment.load(Options(**options), progress=False)
         yield lambda job, advance: do_job(experiment, out, job, advance)
 
 
 def reproduce(
-    options: Options, out, *, resume: bool = False, progress: bool = True, workers: int | None = None
+    options: Options, out: str | Path, *, resume: bool = False, progress: bool = True, workers: int | None = None
 ) -> dict:
     """Run the settings and write ``results.json``, ``figure1.png`` and the models into ``out``; return the results.
 

@@ -1,5 +1,6 @@
 """How the learning rates and clips of ``federation.settings.CHOICES`` were chosen: on validation patients."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -17,19 +18,14 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
     """Candidates around the present choice with their mean accuracy on the validation patients, best first.
 
     experiment  ``Experiment.held_out``: it trains without those patients and never sees a test image.
-    The looking is not in epsilon, and the privacy statement says so.
+    That looking is not in epsilon, and the privacy statement says so.
     """
     present, scored = experiment.plan(name).choice, []
     clips = [1.0] if math.isinf(present.max_grad_norm) else CLIPS
-    for rate in LEARNING_RATES:
-        for clip in clips:
-            choice = replace(
-                present,
-                learning_rate=present.learning_rate * rate,
-                max_grad_norm=present.max_grad_norm * clip,
-            )
-            accuracies = []
-            for run in range(experiment.options.runs):
-                accuracies.append(experiment.accuracy(experiment.training(name, run, choice=choice).run()))
-            scored.append((float(np.mean(accuracies)), choice))
+    for rate, clip in itertools.product(LEARNING_RATES, clips):
+        choice = replace(
+            present, learning_rate=rate * present.learning_rate, max_grad_norm=clip * present.max_grad_norm
+        )
+        runs = (experiment.training(name, run, choice=choice).run() for run in range(experiment.options.runs))
+        scored.append((float(np.mean([experiment.accuracy(training) for training in runs])), choice))
     return sorted(scored, key=lambda pair: -pair[0])
