@@ -85,6 +85,8 @@ def test_epsilon_grows_with_steps_colluders_and_smaller_delta():
     assert views == sorted(views) and views[1] == pytest.approx(12.1, abs=0.1)
     assert spent(noise, STEPS, 1e-6) > grows[-1]
     assert spent(noise, STEPS, 1e-9) == math.inf  # less than the overflow and the roundings need
+    nearest = head(rounding="nearest")  # 1e-9 pays for its overflows, but leaves too little for the sampler's error
+    assert nearest.event(STEPS).delta_left(1e-9) > 0 and spent(nearest, STEPS, 1e-9) == math.inf
 
 
 def test_discrete_and_gaussian_noise_compose_at_the_orders_both_know():
