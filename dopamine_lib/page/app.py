@@ -36,7 +36,7 @@ IDLE = 600  # seconds until the kernel of a visitor who left without notice is e
 
 def add_app(commands: Any) -> None:
     """Add ``app`` to the subparsers of the command line."""
-    app = commands.add_parser("app", help="the patient's page: upload a scan, get a grade, nobody sees the scan")
+    app = commands.add_parser("app", help="serve the patient's page: upload a scan, get a grade; nobody sees the scan")
     app.add_argument("--port", type=int, default=PORT, help=f"0 takes a free one (default: {PORT})")
     app.add_argument("--host", default=LOOPBACK[0], help="where to listen (default: 127.0.0.1, this machine only)")
     app.add_argument("--weights", metavar="FILE", help="a model that reproduce wrote (default: the one shipped)")

@@ -5,7 +5,7 @@ Three machines, one worker each. First every worker makes its key and shows its 
     party crypto-provider --identity crypto.pem --fingerprint          (likewise for provider and patient)
 
 The files ``crypto.crt``, ``provider.crt`` and ``patient.crt`` are public; they go to the other two, and people
-compare the fingerprints by another way. Then, in this order:
+compare the fingerprints over another channel. Then, in this order:
 
     party crypto-provider --identity crypto.pem --listen HOST:PORT --provider-certificate provider.crt
                    --patient-certificate patient.crt
@@ -45,7 +45,7 @@ def add_party(commands: Any) -> None:
     """Add ``party`` to the subparsers of the command line."""
     party = commands.add_parser(
         "party",
-        help="one of the three workers, on a machine of its own",
+        help="run one of the three workers, on a machine of its own",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,7 +86,7 @@ def _model_arguments(command, required: bool = True) -> None:
 
 
 def _identity_argument(command) -> None:
-    command.add_argument("--identity", required=True, metavar="FILE", help="this worker's key; made if it is not there")
+    command.add_argument("--identity", required=True, metavar="FILE", help="this worker's key; made if missing")
     command.add_argument("--fingerprint", action="store_true", help="print the certificate's SHA-256 and end")
 
 
