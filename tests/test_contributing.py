@@ -3,7 +3,7 @@
 import re
 
 from readme import CONTRIBUTING, REPOSITORY
-from test_structure import IMPORTS, order, rooms
+from test_structure import IMPORTS, floors, rooms
 
 TEXT = CONTRIBUTING.read_text(encoding="utf-8")
 NAME = r"(?!\w+\.py`)[A-Za-z_]+(?:\.[a-z_]+)?"
@@ -36,7 +36,4 @@ def test_the_floors_are_those_of_the_imports():
     told = {}
     for floor, names in re.findall(r"^\| (\d) \| (`.+?`) \|", TEXT, re.MULTILINE):
         told |= {name.strip("/").removesuffix(".py"): int(floor) for name in re.findall(r"`([\w./]+)`", names)}
-    graph, floor = rooms(IMPORTS), {}
-    for room in order(graph):
-        floor[room] = 1 + max((floor[lower] for lower in graph[room]), default=0)
-    assert told == floor
+    assert told == floors(rooms(IMPORTS))
