@@ -44,7 +44,7 @@ def imports(path: Path) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     # ``from dopamine_lib.data import load`` names a function of the package, ``… import hospitals`` a module
     ours = {name.removeprefix("dopamine_lib.") for name in found if name.startswith("dopamine_lib.")}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in ours} & set(MODULES) - {name_of(path)}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in ours} & set(MODULES)
 
 
 def rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -72,7 +72,7 @@ def floors(graph: dict[str, set[str]]) -> dict[str, int]:
     return floor
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+IMPORTS = {name: imports(path) - {name} for name, path in MODULES.items()}
 
 
 def test_no_file_imports_itself_through_others():
@@ -93,3 +93,17 @@ def test_few_modules_in_the_root():
     assert (
         len([name for name in MODULES if "." not in name and MODULES[name].stem != "__init__"]) <= MODULES_IN_THE_ROOT
     )
+
+
+def test_imports_inside_functions_count_and_those_for_type_checkers_do_not(tmp_path):
+    (tmp_path / "new.py").write_text(
+        "from typing import TYPE_CHECKING\n\n"
+        "if TYPE_CHECKING:\n    from dopamine_lib.report.text import plain\n\n\n"
+        "def f():\n    from dopamine_lib.data import hospitals, load\n"
+    )
+    assert imports(tmp_path / "new.py") == {"data", "data.hospitals"}
+
+
+def test_a_circle_is_found():
+    with pytest.raises(pytest.fail.Exception, match="imports"):
+        floors({"federation": {"reproduction"}, "reproduction": {"federation"}})
