@@ -52,9 +52,9 @@ class Kept:
         """In the place of ``party.party_training``."""
         training = party_training(experiment, name, wire)
         if wire.number == 0 and experiment.options.aggregation == "bfv":
-            side = training.aggregation
-            self.group, encode = side.hospital.group, side._integers
-            side._integers = lambda message: self.sent.append(encode(message)) or self.sent[-1]
+            hospital = training.aggregation.hospital
+            self.group, encrypt = hospital.group, hospital.message
+            hospital.message = lambda number, values: self.sent.append(values) or encrypt(number, values)
         return training
 
 

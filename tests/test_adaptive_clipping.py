@@ -232,7 +232,7 @@ def test_mean_and_weights_come_out_of_the_first_release():
 
 
 def test_a_resumed_run_has_the_weights_of_the_first():
-    declared, choice = short(40), Choice(0.1, 0.5, centre=5.0)
+    declared, choice = short(40), Choice(0.1, 0.5, mean_noise_multiplier=5.0)
     trained = train(BalancedHead(*material()), declared, choice)
     again = Training(trained.plan, BalancedHead(*material()), np.array_split(np.arange(PATIENTS), 5), Randomness(0))
     again.restore(*trained.state())

@@ -292,7 +292,7 @@ def test_canaries_among_patients_at_the_kits_own_choice():
     """Real patients beside them, a model that moves, centred features: the same canaries, seen less well."""
     features = nn.functional.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)))
     labels = torch.arange(300) % 5
-    choice = Choice(0.25, 0.5, averaging=10, centre=40.0)
+    choice = Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=40.0)
     ran = canary_run(SETTINGS["FPDP"], choice, canaries=100, features=features, labels=labels, seed=2)
     assert 0 <= ran.audit("outsider").epsilon < ran.epsilon["prv"]
     assert 0 <= ran.audit("server").epsilon < ran.epsilon["prv"]

@@ -33,7 +33,7 @@ def make_training(task, name="FSCDP", *, sizes=None, choice=None, seed=0, declar
     cuts = np.cumsum(sizes)[:-1] if sizes else HOSPITALS
     split = np.split if sizes else np.array_split
     patients = split(np.arange(PATIENTS), cuts) if declared.federated else [np.arange(PATIENTS)]
-    choice = choice or replace(CHOICES["head"][name], centre=None)
+    choice = choice or replace(CHOICES["head"][name], mean_noise_multiplier=None)
     terms = {key: parts.pop(key) for key in ("dropout", "budget", "accountant") if key in parts}
     plan = Plan.of(declared, choice, task, patients, **terms)
     return Training(plan, task, patients, Randomness(seed), run=run, **parts)
@@ -311,11 +311,11 @@ def test_a_round_in_which_everybody_vanishes_opens_nothing(task, name):
 def test_the_mean_features_leave_most_of_a_bound_to_training(bound):
     """Where the noise is shared their noise fits the bound: asked for alone, they spend less than a third of it."""
     for name in SETTINGS:
-        fitted = choice_for("head", name, bound)
-        assert replace(fitted, centre=CHOICES["head"][name].centre) == choice_for("head", name) == CHOICES["head"][name]
+        fitted, chosen = choice_for("head", name, bound), CHOICES["head"][name]
+        assert replace(fitted, mean_noise_multiplier=chosen.mean_noise_multiplier) == choice_for("head", name) == chosen
         if name not in ("CDP", "FSCDP"):
-            assert fitted.centre == CHOICES["head"][name].centre
-    first = SampledGaussian(choice_for("head", "FSCDP", bound).centre, 1.0, 1)
+            assert fitted.mean_noise_multiplier == chosen.mean_noise_multiplier
+    first = SampledGaussian(choice_for("head", "FSCDP", bound).mean_noise_multiplier, 1.0, 1)
     assert epsilon(first, DELTA, "prv") < bound / 3
     declared = SETTINGS["FSCDP"]
     with_it, alone_ = (

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -211,7 +211,7 @@ def test_a_trusted_curator_is_called_one(results, tmp_path):
     declared = SETTINGS["CDP"]
     bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
     own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
-    own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": asdict(bound.choice)}
+    own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": bound.choice.record()}
     own["statement"] = privacy_statement(bound, steps=5862, patients=results["patients"]["train"], seeded=False)
     results["settings"]["CDP"] = results["settings"]["FSCDP"] | own
     facts = collect(put_back(results, tmp_path), progress=False)

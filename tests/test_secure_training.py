@@ -21,9 +21,9 @@ from dopamine_lib.privacy.randomness import Randomness
 
 PATIENTS, HOSPITALS, FEATURES, GRADES = 120, 5, 8, 3
 CHOICES = {
-    "FSCDP": Choice(0.1, 0.5, averaging=10, centre=40.0),
-    "FPDP": Choice(0.1, 0.5, averaging=10, centre=40.0, reach=8.0),
-    "F": Choice(0.1, math.inf, averaging=10, centre=0.0, reach=8.0),
+    "FSCDP": Choice(0.1, 0.5, averaging=10, mean_noise_multiplier=40.0),
+    "FPDP": Choice(0.1, 0.5, averaging=10, mean_noise_multiplier=40.0, reach=8.0),
+    "F": Choice(0.1, math.inf, averaging=10, mean_noise_multiplier=0.0, reach=8.0),
 }
 
 
@@ -36,7 +36,7 @@ def task():
 
 def make_training(task, name="FSCDP", kind="plain", *, rounds=12, discrete=False, choice=None, **terms):
     declared, choice = replace(SETTINGS[name], rounds=rounds), choice or CHOICES[name]
-    choice = replace(choice, centre=None) if discrete else choice
+    choice = replace(choice, mean_noise_multiplier=None) if discrete else choice
     patients = np.array_split(np.arange(PATIENTS), HOSPITALS)
     plan = Plan.of(declared, choice, task, patients, aggregation=kind, discrete=discrete, **terms)
     return Training(plan, task, patients, Randomness(3), aggregation=make_aggregation(plan))
@@ -107,8 +107,8 @@ def test_discrete_noise_has_the_declared_scale_and_the_bound_of_what_is_sent(tas
 
 def test_discrete_noise_is_for_its_own_setting_and_has_no_mean_features(task, refuses):
     plan = make_training(task, discrete=True).plan
-    with refuses("centre=None"):
-        replace(plan, choice=replace(plan.choice, centre=40.0))
+    with refuses("mean_noise_multiplier=None"):
+        replace(plan, choice=replace(plan.choice, mean_noise_multiplier=40.0))
     louder = replace(plan, setting=plan.setting.with_noise(2.0))
     assert louder.noise.noise_multiplier == 2.0 and louder.bound.epsilon(300) < plan.bound.epsilon(300)
 
@@ -155,13 +155,12 @@ def test_dropouts_under_encryption_train_the_same_model(task, kind):
 
 def test_centring_moves_the_model_not_what_it_says(task):
     """A head trained on centred features is handed out as a head for the features as they are."""
-    training = make_training(task, rounds=100, choice=replace(CHOICES["FSCDP"], centre=0.0)).run()
-    mean = task._fixed.mean(0)
-    assert torch.allclose(training.centre, mean + (training.centre - mean)) and (training.centre - mean).norm() < 0.2
+    training = make_training(task, rounds=100, choice=replace(CHOICES["FSCDP"], mean_noise_multiplier=0.0)).run()
+    assert (training.feature_mean - task._fixed.mean(0)).norm() < 0.2
     w, index = training.server.model, torch.arange(PATIENTS)
     task.load(w)
     assert torch.allclose(task.net(task._fixed), task.logits(w, index), atol=1e-4)
-    assert torch.allclose(task.features[:, :-1], STRETCH * (task._fixed - training.centre), atol=1e-6)
+    assert torch.allclose(task.features[:, :-1], STRETCH * (task._fixed - training.feature_mean), atol=1e-6)
 
 
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.8, False), (1.25, False)])
@@ -171,7 +170,7 @@ def test_the_mean_features_carry_their_noise(task, scale, accepted):
     )
     training = make_training(task, rounds=1, choice=CHOICES["FSCDP"])
     training.run()
-    noise = (training.centre - task._fixed.mean(0)).double().numpy() * PATIENTS / (40.0 * scale)
+    noise = (training.feature_mean - task._fixed.mean(0)).double().numpy() * PATIENTS / (40.0 * scale)
     assert (stats.kstest(noise, "norm").pvalue > 0.01) == accepted
 
 
@@ -196,7 +195,7 @@ def test_a_killed_run_asks_for_the_mean_features_once(task):
     resumed._ask_for_centre = None  # calling it would fail
     resumed.restore(vectors, record)
     resumed.run()
-    assert torch.equal(resumed.task.mean, training.centre)
+    assert torch.equal(resumed.task.mean, training.feature_mean)
 
 
 def test_a_party_without_a_model_does_not_ask_for_the_mean_features_again(task):
@@ -222,7 +221,7 @@ def test_a_party_without_a_model_does_not_ask_for_the_mean_features_again(task):
 def test_a_message_that_does_not_fit_is_named_before_it_is_sent(task):
     from dopamine_lib.encryption.codec import RangeError
 
-    training = make_training(task, "F", "bfv", choice=replace(CHOICES["F"], reach=1e-4, centre=None))
+    training = make_training(task, "F", "bfv", choice=replace(CHOICES["F"], reach=1e-4, mean_noise_multiplier=None))
     with pytest.raises(RangeError, match="value 0 is .* units"):
         training.run()
 

@@ -57,10 +57,10 @@ def kit(declared, choice, patients, features, labels, run=0):
 
 
 CERTAIN = {
-    "C": Choice(0.5, math.inf, averaging=10, centre=0.0),
+    "C": Choice(0.5, math.inf, averaging=10, mean_noise_multiplier=0.0),
     "clipped, last iterate": Choice(0.3, 0.2, momentum=0.5),
-    "FSCDP": Choice(0.25, 0.5, averaging=10, centre=0.0),
-    "F": Choice(0.2, math.inf, averaging=3, centre=0.0),
+    "FSCDP": Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=0.0),
+    "F": Choice(0.2, math.inf, averaging=3, mean_noise_multiplier=0.0),
     "F, clipped": Choice(0.2, 0.1),
 }
 
@@ -89,7 +89,7 @@ def test_left_to_chance_they_agree_in_distribution(name):
     1e-5 each have a false-alarm rate below 1e-3 together, and fail where the noise is wrong by a factor of 3."""
     declared = replace(SETTINGS[name], rounds=20, local_steps=min(SETTINGS[name].local_steps, 4))
     declared = replace(declared, sample_rate=0.3, noise_multiplier=4.0 if declared.private else None)
-    choice = Choice(0.2, 0.5 if declared.private else math.inf, averaging=10, centre=1.0)
+    choice = Choice(0.2, 0.5 if declared.private else math.inf, averaging=10, mean_noise_multiplier=1.0)
     features, labels = data()
     patients, everybody = hospitals(), torch.cat([features, torch.ones(N, 1)], dim=1)[:12]
     theirs = torch.stack([kit(declared, choice, patients, features, labels, run) for run in range(32)])

@@ -167,7 +167,7 @@ class _Crowd:
         self.hospitals = patients if self.local else [[np.concatenate(own)] for own in patients]
         self.population = torch.tensor([sum(map(len, own)) for own in patients], dtype=torch.float32)[:, None, None]
         self.mean, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
-        if choice.centre is not None:
+        if choice.mean_noise_multiplier is not None:
             self.mean, self.stretch = self._means(patients), STRETCH
 
     def train(self) -> Tensor:
@@ -226,7 +226,7 @@ class _Crowd:
         unit = unit_rows(self.features)
         sums = torch.stack([unit[np.concatenate(own)].sum(0) for own in patients])
         if self.setting.private:
-            sums += self.choice.centre * torch.randn(sums.shape, generator=self.noise)
+            sums += self.choice.mean_noise_multiplier * torch.randn(sums.shape, generator=self.noise)
         return sums / self.population[:, 0]
 
 

@@ -6,7 +6,7 @@ together with the mean features, once, before training. A patient's part of that
 
     ( a feature,  b onehot(grade) )    with  a^2 + b^2 = 1
 
-whose norm is at most 1; ``Choice.centre`` enters it into the ledger as an event.
+whose norm is at most 1; ``Choice.mean_noise_multiplier`` enters it into the ledger as an event.
 """
 
 import math

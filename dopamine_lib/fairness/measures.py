@@ -92,7 +92,7 @@ def measures(
         measure(
             "class-balanced loss",
             lambda net: {"task": BalancedHead(net, features, labels, power=power)},
-            centre=COUNTED,
+            mean_noise_multiplier=COUNTED,
         ),
     ]
     return {each.name: each for each in made}
@@ -106,7 +106,7 @@ def graded(experiment: Experiment, measure: Measure) -> np.ndarray:
 
 def group_epsilons(measure: Measure, boost: float, delta: float, accountant: str = "prv") -> dict[str, float]:
     """Epsilon of the patients whom group-aware sampling favours, and of the others, who are drawn at q / boost."""
-    setting, first = measure.setting, SampledGaussian(measure.choice.centre, 1.0, 1)
+    setting, first = measure.setting, SampledGaussian(measure.choice.mean_noise_multiplier, 1.0, 1)
 
     def at(rate):
         return epsilon((first, SampledGaussian(setting.noise_multiplier, rate, setting.steps)), delta, accountant)

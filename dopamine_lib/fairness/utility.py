@@ -38,14 +38,14 @@ def at_epsilon(
     *,
     shorter: float = 1,
     boost: float = 1.0,
-    centre: float | None = None,
+    mean_noise_multiplier: float | None = None,
     exponent: float = EXPONENT,
 ) -> tuple[Setting, Choice]:
     """A private setting and its choice at epsilon ``target``; at infinity without noise and clipping.
 
     shorter  take 1 / shorter of the rounds, with steps ``shorter`` times as long: for chapters that must be quick
     boost    multiply the paper's q, e.g. for a group that is sampled more often
-    centre   noise multiplier of the mean features, by default what ``choice_for`` says
+    mean_noise_multiplier  by default that of ``choice_for``
     Raises InputError for a setting without privacy, or arguments out of bounds.
     """
     declared = setting(name)
@@ -60,7 +60,8 @@ def at_epsilon(
         longer = min(LONGEST, shorter * choice.learning_rate)
         return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
     choice = choice_for(options.model, name, target)
-    choice = choice if centre is None else replace(choice, centre=centre)
+    if mean_noise_multiplier is not None:
+        choice = replace(choice, mean_noise_multiplier=mean_noise_multiplier)
     used = calibrated(used, choice, options.shares(declared), target, options.delta, options.accountant)
     # a sum over q N patients needs boost times the step; the noise of fewer steps adds up to less
     ratio = declared.noise_multiplier / (used.noise_multiplier * math.sqrt(shorter))

@@ -1,11 +1,11 @@
 """The total of a round: how hospitals' messages are added up, in the clear, under BFV, or behind masks (line 21).
 
-One verb, ``total``, for every transport. Here are its form and the sum in the clear; ``transports`` has the encrypted
-and masked sums of one process, ``mpi.sums`` those between processes.
+One verb, ``total``, for every transport. This module has its interface and the sum in the clear; ``transports`` has
+the encrypted and masked sums of one process, ``mpi.sums`` those between processes.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from dopamine_lib.encryption.codec import Codec
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
+if TYPE_CHECKING:
+    from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
+    from dopamine_lib.encryption.masks import MaskSum
+
 #: A hospital's message (d,): floats, or int64 where discrete noise has made it integers.
 Message = Tensor | np.ndarray
 
@@ -23,9 +27,9 @@ class Aggregation(Protocol):
     """Adds up messages of d values."""
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor | None:
-        """The sum (d,) of what arrived, by hospital; the other invited ones vanished. May raise AggregationAborted.
+        """The sum (d,) of ``messages``, by hospital; None for a party that is not to learn it.
 
-        None for a party that is not to learn it.
+        Invited hospitals without a message have vanished. Raises AggregationAborted where too few are left.
         """
 
 
@@ -40,11 +44,11 @@ class PlainAggregation:
 class IntegerAggregation:
     """Sums of integers (in the clear, encrypted or masked), with floats made integers by a codec.
 
-    sums   adds int64 (d,): a BfvSum, MaskSum or PlainSum
+    sums   adds int64 (d,)
     codec  ``Plan.codec``
     """
 
-    def __init__(self, sums, codec: Codec | IntegerNoise):
+    def __init__(self, sums: "BfvSum | MaskSum | PlainSum", codec: Codec | IntegerNoise):
         self.sums, self.codec = sums, codec
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
@@ -54,7 +58,7 @@ class IntegerAggregation:
 
 
 class PlainSum:
-    """Integers added in the clear: the reference for encrypted sums."""
+    """The sum of integers in the clear: the reference for encrypted and masked sums."""
 
     def sum(self, round_number: int, invited: Sequence[int], values: dict[int, np.ndarray]) -> np.ndarray:
         """The total int64 (d,)."""
@@ -72,5 +76,5 @@ def decoded(total: np.ndarray, codec: Codec | IntegerNoise) -> Tensor:
 
 
 def in_the_clear(plan: Plan) -> Aggregation:
-    """A sum that hides nothing, with the plan's codec: for a simulation, and to hold the others to."""
+    """A sum that hides nothing, with the plan's codec: for a simulation, and as the reference for the others."""
     return PlainAggregation() if plan.codec is None else IntegerAggregation(PlainSum(), plan.codec)

@@ -6,7 +6,7 @@
 What the hospitals minimise together is their patients' mean loss (Eq. 2; Eq. 3 where hospitals have one size). A round
 is three verbs: each hospital *contributes* (lines 7 to 13), somebody *totals* (21), and all *step* (13 to 15, 21).
 
-Where the text needs correcting, the code does the sound thing, and "row" names the row of the register (README):
+Where the paper's text needs correcting, the code is sound, and "row" names the row of the register (README):
     row 1    each hospital's noise gets the variance sigma^2 C^2 / K, not line 13's, so that K shares make up sigma C
              (Lemma 1)
     row 2    the sum is divided by the public expected batch q N, not by a number that tells who was sampled
@@ -15,8 +15,8 @@ Where the text needs correcting, the code does the sound thing, and "row" names 
     row 19   hospitals send the noisy sum; momentum and learning rate act once, on the total. Both are linear, so the
              model is that of lines 14, 15 and 21, but a message depends on one round's samples alone
 
-This is the text that everything fast is tested against: ``training.Training`` runs the same rounds in one process or
-over MPI, with sums in the clear, under BFV (Eqs. 4 to 6) or behind masks.
+Everything fast is tested against this page: ``training.Training`` runs the same rounds in one process or over MPI,
+with sums in the clear, under BFV (Eqs. 4 to 6) or behind masks.
 """
 
 import math
@@ -62,7 +62,7 @@ def contribute(
 
 
 def total(messages: Sequence[np.ndarray]) -> np.ndarray:
-    """Line 21's SecureAggregation: the sum of the messages, which is all that anybody gets to see of them."""
+    """Line 21's SecureAggregation: the sum of the messages, which is all that anybody sees of them."""
     return np.sum(messages, axis=0)
 
 
@@ -95,7 +95,7 @@ def train(
     """Algorithm 1 from w (d,) (line 3): the final w_G and the number of rounds taken.
 
     hospitals      each hospital's patients, as indices that ``gradient(w, i)`` understands
-    spent, most    epsilon after a number of steps (line 17), and the epsilon that must not be passed (line 18)
+    spent, most    epsilon after a number of steps (line 17), and the epsilon that must not be exceeded (line 18)
     sample, noise  a hospital's batch and its noise (d,) in a round, called with (k, t); drawn from ``rng`` by default
     rng            a simulation's generator: here nobody is protected
     """

@@ -1,7 +1,7 @@
-"""The command line's words for ``Options``, for ``reproduce`` and for hospitals over MPI. Loads no torch."""
+"""The command-line arguments that become ``Options``, for ``reproduce`` and for MPI. Loads no torch."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from dopamine_lib.federation.options import Options
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
-    def error(self, message: str):
-        """End with status 2 and what was wrong."""
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2 and a line that says what was wrong."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def experiment_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what every training command is told: data, model, weights, hospitals, delta."""
+    """Add the arguments of every training command: data, model, weights, hospitals, delta."""
     # choices are checked by Options, which names them: the parser stays quick and loads no torch
     command.add_argument(
         "--data", default="synthetic", help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10"
@@ -35,7 +35,7 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def chosen_options(arguments: argparse.Namespace) -> "Options":
-    """The options that were given. Raises InputError for values out of their bounds."""
+    """The options that were given. Raises InputError for values out of bounds."""
     from dataclasses import fields
 
     from dopamine_lib.federation.options import Options

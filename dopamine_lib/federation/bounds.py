@@ -1,4 +1,4 @@
-"""What a run's messages spend: epsilon for one hospital's patients, by who looks at them."""
+"""What a run's messages spend: epsilon for one hospital's patients, by adversary."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dopamine_lib.privacy.dpsgd import GaussianNoise
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
 
-def centre_multiplier(setting: Setting, choice: Choice, shares: int) -> float | None:
-    """Noise multiplier of the mean features as a patient's bound has it; None where they are not asked for.
+def accounted_mean_noise(setting: Setting, choice: Choice, shares: int) -> float | None:
+    """Noise multiplier of the mean features in a patient's bound; None where they are not asked for.
 
-    Where hospitals' noise does not add up under secure aggregation, each adds its share and has that alone.
+    Where hospitals' noise does not add up under secure aggregation, each has only its own share.
     """
-    if not setting.private or choice.centre is None:
+    if not setting.private or choice.mean_noise_multiplier is None:
         return None
-    return choice.centre if setting.shared_noise else choice.centre / math.sqrt(shares)
+    return choice.mean_noise_multiplier / (1 if setting.shared_noise else math.sqrt(shares))
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Bound:
     noise: GaussianNoise | IntegerNoise | None
 
     def events(self, steps: int, colluding: int = 0) -> tuple[DpEvent, ...]:
-        """What happened, to somebody who can subtract the noise of ``colluding`` hospitals."""
+        """What an adversary sees who can subtract the noise of ``colluding`` hospitals."""
         left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
-        centre = centre_multiplier(self.setting, self.choice, self.shares)
-        first = () if centre is None else (SampledGaussian(left * centre, 1.0, 1),)
+        mean = accounted_mean_noise(self.setting, self.choice, self.shares)
+        first = () if mean is None else (SampledGaussian(left * mean, 1.0, 1),)
         return (*first, self.noise.event(steps, colluding))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:
-        """Epsilon by one accountant; None where that accountant cannot interpret the noise."""
+        """Epsilon by one accountant; None where that accountant has no bound for the noise."""
         return epsilon(self.events(steps, colluding), self.delta, accountant)
 
     def epsilons(self, steps: int, colluding: int = 0) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ Everything that determines a result is in ``Options``; nothing is chosen by look
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Experiment:
     features  float32 (N, p) for the model "head", else None
     sizes     training patients of each hospital
     patients  their indices, one array per hospital; None for a hospital in another process
-    train, test  indices of the patients that are trained on and of the images that are scored
+    train, test  indices of the images that are trained on and of those that are scored
     """
 
     options: Options
@@ -53,7 +54,7 @@ class Experiment:
 
         party  keep only what this party has: a hospital its own patients, SERVER the test images. The source is read
                whole, since the split is made here; the rest is dropped before anything is computed from it
-        Raises InputError for data or weights that cannot be had.
+        Raises InputError for data or weights that are not there.
         """
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
         patients = split_hospitals(dataset, options.hospitals, split=options.split, seed=options.public_seed)
@@ -68,7 +69,7 @@ class Experiment:
         return cls(options, dataset, weights, features, sizes, tuple(patients), dataset.train, dataset.test)
 
     def dealt(self, patients: list[np.ndarray]) -> "Experiment":
-        """The same with its training patients dealt to other hospitals."""
+        """The same with its training patients dealt anew: one array of indices per hospital."""
         return replace(self, patients=tuple(patients), sizes=tuple(map(len, patients)))
 
     def held_out(self) -> "Experiment":
@@ -82,7 +83,7 @@ class Experiment:
         return torch.from_numpy(np.array(self.dataset.labels))
 
     def plan(self, name: str) -> Plan:
-        """The plan of a setting: made once, then only asked."""
+        """The plan of a setting, made once."""
         if name not in self._plans:
             d = parameter_count(self.options.model, len(self.dataset.grades))
             # a plan that is not federated has all training patients as one
@@ -106,12 +107,12 @@ class Experiment:
         aggregation: Aggregation | None = None,
         hospital: Callable[..., Hospital] = Hospital,
         server: Callable[..., Server] = Server,
-        **changes,
+        **changes: Any,
     ) -> Training:
         """A run of a setting, not yet begun.
 
         task, aggregation, hospital, server  other parts for the Training
-        changes                              what is to replace fields of the plan, e.g. ``choice``
+        changes                              new values for fields of the plan, e.g. ``choice``
         """
         plan, task = self.plan(name), self.task(run) if task is None else task
         if changes or task.d != plan.d:
@@ -130,7 +131,7 @@ class Experiment:
         return float(np.mean(self.predictions(training) == self.dataset.labels[self.test]))
 
     def metadata(self, name: str, statement: str) -> dict:
-        """What a model file says of itself."""
+        """What a model file says about itself."""
         return {
             "architecture": self.options.model,
             "preprocessing": {"size": self.dataset.size, "mean": self.weights.mean, "std": self.weights.std},

@@ -7,6 +7,7 @@ import functools
 import math
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from dopamine_lib.errors import check_within
 from dopamine_lib.pictures import BLUE, GREEN, GREY, RED
@@ -18,7 +19,7 @@ CLIPS, NOISES, RATES, HOSPITALS = (0.05, 8.0), (0.0, 20.0), (0.02, 1.0), (1, 12)
 
 @functools.lru_cache(maxsize=1)
 def _patients() -> np.ndarray:
-    """Gradients (PATIENTS, 2): most of norm about 1 and alike, some long ones in another direction."""
+    """Gradients (PATIENTS, 2): most are alike and of norm about 1, some are long and in another direction."""
     rng = np.random.default_rng(4)  # made-up data and pictures: nothing here hides anything
     usual = rng.normal((0.8, 0.5), 0.6, (PATIENTS * 9 // 10, 2))
     rare = rng.normal((-1.0, 3.5), 0.8, (PATIENTS - len(usual), 2))
@@ -61,10 +62,11 @@ def step_of(
     }
 
 
-def draw_step(max_grad_norm: float = 1.5, noise_multiplier: float = 1.15, sample_rate: float = 0.3, hospitals: int = 3):
+def draw_step(
+    max_grad_norm: float = 1.5, noise_multiplier: float = 1.15, sample_rate: float = 0.3, hospitals: int = 3
+) -> Figure:
     """The sampled gradients and the circle they are cut to (left); where the averaged step lands (right)."""
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
     seen = step_of(max_grad_norm, noise_multiplier, sample_rate, hospitals)

@@ -52,7 +52,7 @@ class Hospital:
         return self.noised(self.task.clipped_sums(w, self.sample(step), self.plan.choice.max_grad_norm)[0], step)
 
     def local_change(self, w: Tensor, round_number: int) -> Tensor:
-        """The change (d,) of the model over a round's own steps, in F and FPDP."""
+        """The change (d,) of the model over a round's local steps, in F and FPDP."""
         steps, expected_batch = self.plan.setting.local_steps, self.plan.setting.sample_rate * len(self)
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
@@ -66,7 +66,7 @@ class Hospital:
         if not self.plan.setting.private:
             return total
         stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "centre")
-        return total + stream.normal(len(total), self.plan.centre_share)
+        return total + stream.normal(len(total), self.plan.mean_noise_share)
 
     def _draw(self, step: int) -> tuple[Tensor, object]:
         """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
@@ -82,12 +82,12 @@ class Hospital:
 
 
 def local_change(
-    w: Tensor, noisy_sum: Callable[[Tensor, int], Tensor], choice: Choice, steps: int, expected_batch
+    w: Tensor, noisy_sum: Callable[[Tensor, int], Tensor], choice: Choice, steps: int, expected_batch: float | Tensor
 ) -> Tensor:
-    """How w (…, d) changes over ``steps`` of SGD at one hospital; lines 14 and 15 with the hospital's own momentum.
+    """How w (…, d) changes over ``steps`` steps of SGD at one hospital: lines 14 and 15 with its own momentum.
 
     noisy_sum       function from the weights and the step's number to the gradient sum (…, d), lines 8 to 13
-    expected_batch  q N_k, a number or a Tensor (…, 1)
+    expected_batch  q N_k; for several models at once (…, 1)
     Momentum starts at zero in every round, so a message depends on this round's samples alone.
     """
     local, velocity = w, torch.zeros_like(w)
@@ -108,7 +108,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     plan, task = hospitals[0].plan, hospitals[0].task
     if plan.setting.local_steps > 1:
         return {h.number: h.local_change(w, round_number) * (len(h) / plan.population) for h in hospitals}
-    if len(hospitals) == 1:  # putting hospitals together would take longer than its step
+    if len(hospitals) == 1:  # putting it through a batch of hospitals would take longer than its step
         return {hospitals[0].number: hospitals[0].noisy_sum(w, round_number)}
     # each hospital's noisy_sum, with all gradients out of one batch
     samples = [hospital.sample(round_number) for hospital in hospitals]

@@ -24,7 +24,7 @@ class Options:
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
     dropout  probability that a hospital vanishes in a round
-    Raises InputError for a value out of its bounds.
+    Raises InputError for a value out of bounds.
     """
 
     data: str = "synthetic"
@@ -81,12 +81,12 @@ class Options:
         return (self.least or self.hospitals) if setting.federated else 1
 
     def discrete(self, setting: Setting) -> bool:
-        """Whether this setting's noise is discrete: that is for noisy sums of hospitals."""
+        """Whether this setting's noise is discrete: only noisy sums of hospitals can be."""
         return self.noise == "integer" and setting.private and setting.federated and setting.shared_noise
 
     @property
     def budget(self) -> float:
-        """Epsilon that must not be passed."""
+        """Epsilon that must not be exceeded."""
         return math.inf if self.epsilon is None else self.epsilon
 
     @property
@@ -107,7 +107,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
 
     With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
     shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
-    and 3). Discrete noise is for noisy sums of hospitals, and leaves out the mean features.
+    and 3). Discrete noise is for noisy sums of hospitals, without the mean features.
     """
     declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
     shares, discrete = options.shares(declared), options.discrete(declared)
@@ -116,7 +116,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
         choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)
     return Plan(
         declared,
-        replace(choice, centre=None) if discrete else choice,
+        replace(choice, mean_noise_multiplier=None) if discrete else choice,
         tuple(sizes) if declared.federated else (sum(sizes),),
         d,
         aggregation=options.aggregation if declared.federated else "plain",

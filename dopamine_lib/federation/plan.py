@@ -1,4 +1,4 @@
-"""The plan of a run: everything that is decided before it begins, and from then on only asked.
+"""The plan of a run: everything that is decided before it begins, and only read from then on.
 
 ``options.make_plan`` is the one place where options become a setting, its choice, noise, codec and aggregation. A
 ``Plan`` is frozen and made of public numbers alone, so the server, a hospital in another process and a later check of
@@ -9,15 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from dopamine_lib.encryption.codec import Codec, find_layout
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.bounds import Bound, centre_multiplier
+from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
 from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
-from dopamine_lib.privacy.dpsgd import GaussianNoise
+from dopamine_lib.privacy.dpsgd import GaussianNoise, Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise, most_in_a_sum
 
 
@@ -28,14 +29,19 @@ class Plan:
     sizes        patients of each hospital; where nothing is federated, all of them as one
     d            parameters of the model
     aggregation  how messages are added: "plain", "bfv" or "masks"
-    discrete     whether the noise is discrete, in what is sent, instead of floating-point noise that is then rounded
+    discrete     whether the noise is discrete and added to integers, instead of floats that are rounded afterwards
     least        hospitals that must survive a round where their noise is shared, and then make up sigma; None for all.
                  With more survivors there is more noise than needed: the price of dropouts
-    dropout      probability that an invited hospital vanishes in a round, to try that out
-    budget       epsilon that is not passed, by ``accountant``; training stops before the step that would
+    dropout      probability that an invited hospital vanishes in a round, for trying that out
+    budget       epsilon, by ``accountant``, that is not exceeded: training stops before the step that would
     seed         of the public draws: participants and dropouts
     Raises ValueError where a private setting has no finite clipping norm, InputError where mean features would have
     to be asked for with discrete noise.
+
+    >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
+    >>> plan = Plan(SETTINGS["FSCDP"], CHOICES["head"]["FSCDP"], sizes=(293,) * 10, d=2565)
+    >>> plan.survivors, plan.layout, round(plan.bound.epsilon(steps=3001), 2)  # the paper's sigma, by classic RDP
+    (10, 'packed', 10.83)
     """
 
     setting: Setting
@@ -56,11 +62,11 @@ class Plan:
             raise ValueError(
                 f"{self.setting.name} is private and needs a finite max_grad_norm: without one nothing is bounded"
             )
-        if self.discrete and self.choice.centre is not None:
-            raise InputError("mean features have no discrete noise: take centre=None with --noise integer")
+        if self.discrete and self.choice.mean_noise_multiplier is not None:
+            raise InputError("mean features have no discrete noise: with it take mean_noise_multiplier=None")
 
     @classmethod
-    def of(cls, setting: Setting, choice: Choice, task, patients: Sequence[np.ndarray], **terms) -> "Plan":
+    def of(cls, setting: Setting, choice: Choice, task: Task, patients: Sequence[np.ndarray], **terms: Any) -> "Plan":
         """The plan for a task and its hospitals' patients, one index array per hospital."""
         return cls(setting, choice, tuple(map(len, patients)), task.d, **terms)
 
@@ -100,9 +106,9 @@ class Plan:
         )
 
     @property
-    def centre_share(self) -> float:
-        """Noise multiplier of one hospital's share where the patients' mean features are asked for."""
-        return (self.choice.centre or 0.0) / math.sqrt(self.survivors)
+    def mean_noise_share(self) -> float:
+        """Noise multiplier of one hospital's share of the noise on the mean features."""
+        return (self.choice.mean_noise_multiplier or 0.0) / math.sqrt(self.survivors)
 
     @property
     def layout(self) -> str:
@@ -111,7 +117,7 @@ class Plan:
 
     @cached_property
     def codec(self) -> Codec | IntegerNoise | None:
-        """What makes messages integers and totals floats again; None for floats that are added in the clear."""
+        """What turns messages into integers and totals back into floats; None for floats added in the clear."""
         if self.discrete:
             return self.noise
         if self.aggregation == "plain":
@@ -151,6 +157,10 @@ def schedule(
 
     affordable  noisy steps that the budget allows at one hospital
     Under shared noise all take part or none, so the schedule ends where the budget does.
+
+    >>> from dopamine_lib.federation.settings import SETTINGS
+    >>> schedule(SETTINGS["FSCDP"], hospitals=3, affordable=2)
+    [[0, 1, 2], [0, 1, 2]]
     """
     everybody = list(range(hospitals))
     invited = max(1, round(setting.participation * hospitals))
@@ -172,8 +182,8 @@ def calibrated(
     declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str
 ) -> Setting:
     """A private setting at the least sigma whose steps, and the mean features before them, spend at most epsilon."""
-    centre = centre_multiplier(declared, choice, shares)
-    before = () if centre is None else (SampledGaussian(centre, 1.0, 1),)
+    mean = accounted_mean_noise(declared, choice, shares)
+    before = () if mean is None else (SampledGaussian(mean, 1.0, 1),)
     return declared.with_noise(
         noise_multiplier_for(epsilon, declared.sample_rate, declared.steps, delta, accountant, before)
     )

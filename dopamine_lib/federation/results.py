@@ -1,9 +1,7 @@
-"""What a finished run says: its record, and ``results.json`` put together, for one process and for MPI alike."""
+"""What a finished run leaves: its record, and ``results.json``, put together for one process and for MPI alike."""
 
 import csv
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from importlib.resources import files
 
 import numpy as np
@@ -15,7 +13,7 @@ from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 
 def epoch_record(experiment: Experiment, training: Training) -> dict:
-    """What the history keeps of an epoch: accuracy on the test images, and epsilon spent, as a mean over hospitals."""
+    """An epoch's entry in the history: accuracy on the test images, and epsilon spent, as a mean over hospitals."""
     spent = training.epsilons("rdp_classic")
     return {
         "epoch": training.progress.epoch,
@@ -58,7 +56,7 @@ def statement_for(experiment: Experiment, name: str, steps: int, *, apart: bool 
 
 
 def worst_case(experiment: Experiment, name: str, steps: int, *, apart: bool = False) -> dict:
-    """Statement and epsilons by adversary after the worst-off hospital's steps; None where nothing is private."""
+    """The statement, and epsilons by adversary (None without privacy), after the worst-off hospital's steps."""
     plan = experiment.plan(name)
     adversaries = plan.bound.adversaries(steps) if plan.setting.private else None
     return {"statement": statement_for(experiment, name, steps, apart=apart), "adversaries": adversaries}
@@ -83,8 +81,8 @@ def assemble(
     """``results.json``, from the records of each setting's runs.
 
     asked       the options as plain data
-    account     has jobs of ``do_account`` done, in order
-    randomness  where it came from, unless the run was seeded
+    account     does jobs of ``do_account``, in order
+    randomness  where it came from in an unseeded run
     """
     options = experiment.options
     charged = {name: {steps for record in own for steps in record["charged"]} for name, own in records.items()}
@@ -140,7 +138,7 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
         "test_accuracy": _spread(record["accuracy"] for record in records),
         "quadratic_kappa": _spread(record["quadratic_kappa"] for record in records),
         "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
-        "choice": {key: None if value == math.inf else value for key, value in asdict(plan.choice).items()},
+        "choice": plan.choice.record(),
         "history": history,
         "statement": said["statement"],
     }
@@ -183,10 +181,8 @@ def table(results: dict) -> str:
     for name, result in results["settings"].items():
         accuracy, bound = result["test_accuracy"], result["epsilon"]
         numbers = ["-" if bound is None or bound[key] is None else f"{bound[key]:.2f}" for key in ACCOUNTANTS]
-        percent, kappa = (
-            f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}",
-            result["quadratic_kappa"]["mean"],
-        )
+        percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
+        kappa = result["quadratic_kappa"]["mean"]
         lines.append(
             f"{name:8} {percent:>14} {kappa:6.2f}   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}"
             f"   {published[name][-10:].mean():6.1f}"

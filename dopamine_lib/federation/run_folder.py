@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,8 +11,8 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 
 
-def write_json(path: Path, value) -> None:
-    """Write ``value`` in one step; a number that is none is refused."""
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` in one step. Raises ValueError for NaN and infinity."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
@@ -37,8 +38,8 @@ def check_out(out: Path, asked: dict, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def writing(out: Path):
-    """What may go wrong with files in ``out`` is the user's to put right: an InputError."""
+def writing(out: Path) -> Iterator[None]:
+    """Turn what goes wrong with files in ``out`` into an InputError: the user can put it right."""
     try:
         yield
     except Timeout as error:
@@ -48,8 +49,8 @@ def writing(out: Path):
 
 
 @contextlib.contextmanager
-def claim(out: Path, asked: dict, resume: bool):
-    """Keep ``out`` for this process: two that resume one run would spend its budget twice."""
+def claim(out: Path, asked: dict, resume: bool) -> Iterator[None]:
+    """Keep ``out`` for this process: two that resume the same run would spend its budget twice."""
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock", timeout=0):
         check_out(out, asked, resume)

@@ -6,7 +6,7 @@ averaging) belongs to the model and is never chosen on test images.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from dopamine_lib.errors import InputError, check_epsilon
 
@@ -92,24 +92,37 @@ SETTINGS = {
 class Choice:
     """What belongs to a model and not to a setting.
 
-    learning_rate  eta, for the gradient averaged over the public expected batch
-    max_grad_norm  C, the clipping norm; infinity without privacy
-    momentum       beta (Algorithm 1, line 14)
-    averaging      a: the model handed out is the running mean of the iterates in which iterate t weighs
-                   (a + 1) / (t + a) (Shamir and Zhang 2013); 0 is the plain mean, None the last iterate.
-                   It uses only what is already noisy, so it costs no privacy.
-    centre         noise multiplier of the patients' mean features, asked for once before training, from which a
-                   head's features are then measured; None to leave them as they are. Accounted like any step.
-    reach          largest |value| of one message that aggregation in integers makes room for; None for 16 times
-                   the clipping norm, which no sum of clipped, noised gradients has come near
+    learning_rate          eta, for the gradient averaged over the public expected batch
+    max_grad_norm          C, the clipping norm; infinity without privacy
+    momentum               beta (Algorithm 1, line 14)
+    averaging              a: the model handed out is the running mean of the iterates in which iterate t weighs
+                           (a + 1) / (t + a) (Shamir and Zhang 2013); 0 is the plain mean, None the last iterate.
+                           It uses only what is already noisy, so it costs no privacy
+    mean_noise_multiplier  of the patients' mean features, which are asked for once, before training, to centre a head's
+                           features on them; None to leave those as they are. Accounted like any step
+    reach                  largest |value| of one message that aggregation in integers makes room for; None for 16 times
+                           the clipping norm, which no sum of clipped, noised gradients has come near
     """
 
     learning_rate: float
     max_grad_norm: float
     momentum: float = 0.9
     averaging: float | None = None
-    centre: float | None = None
+    mean_noise_multiplier: float | None = None
     reach: float | None = None
+
+    def record(self) -> dict[str, float | None]:
+        """As in ``results.json``: None for infinity, and "centre" for ``mean_noise_multiplier``."""
+        plain = asdict(self)
+        plain["centre"] = plain.pop("mean_noise_multiplier")
+        return {key: None if value == math.inf else value for key, value in plain.items()}
+
+    @classmethod
+    def from_record(cls, record: dict[str, float | None]) -> "Choice":
+        """The inverse of ``record``. Raises KeyError or TypeError for other keys."""
+        plain = dict(record)
+        clip, noise = plain.pop("max_grad_norm"), plain.pop("centre")
+        return cls(max_grad_norm=math.inf if clip is None else clip, mean_noise_multiplier=noise, **plain)
 
 
 #: The authors' own values for fine-tuning SqueezeNet: momentum 0.9, C = 2, no averaging.
@@ -120,15 +133,15 @@ PAPER_CHOICES = {
     "FPDP": Choice(0.002, 2.0),
     "FSCDP": Choice(0.002, 2.0),
 }
-#: The head's were chosen on validation patients of APTOS-2019 and RetinaMNIST (``tune``), the CNN's are plain
-#: starting values that nobody has tuned, SqueezeNet's are the authors'.
+#: The head's were chosen on validation patients of APTOS-2019 and RetinaMNIST (``tune``), the CNN's are
+#: untuned starting values, SqueezeNet's are the authors'.
 CHOICES = {
     "head": {
-        "C": Choice(0.5, math.inf, averaging=10, centre=0.0),
-        "CDP": Choice(0.25, 0.5, averaging=10, centre=40.0),
-        "F": Choice(0.5, math.inf, averaging=10, centre=0.0, reach=2.0),
-        "FPDP": Choice(0.25, 0.5, averaging=10, centre=40.0, reach=2.0),
-        "FSCDP": Choice(0.25, 0.5, averaging=10, centre=40.0),
+        "C": Choice(0.5, math.inf, averaging=10, mean_noise_multiplier=0.0),
+        "CDP": Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=40.0),
+        "F": Choice(0.5, math.inf, averaging=10, mean_noise_multiplier=0.0, reach=2.0),
+        "FPDP": Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=40.0, reach=2.0),
+        "FSCDP": Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=40.0),
     },
     "cnn": {
         "C": Choice(0.02, math.inf),
@@ -143,32 +156,36 @@ CHOICES = {
 
 #: Noise multiplier of the mean features at epsilon 1 where the noise is shared. Cross-validation on APTOS-2019's
 #: training patients chose 25 at epsilon 1 and 10 at 3: the mean takes about the same share of any bound.
-CENTRE = 25.0
+MEAN_NOISE = 25.0
 
 
 def choice_for(model: str, name: str, epsilon: float | None = None) -> Choice:
-    """The choice of a model in a setting; with a bound asked for, the noise of the mean features fits it.
+    """The choice for a model in a setting; where a bound is asked for, the noise of the mean features fits it.
 
     Raises InputError for an epsilon that is not positive.
     """
     choice, declared = CHOICES[model][name], setting(name)
-    if epsilon is None or not (declared.private and declared.shared_noise and choice.centre):
+    if epsilon is None or not (declared.private and declared.shared_noise and choice.mean_noise_multiplier):
         return choice
     check_epsilon(epsilon)
-    return replace(choice, centre=min(choice.centre, max(1.0, CENTRE / epsilon)))
+    return replace(choice, mean_noise_multiplier=min(choice.mean_noise_multiplier, max(1.0, MEAN_NOISE / epsilon)))
 
 
 def slower(choice: Choice, ratio: float, exponent: float = 1.0) -> Choice:
-    """The choice with its learning rate times ratio^exponent where ratio < 1, as it is else.
+    """The choice with its learning rate multiplied by ratio^exponent where ratio < 1; unchanged otherwise.
 
-    ratio  the noise multiplier that the learning rate was chosen for, divided by the one that is used. With exponent 1
-           the noise then moves the model as far in a run as it did where the learning rate was chosen
+    ratio  the noise multiplier for which the learning rate was chosen, divided by the one in use. With exponent 1 the
+           noise then moves the model as far in a run as it did where the learning rate was chosen
     """
     return replace(choice, learning_rate=choice.learning_rate * min(1.0, ratio) ** exponent)
 
 
 def setting(name: str) -> Setting:
-    """The setting called ``name``. Raises InputError for another name."""
+    """The setting called ``name``. Raises InputError for an unknown name.
+
+    >>> setting("FSCDP").noise_multiplier, setting("FSCDP").steps
+    (1.15, 3001)
+    """
     if name not in SETTINGS:
         raise InputError(f"setting '{name}' is unknown; choose from {', '.join(SETTINGS)}")
     return SETTINGS[name]

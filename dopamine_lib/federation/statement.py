@@ -3,7 +3,7 @@
 A figure for epsilon means nothing without its unit, its neighbours, its sampler and its adversary.
 """
 
-from dopamine_lib.federation.bounds import Bound, centre_multiplier
+from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 
 HOW = {
     "plain": "This run added the messages in the clear, as a simulation.",
@@ -28,21 +28,27 @@ def privacy_statement(
 ) -> str:
     """The statement that goes with every result, in plain words.
 
-    steps     noisy steps of the worst-off hospital;  patients: N, training patients in all
+    steps     noisy steps of the worst-off hospital
+    patients  N, training patients in all
     apart     whether every party was a process of its own
+
+    >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
+    >>> bound = Bound(SETTINGS["C"], CHOICES["head"]["C"], shares=1, delta=1e-4, noise=None)
+    >>> privacy_statement(bound, steps=5862, patients=2931, seeded=True)
+    'C is not private: no noise was added and nothing about any patient is bounded.'
     """
     setting, choice, hospitals, delta = bound.setting, bound.choice, bound.shares, bound.delta
     if not setting.private:
         return f"{setting.name} is not private: no noise was added and nothing about any patient is bounded."
-    views, centre = bound.adversaries(steps), centre_multiplier(setting, choice, hospitals)
+    views, mean = bound.adversaries(steps), accounted_mean_noise(setting, choice, hospitals)
     kind = "Skellam (integer, the bound holds for what is sent)" if bound.noise.discrete else "Gaussian"
-    once = f" Before that, once, all patients' features were summed, with noise of {centre or 0:.4g} times their norm."
+    once = f" Before that, once, all patients' features were summed, with noise of {mean or 0:.4g} times their norm."
     lines = [
         f"{setting.name}, {setting.title}. Unit: one patient's image. Neighbours: one image added or removed "
         "(replacing one counts twice).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
-        f"{steps} steps; the sum is divided by the public expected batch." + (once if centre else ""),
+        f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} training patients.",
         "Against an outsider, who sees every model of the training and knows all other patients: "
         f"{_line(views['outsider'])}.",

@@ -31,7 +31,7 @@ from dopamine_lib.privacy.randomness import Randomness
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     epoch     epochs whose steps are in the model
     reserved  epochs whose steps are in the ledger; ahead of ``epoch`` while one is being trained
@@ -48,10 +48,10 @@ class Progress:
 
 
 class Training:
-    """One run of one plan, able to stop and go on.
+    """One run of one plan, which can stop and go on.
 
-    patients     one index array per hospital (all training patients as one array where nothing is federated); None for
-                 a hospital in another process
+    patients     one index array per hospital (where nothing is federated, one array of all training patients); None
+                 for a hospital in another process
     aggregation  how messages are added; by default in the clear (``transports.make_aggregation`` makes the plan's)
     hospital, server  what makes the parties, called like Hospital and Server
     """
@@ -75,12 +75,12 @@ class Training:
         ]
         self.server = server(task.start, plan.setting, plan.choice, plan.population)
         self.bound, self.ledgers, self.schedule = plan.bound, plan.ledgers(), plan.schedule(run)
-        self.progress, self.centre = Progress(), None
+        self.progress, self.feature_mean = Progress(), None
 
     def run(
         self, save: Callable[[], object] = lambda: None, after: Callable[[int], object] = lambda epoch: None
     ) -> "Training":
-        """Train to the end; ``after`` is told each epoch's number. Returns itself."""
+        """Train to the end; ``after`` is called with each epoch's number. Returns itself."""
         with threads(self.task.threads or torch.get_num_threads()):
             for epoch in self.epochs(save):
                 after(epoch)
@@ -104,8 +104,8 @@ class Training:
                 self._charge(rounds)
                 progress.reserved += 1
                 save()
-            if first == 0 and self.plan.choice.centre is not None and not progress.centred:
-                self._ask_for_centre()
+            if first == 0 and self.plan.choice.mean_noise_multiplier is not None and not progress.centred:
+                self._ask_for_mean()
                 progress.centred = True
                 save()
             for number in rounds:
@@ -120,8 +120,8 @@ class Training:
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """What a checkpoint holds: the server's vectors, and ledger and progress as plain data."""
         vectors = {"w": self.server.w, "velocity": self.server.velocity, "mean": self.server.mean}
-        if self.centre is not None:
-            vectors["centre"] = self.centre
+        if self.feature_mean is not None:
+            vectors["centre"] = self.feature_mean
         charged = [ledger.charged for ledger in self.ledgers]
         return vectors, {"server_steps": self.server.steps, "charged": charged, **asdict(self.progress)}
 
@@ -152,8 +152,8 @@ class Training:
             self.server.step(total, self._patients(arrived))
 
     @torch.no_grad()
-    def _ask_for_centre(self) -> None:
-        """Ask once for the patients' mean features, noised, and measure the head's features from there."""
+    def _ask_for_mean(self) -> None:
+        """Ask once for the patients' mean features, noised, and centre the head's features on them."""
         everybody = range(self.plan.hospitals)
         arrived = self._arrived(-1, everybody)
         total = self._total(-1, list(everybody), arrived, contribute_features(self._here(arrived)))
@@ -161,9 +161,9 @@ class Training:
             share, width = self.plan.population / self.plan.hospitals, len(self.task.feature_sum(torch.arange(0)))
             self._centre_on(total[:width] * share / self._patients(arrived))  # what follows is padding
 
-    def _centre_on(self, centre: Tensor) -> None:
-        self.centre = centre
-        self.task.centre_on(centre)
+    def _centre_on(self, mean: Tensor) -> None:
+        self.feature_mean = mean
+        self.task.centre_on(mean)
 
     def _arrived(self, number: int, invited: Iterable[int]) -> list[int]:
         """Which of the invited hospitals do not vanish in this round."""
@@ -186,7 +186,7 @@ class Training:
         try:
             if not arrived or (self.plan.setting.shared_noise and len(arrived) < self.plan.survivors):
                 raise AggregationAborted(
-                    f"{len(arrived)} hospitals arrived, but only {self.plan.survivors} of them have noise enough"
+                    f"{len(arrived)} hospitals arrived, but it takes the noise of {self.plan.survivors}"
                 )
             return self.aggregation.total(number + 1, invited, messages)
         except AggregationAborted:

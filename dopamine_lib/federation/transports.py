@@ -5,6 +5,7 @@ The server sees no message. What passes between the parties is bytes, as it woul
 """
 
 from dopamine_lib.encryption.codec import Codec
+from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation, IntegerAggregation, in_the_clear
 from dopamine_lib.federation.plan import Plan
@@ -20,14 +21,14 @@ def message_limit(codec: Codec | IntegerNoise) -> int:
 
 
 def least_in_a_total(plan: Plan) -> int:
-    """Hospitals without which no total is opened: those whose noise makes up sigma; a sum of one hides nothing."""
-    return max(2, plan.survivors if plan.setting.shared_noise else 2)
+    """The fewest hospitals whose total is opened: those whose noise makes up sigma; a sum of one hides nothing."""
+    return max(2, plan.survivors) if plan.setting.shared_noise else 2
 
 
-def make_aggregation(plan: Plan, transcript=None) -> Aggregation:
+def make_aggregation(plan: Plan, transcript: Transcript | None = None) -> Aggregation:
     """The aggregation of a plan in this process, with fresh keys.
 
-    transcript  is shown all that the server sees
+    transcript  records all that the server sees
     """
     if plan.aggregation == "plain":
         return in_the_clear(plan)

@@ -2,7 +2,7 @@
 
 import re
 
-from dopamine_lib.federation.bounds import centre_multiplier
+from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.statement import HOW
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -151,8 +151,8 @@ def _mechanism(one) -> str:
     setting, choice = one.bound.setting, one.bound.choice
     kind = "Skellam" if one.bound.noise.discrete else "Gaussian"
     told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
-    centre = centre_multiplier(setting, choice, one.bound.shares)
-    return told + (f"; once, mean features with noise {centre:.4g}" if centre else "")
+    mean = accounted_mean_noise(setting, choice, one.bound.shares)
+    return told + (f"; once, mean features with noise {mean:.4g}" if mean else "")
 
 
 def _adversaries(facts: dict, bounded: list) -> str:

@@ -152,8 +152,9 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
     # a file may be wrong consistently: what no option changes must be what the kit trains with
     used = choice_for(options.model, name, options.epsilon)
-    _must_agree(f"{name}'s clipping norm", result["choice"]["max_grad_norm"], used.max_grad_norm)
-    _must_agree(f"{name}'s centre", result["choice"]["centre"], None if plan.discrete else used.centre)
+    _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
+    mean_noise = None if plan.discrete else used.mean_noise_multiplier
+    _must_agree(f"{name}'s noise on the mean features", plan.choice.mean_noise_multiplier, mean_noise)
     if options.epsilon is None:
         _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
     for run, own in enumerate(charged):
@@ -165,13 +166,12 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
 
 
 def _replayed(results: dict, options: Options, name: str) -> Plan:
-    """The plan of a setting as its results state it; who took part follows from the public draw."""
+    """The plan of a setting as its results state it; which hospitals took part follows from the public draw."""
     result, sizes = results["settings"][name], results["hospitals"]
     declared = setting(name).with_noise(result["noise_multiplier"])
-    clip = result["choice"]["max_grad_norm"]
     return Plan(
         declared,
-        Choice(**(result["choice"] | {"max_grad_norm": math.inf if clip is None else clip})),
+        Choice.from_record(result["choice"]),
         tuple(sizes) if declared.federated else (sum(sizes),),
         parameter_count(options.model, len(result["recall_per_grade"])),
         aggregation=options.aggregation,

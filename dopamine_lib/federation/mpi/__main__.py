@@ -3,17 +3,17 @@
     mpiexec -n 11 python -m dopamine_lib.federation.mpi --data synthetic --aggregation bfv --out results
 
 takes the options of ``reproduce`` and trains one federated setting once (FSCDP, or ``--setting F`` or ``FPDP``). What
-comes out is what ``reproduce`` gives: the same integers where noise is in the integers (``--noise integer`` with a
-seed), else the same but for the order in which floats are added.
+comes out is what ``reproduce`` gives: the same numbers with discrete noise and a seed (``--noise integer``), otherwise
+the same up to the order in which floats are added.
 
-Several hosts: ``mpiexec -f hosts -n 11 ...`` with a file of one host a line, the server's first, and one rank a host
-(``host:1``). Each needs this kit in the same version.
+Several hosts: ``mpiexec -f hosts -n 11 ...`` with a file of one host per line, the server's first, and one rank per
+host (``host:1``). Each needs the same version of this kit.
 
 Keys: on one machine they are made for the run. On several, each party makes its own once, on its machine,
 
     python -m dopamine_lib.federation.mpi identity hospital-3 keys
 
-and hands ``keys/hospital-3.pub`` to all others. They compare the fingerprint it printed with what they got,
+and hands ``keys/hospital-3.pub`` to all others. They compare the fingerprint that it printed with their copy's,
 
     python -m dopamine_lib.federation.mpi fingerprints keys
 
@@ -21,12 +21,12 @@ and all run with ``--identities keys``. MPI must not carry public keys: whoever 
 
 Data: every rank reads its host's ``--data-dir``, which must be the same data set everywhere, keeps its own patients
 (the server the test images) and drops the rest before it computes anything. A public data set is split that way into
-pretended hospitals. ``--out`` is written by rank 0 (results, model) and rank 1 (checkpoint), each on its host.
+make-believe hospitals. ``--out`` is written by rank 0 (results, model) and rank 1 (checkpoint), each on its host.
 
 What is protected: all messages are sealed and counted between the two parties they are for (``wire.py``). What is
-not: MPI itself. Its own traffic is neither encrypted nor authenticated, so whoever is in the network sees who sends
-how much when, can end the run, and may attack the MPI library; ``mpiexec`` reaches other hosts by ssh and starts what
-it is told there. Run it in a network of the parties alone.
+not: MPI itself. Its own traffic is neither encrypted nor authenticated, so anyone on the network sees who sends
+how much and when, can end the run, and may attack the MPI library; ``mpiexec`` reaches other hosts by ssh and starts
+what it is told there. Run it on a network that only the parties use.
 """
 
 import importlib.util
@@ -49,11 +49,13 @@ def _parser(hospitals: int) -> Parser:
     experiment_arguments(top)
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
-    top.add_argument("--noise", default="float", help="float, or integer: Skellam noise in what is sent")
+    top.add_argument("--noise", default="float", help="float, or integer: discrete (Skellam) noise")
     top.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")
-    top.add_argument("--patience", type=float, default=PATIENCE, metavar="S", help="seconds without a sign of a rank")
+    top.add_argument(
+        "--patience", type=float, default=PATIENCE, metavar="S", help="seconds to wait for a rank that is silent"
+    )
     top.add_argument("--out", required=True, metavar="DIR", help="where results.json, model and checkpoint go")
     top.set_defaults(hospitals=hospitals, runs=1)
     return top
@@ -191,8 +193,8 @@ def _check(arguments, size: int) -> None:
         raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
 
 
-def main(words=None) -> int:
-    """Run this rank; returns the exit status: 0, or 2 for bad input."""
+def main(words: list[str] | None = None) -> int:
+    """Run this rank, or what ``words`` name; returns the exit status: 0, or 2 for bad input."""
     words = sys.argv[1:] if words is None else words
     # MPICH and Open MPI both tell a process its place before MPI itself is started
     rank, size = (
@@ -210,7 +212,7 @@ def main(words=None) -> int:
         if importlib.util.find_spec("mpi4py") is None:
             raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
     except InputError as error:
-        if rank == 0:  # one line, not one a rank
+        if rank == 0:  # one line in all, not one per rank
             print(f"dopamine: {error}", file=sys.stderr, flush=True)
         return 2
     return _rank(arguments, rank)

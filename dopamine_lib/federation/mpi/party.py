@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.sums import make_wire_aggregation
@@ -29,10 +30,12 @@ from dopamine_lib.federation.training import Training
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 
 
-def party_training(experiment: Experiment, name: str, wire: Wire, transcript=None) -> Training:
+def party_training(experiment: Experiment, name: str, wire: Wire, transcript: Transcript | None = None) -> Training:
     """This party's side of a run of a federated setting, keys exchanged; all parties call it at once.
 
-    experiment  loaded for this party;  transcript: is shown all that the server sees
+    experiment  loaded for this party
+    transcript  records all that the server sees
+    Raises InputError where a round would have a single hospital.
     """
     plan = experiment.plan(name)
     if plan.aggregation != "plain" and round(plan.setting.participation * plan.hospitals) < 2:
@@ -55,7 +58,7 @@ def take_part(
 
     The server writes ``results.json``, the model and the run's record into ``out``. Hospital 0 writes the checkpoint
     there, at every epoch, for it has the model; on several hosts that is its own host's ``out``.
-    say  is told at the server how far the run is
+    say  is told, at the server, how far the run has come
     """
     out = Path(out)
     if wire.number == SERVER:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.federation.aggregation import (
     Aggregation,
     IntegerAggregation,
@@ -36,9 +37,6 @@ class _Side:
     def __init__(self, wire: Wire, plan: Plan):
         self.wire, self.codec = wire, plan.codec
 
-    def _integers(self, message: Message) -> np.ndarray:
-        return to_integers(message, self.codec)
-
     def _tell(self, total: Tensor) -> None:
         """Send the total (d,) to all hospitals, whether they took part or not: all step the model."""
         body = total.numpy().astype("<f4").tobytes()
@@ -49,18 +47,20 @@ class _Side:
         return torch.from_numpy(np.frombuffer(self.wire.receive(SERVER, TOTAL), "<f4").astype(np.float32))
 
 
-class PlainHospital(_Side):
+class PlainHospitalSide(_Side):
     """A hospital whose message the server reads."""
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, with this hospital's message (d,) in it, if it is invited."""
         for message in messages.values():
-            values = message.numpy().astype("<f4") if self.codec is None else self._integers(message).astype("<i8")
+            values = (
+                message.numpy().astype("<f4") if self.codec is None else to_integers(message, self.codec).astype("<i8")
+            )
             self.wire.send(SERVER, UP, values.tobytes())
         return self._told()
 
 
-class PlainServer(_Side):
+class PlainServerSide(_Side):
     """The server adds in the hospitals' order, whichever comes first: sums of floats depend on it."""
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
@@ -96,7 +96,7 @@ class BfvHospitalSide(_Side):
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, decrypted here."""
         for message in messages.values():
-            self.wire.send(SERVER, UP, self.hospital.message(round_number, self._integers(message)))
+            self.wire.send(SERVER, UP, self.hospital.message(round_number, to_integers(message, self.codec)))
         opened = self.hospital.open(round_number, self.wire.receive(SERVER, DOWN))
         return decoded(opened.total, self.codec)
 
@@ -104,10 +104,10 @@ class BfvHospitalSide(_Side):
 class BfvServerSide(_Side):
     """The server adds what it cannot read, and learns no total.
 
-    transcript  is shown all the server sees
+    transcript  records all that the server sees
     """
 
-    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript=None):
+    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript: Transcript | None = None):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.aggregation import BfvServer
         from dopamine_lib.encryption.group import read_group
@@ -143,7 +143,7 @@ class MaskHospitalSide(_Side):
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, as the server found it."""
         for message in messages.values():
-            own, wire, values = self.hospital, self.wire, self._integers(message)
+            own, wire, values = self.hospital, self.wire, to_integers(message, self.codec)
             wire.send(SERVER, UP, own.share(round_number, invited))
             wire.send(SERVER, UP, own.mask(wire.receive(SERVER, DOWN), values))
             wire.send(SERVER, UP, own.confirm(wire.receive(SERVER, DOWN)))
@@ -154,7 +154,7 @@ class MaskHospitalSide(_Side):
 class MaskServerSide(_Side):
     """The server relays shares and unmasks the sum."""
 
-    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript=None):
+    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript: Transcript | None = None):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskServer
 
@@ -181,14 +181,14 @@ class MaskServerSide(_Side):
             self.server.receive(message)
 
 
-def make_wire_aggregation(plan: Plan, wire: Wire, transcript=None) -> Aggregation:
+def make_wire_aggregation(plan: Plan, wire: Wire, transcript: Transcript | None = None) -> Aggregation:
     """This rank's side of a plan's aggregation, keys exchanged; all ranks call it at once.
 
-    transcript  is shown all that the server sees
+    transcript  records all that the server sees
     """
     at_server, least = wire.number == SERVER, least_in_a_total(plan)
     if plan.aggregation == "plain":
-        return (PlainServer if at_server else PlainHospital)(wire, plan)
+        return (PlainServerSide if at_server else PlainHospitalSide)(wire, plan)
     hospital, server = {"bfv": (BfvHospitalSide, BfvServerSide), "masks": (MaskHospitalSide, MaskServerSide)}[
         plan.aggregation
     ]

@@ -14,7 +14,7 @@ _ENDED, _EXPLAINED = b".", b"!"
 
 
 class Watcher:
-    """Watches this process; to be made before anything starts threads or MPI, for it forks.
+    """Watches this process; made before anything starts threads or MPI, for it forks.
 
     who, remedy  what to say, and what to do about it
     """

@@ -4,13 +4,13 @@ MPI neither encrypts nor authenticates: whoever sits between two hosts reads and
 is sealed for its receiver (``encryption/links.py``) and counted: one that is changed, repeated, left out or moved
 raises MessageError. What remains visible is who sends how many bytes to whom, and when.
 
-Buffers, never pickles: a message is bytes. A blocked MPI call would keep a core busy, so a rank that waits asks, and
+Buffers, never pickles: a message is bytes. A blocked MPI call would keep a core busy, so a rank that waits polls, and
 sleeps in between.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from mpi4py import MPI
@@ -29,7 +29,7 @@ _HELLO_BYTES = 34
 
 
 class Silence(RuntimeError):
-    """A rank has not answered for longer than was to be waited."""
+    """A rank has not answered within the patience of another."""
 
 
 class Wire:
@@ -39,10 +39,10 @@ class Wire:
     identity  this rank's key pair; ``publics`` holds everybody's public keys, the server's under ``SERVER``
     patience  seconds without an answer after which the run is given up
     sent, received  bytes so far, seals included
-    All ranks must be made at the same time: they greet each other.
+    All ranks make theirs at the same time: they greet each other.
     """
 
-    def __init__(self, comm, identity: Identity, publics: dict[int, bytes], *, patience: float):
+    def __init__(self, comm: MPI.Comm, identity: Identity, publics: dict[int, bytes], *, patience: float):
         self.number, self.hospitals, self.patience = number_of(comm.rank), comm.size - 1, patience
         self.identity, self.publics = identity, publics
         self.sent = self.received = 0
@@ -103,13 +103,13 @@ def number_of(rank: int) -> int:
     return rank - 1 if rank else SERVER
 
 
-def wait_for_all(comm, patience: float) -> None:
+def wait_for_all(comm: MPI.Comm, patience: float) -> None:
     """A barrier that sleeps."""
     wait(comm.Ibarrier().Test, patience, "not all ranks have come this far")
 
 
-def wait(done, patience: float, what: str) -> None:
-    """Sleep until ``done()``; Silence after ``patience`` seconds."""
+def wait(done: Callable[[], object], patience: float, what: str) -> None:
+    """Sleep until ``done()`` is true. Raises Silence after ``patience`` seconds."""
     pause, end = _FIRST_PAUSE, time.monotonic() + patience
     while not done():
         if time.monotonic() > end:
