@@ -1,4 +1,4 @@
-"""A program for ``mpiexec``: the command, with short rounds, in which hospital 1 ends before its 25th round.
+"""A program for ``mpiexec``: the command, with short rounds, in which hospital 1 dies before its 25th round.
 
 mpiexec -n 3 python mpi_dying.py killed|raises|lives OPTIONS
 """
@@ -16,7 +16,7 @@ end, _rank = sys.argv.pop(1), mpi._rank
 
 
 def rank(arguments, number: int) -> int:
-    """The rank's work, in which one hospital ends."""
+    """The rank's work, during which one hospital dies."""
     from dopamine_lib.federation.training import Training
 
     plain = Training._round

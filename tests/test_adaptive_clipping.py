@@ -66,7 +66,7 @@ def test_no_patient_moves_gradients_and_bits_together_by_more_than_the_unit(unit
 
 
 def test_the_bound_on_a_patient_is_missed_where_the_bit_comes_on_top(monkeypatch):
-    """Planted: the clipped gradient keeps its whole length and the bit is added for nothing."""
+    """Planted: the clipped gradient keeps its whole length and the bit is added at no cost."""
     monkeypatch.setattr(AdaptiveClip, "gradient_scale", 1.0)
     task = adaptive()
     moved = [task.clipped_sums(task.start, torch.tensor([patient]), 1.0).norm() for patient in range(PATIENTS)]
@@ -134,7 +134,7 @@ def test_gradients_carry_noise_of_z_over_a_and_the_bits_of_z_over_b(scale, accep
     assert low < (bits**2).mean() / (z / CLIP.bit_scale) ** 2 < high
 
 
-def test_the_ledger_holds_for_it_what_it_holds_for_plain_training():
+def test_the_ledger_charges_it_what_it_charges_plain_training():
     choice = Choice(0.1, 1.0)
     follows = train(adaptive(), short(40), choice, server=partial(AdaptiveServer, clip=CLIP))
     assert follows.ledgers[0].charged == 40
@@ -266,7 +266,7 @@ def test_every_measure_trains_within_the_same_epsilon(small):
     assert len({p.tobytes() for p in probabilities.values()}) == 4  # each of them does something
 
 
-def test_who_is_sampled_more_has_the_bound_and_the_others_less(small):
+def test_patients_sampled_more_have_the_bound_and_the_others_a_smaller_one(small):
     measure = measures(small, 3.0, favoured=small.dataset.labels >= 3, boost=2.0)["group-aware sampling"]
     found = group_epsilons(measure, 2.0, 1e-4, "rdp")
     assert found["others"] < 0.7 * found["favoured"] and 2.98 < found["favoured"] <= 3.0

@@ -48,7 +48,7 @@ def test_scores_are_scikit_learns_with_weights(seed, n, classes, skill):
     rng = np.random.default_rng(seed)
     labels, probabilities = guesses(rng, 2, n, skill, classes)
     weights = np.array([np.ones(n), rng.integers(1, 4, n), rng.integers(0, 3, n)])
-    for grade in range(classes):  # every grade has some weight: else scikit-learn has another set of grades
+    for grade in range(classes):  # every grade has some weight: else scikit-learn has a smaller set of grades
         weights[2, np.flatnonzero(labels == grade)[0]] += 1
     found = scores(labels, probabilities, weights)
     for b, w in enumerate(weights):

@@ -79,8 +79,8 @@ def test_the_fast_training_is_algorithm_1(task, noisy, sizes):
     assert (training.server.w - task.start).norm() > 0.1
 
 
-def test_algorithm_1_s_own_noise_has_the_declared_scale_and_it_stops_at_the_bound(task):
-    """Its own draws: K shares make up sigma C, and lines 17 to 20 end it where the ledger does."""
+def test_the_page_draws_noise_of_the_declared_scale_and_stops_at_the_bound(task):
+    """K shares make up sigma C, and lines 17 to 20 end training where the ledger does."""
     hospitals, d, seen = np.array_split(np.arange(PATIENTS), HOSPITALS), 4000, []
 
     def nothing(w, i):
@@ -188,7 +188,7 @@ def test_no_hospital_is_too_small_for_the_bound(task, sizes):
     assert len({(ledger.noise_multiplier, ledger.sample_rate) for ledger in parallel.ledgers}) == 1
 
 
-def test_dividing_by_the_own_batch_would_break_the_bound_of_a_small_hospital():
+def test_dividing_by_its_own_batch_would_break_the_bound_of_a_small_hospital():
     """Register, row 2: with weights 1 / (K b_k) the small hospital's patient meets far less relative noise."""
     batches = np.array([2.0, 8, 10, 40, 60]) * 0.5
     sigma = 1.15
@@ -215,7 +215,7 @@ def test_fpdp_accounts_for_actual_participation(task):
 
 @pytest.mark.parametrize("name", ["CDP", "FSCDP", "FPDP"])
 @pytest.mark.parametrize("accountant", ["rdp_classic", "rdp"])
-def test_training_stops_before_the_step_that_would_pass_the_budget(task, name, accountant):
+def test_training_stops_before_the_step_that_would_exceed_the_budget(task, name, accountant):
     training = make_training(task, name, budget=5.0, accountant=accountant).run()
     assert max(training.epsilons(accountant)) <= 5.0
     charged = [ledger.charged for ledger in training.ledgers]

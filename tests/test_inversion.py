@@ -28,7 +28,7 @@ def update_of(task, patient, clip=math.inf):
     return task.clipped_sums(task.start, torch.tensor([patient]), clip)[0]
 
 
-def test_the_grade_stands_in_the_last_bias(task):
+def test_the_grade_can_be_read_off_the_last_bias(task):
     for patient in range(60):
         for clip in (math.inf, 0.1):
             assert grade_of(update_of(task, patient, clip), 5) == task.labels[patient]
@@ -69,7 +69,7 @@ def test_a_linear_net_is_inverted():
 
 
 def test_the_cnn_is_inverted_clipped_or_not_and_noise_stops_it(task):
-    """80 steps. The mean of the other patients, which needs no update, is what a reconstruction must be better than."""
+    """80 steps. The mean of the other patients, which needs no update, is what a reconstruction must beat."""
     true, others = task.inputs(torch.tensor([1]))[0], task.inputs(torch.arange(60))
     noise = torch.randn(task.d, generator=torch.Generator().manual_seed(0)) * 0.5 * 1.15 / math.sqrt(10)
 

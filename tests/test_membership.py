@@ -56,7 +56,7 @@ def test_many_shadows_give_every_patient_a_spread_of_its_own():
     spread = np.array([0.1, 10.0])
     few, many = (spread * rng.normal(size=(count, 2)) for count in (ENOUGH_SHADOWS - 1, 2000))
     assert likelihood_scores([spread], many)[0] == pytest.approx([1, 1], abs=0.15)
-    part = np.where(rng.random(few.shape) < 0.5, np.nan, few)  # models that know a patient are not asked
+    part = np.where(rng.random(few.shape) < 0.5, np.nan, few)  # a model trained on a patient does not count for it
     asked = likelihood_scores([[3.0, 3.0]], part)
     common = math.sqrt(np.mean(np.nanvar(part, axis=0, ddof=1)))
     assert asked[0] == pytest.approx([(3 - np.nanmean(part[:, i])) / common for i in (0, 1)])
@@ -83,8 +83,8 @@ def test_the_curve_is_scikit_learns(drawn, targets):
     assert Roc(scores, members).auc(weights) == pytest.approx(area)
 
 
-def test_the_rate_counts_at_most_so_many_non_members():
-    """10 of 1,000 non-members stand above the first member; with one more the rate of 1 % is passed."""
+def test_the_rate_counts_no_more_non_members_than_it_may():
+    """10 of 1,000 non-members stand above the first member; with one more the rate of 1 % is exceeded."""
     scores, members = np.r_[np.arange(1000.0), 989.5, 500.5][None], (np.arange(1002) >= 1000)[None]
     assert Roc(scores, members).rate(0.01) == 0.5
     assert Roc(np.append(scores, 990.5)[None], np.append(members, False)[None]).rate(0.01) == 0
@@ -123,7 +123,7 @@ def test_copies_of_one_target_do_not_narrow_the_interval():
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0, 20), st.floats(0, 1), st.floats(0, 1), st.floats(-5, 5))
-def test_no_attack_on_gaussian_noise_passes_the_bound(epsilon, sensitivity, rate, shift):
+def test_no_attack_on_gaussian_noise_exceeds_the_bound(epsilon, sensitivity, rate, shift):
     noise = Gaussian(1.0, max(sensitivity, 1e-3))
     delta = noise.delta(epsilon)
     best = ndtr(ndtri(rate) + noise.shift)  # the likelihood-ratio test (Neyman and Pearson)
@@ -133,7 +133,7 @@ def test_no_attack_on_gaussian_noise_passes_the_bound(epsilon, sensitivity, rate
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 4.0])
-def test_the_bound_is_reached_and_without_delta_passed(epsilon):
+def test_the_bound_is_reached_and_without_delta_exceeded(epsilon):
     """Gaussian noise touches its (epsilon, delta) line, randomised response its corner: a smaller bound is wrong."""
     noise = Gaussian(1.0, 1.0)
     delta = noise.delta(epsilon)
@@ -147,7 +147,7 @@ def test_the_bound_is_reached_and_without_delta_passed(epsilon):
 
 
 def test_a_gaussian_shift_is_found():
-    """100,000 scores a side: the rate's standard error is 0.0005."""
+    """100,000 scores per side: the rate's standard error is 0.0005."""
     rng = np.random.default_rng(5)
     members = np.arange(200_000)[None] % 2 == 0
     roc = Roc(rng.normal(size=members.shape) + members, members)

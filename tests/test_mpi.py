@@ -48,7 +48,7 @@ SLOW += [("FSCDP", "plain", "float", 30), ("FPDP", "plain", "float", 3), ("F", "
 
 
 def mpi(ranks, *words, timeout=240):
-    """Start ranks; every one computes in one thread, and warnings of accountants are left out."""
+    """Start ranks, each of which computes on one thread; accountants' warnings are left out."""
     more = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [MPIEXEC, "-n", str(ranks), sys.executable, "-W", "ignore", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | more)
@@ -140,7 +140,7 @@ def test_the_server_sees_no_key_and_no_message(quick):
     assert seen.find(secret, known=public) and seen.find_values(sent[3])
 
 
-def test_results_are_laid_out_as_those_of_reproduce(quick, options):
+def test_results_are_laid_out_like_those_of_reproduce(quick, options):
     results = json.loads((quick / "FSCDP-bfv-integer" / "results.json").read_text())
     result = results["settings"]["FSCDP"]
     assert results["hospitals"] == [16, 16, 16] and results["patients"] == {"train": 48, "test": 12}
@@ -153,7 +153,7 @@ def test_results_are_laid_out_as_those_of_reproduce(quick, options):
     assert not list(quick.glob("*/runs/*.safetensors"))  # a finished run needs no checkpoint
 
 
-def test_a_report_believes_results_of_several_processes_and_no_changed_ones(quick, monkeypatch, refuses):
+def test_a_report_believes_the_results_of_several_processes_but_not_changed_ones(quick, monkeypatch, refuses):
     results, folder = read_results(quick / "FSCDP-bfv-float" / "results.json")
     monkeypatch.setitem(settings.SETTINGS, "FSCDP", replace(settings.SETTINGS["FSCDP"], rounds=12))
     assert verify(results, folder)["FSCDP"].steps == 12
@@ -161,13 +161,13 @@ def test_a_report_believes_results_of_several_processes_and_no_changed_ones(quic
         verify({key: value for key, value in results.items() if key != "processes"}, folder)
 
 
-def test_messages_of_a_stranger_or_out_of_turn_are_refused(quick):
+def test_messages_from_a_stranger_or_out_of_turn_are_refused(quick):
     stranger, turn = json.loads((quick / "impostor" / "refused.json").read_text())
     assert "from 1 is not authentic" in stranger and "is not number" in turn
 
 
 @pytest.mark.parametrize("split", ["iid", "unequal"])
-def test_a_party_keeps_its_own_rows_alone(options, split):
+def test_a_party_keeps_only_its_own_rows(options, split):
     mine = Options(**options, settings=("FSCDP",), split=split)
     whole = Experiment.load(mine, progress=False)
     for number, rows in [*enumerate(whole.patients), (SERVER, whole.dataset.test)]:
@@ -255,7 +255,7 @@ def test_options_that_do_not_fit_are_refused(monkeypatch, capsys, more, said):
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
     monkeypatch.setenv("PMI_RANK", "1")
-    assert main([*more, "--out", "x"]) == 2 and capsys.readouterr().err == ""  # one line, not one a rank
+    assert main([*more, "--out", "x"]) == 2 and capsys.readouterr().err == ""  # one line in all, not one per rank
 
 
 def test_identities(tmp_path, refuses, capsys):
@@ -301,7 +301,7 @@ def test_the_scaling_benchmark_measures_fits_and_predicts(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == result
     rows = {row["name"]: row["value"] for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == 2 * (4 + 3 * 2) and all(value >= 0 for value in rows.values())
-    # up and down: one ciphertext of at least 4096 slots each way, or four bytes a value
+    # up and down: one ciphertext of at least 4096 slots each way, or four bytes per value
     assert 60_000 < rows["hospital's bytes, bfv, K = 2, d = 5000"] < 300_000
     assert 2 * 20_000 < rows["hospital's bytes, masks, K = 2, d = 5000"] < 2 * 20_000 + 5_000
 

@@ -40,7 +40,7 @@ def release(features, labels, hospitals=None, *, classes=4, seed=0, **changes):
     hospitals=st.integers(1, 4),
 )
 def test_one_patient_never_moves_the_answer_beyond_the_bound(seed, n, regularisation, radius, hospitals):
-    """Neighbours by leaving out one patient's loss, hospital sizes staying what they are."""
+    """Neighbours leave out one patient's loss; hospital sizes stay as they are."""
     features, labels = material(seed, n=n + hospitals, p=3)
     owner, total = np.arange(len(labels)) % hospitals, len(labels)
     rows = clip_rows(features, radius)
@@ -98,7 +98,7 @@ def test_the_noise_spends_exactly_delta(epsilon):
     assert gaussian_delta(given.noise, epsilon, given.sensitivity) == pytest.approx(1e-4, rel=1e-6)
 
 
-def test_a_release_before_is_paid_for():
+def test_an_earlier_release_is_paid_for():
     """Two Gaussians are one whose 1 / sigma^2 is the sum: together they spend delta, and neither can be left out."""
     given = release(*material(), before=8.0)
     z = given.noise / given.sensitivity

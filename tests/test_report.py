@@ -64,7 +64,7 @@ def put_back(results, folder):
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; an open tag that nobody closes is an error."""
+    """Tags, attributes and text of a page; a tag that is never closed is an error."""
 
     void = {"meta", "br", "hr", "img", "link"}
 
@@ -110,7 +110,7 @@ def test_report_says_all_that_a_privacy_statement_needs(report, results):
         "added or removed",
         "Poisson, rate 0.03413, 3001 steps",
         "Gaussian noise 1.15 times",
-        "classic RDP 10.83",  # the golden number, with the centre's small part
+        "classic RDP 10.83",  # the golden number, with the mean features' small part
         f"0.0001 = {1e-4 * results['patients']['train']:.2g} / n, n = {results['patients']['train']}",
         "subtracts its own noise",
         "added the messages in the clear, as a simulation",
@@ -128,7 +128,7 @@ def test_report_says_all_that_a_privacy_statement_needs(report, results):
         assert said in text, said
 
 
-def test_page_says_the_same_and_needs_nothing_from_outside(report):
+def test_page_says_the_same_and_loads_nothing_from_elsewhere(report):
     text, page = report
     parsed = Page(page)
     assert not {"script", "link", "img", "iframe", "object"} & set(parsed.tags)
@@ -193,7 +193,7 @@ def test_a_seed_that_only_the_models_admit_is_found(made, tmp_path, refuses):
 
 
 @pytest.mark.slow
-def test_integer_noise_is_accounted_again_too(results, tmp_path):
+def test_discrete_noise_is_accounted_again_too(results, tmp_path):
     kept = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
     options = Options(**kept | {"settings": ("FSCDP",), "seed": 3, "noise": "integer"})
     reproduce(options, tmp_path, progress=False, workers=1)
@@ -280,7 +280,7 @@ def test_what_was_changed_is_found_by_doing_the_accounting_again(results, tmp_pa
             verify(changed, tmp_path)
 
 
-def test_models_that_do_not_score_what_is_said_are_found(made, results, tmp_path, refuses):
+def test_models_that_do_not_score_as_stated_are_found(made, results, tmp_path, refuses):
     folder = tmp_path / "changed"
     shutil.copytree(made, folder)
     accuracy = results["settings"]["FPDP"]["test_accuracy"]

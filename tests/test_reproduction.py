@@ -46,7 +46,7 @@ def finished(small, tmp_path_factory):
     return reproduce(Options(**small, runs=2, seed=5), out, progress=False, workers=1), out
 
 
-def test_results_have_what_readers_hold_on_to(finished):
+def test_results_have_the_documented_keys(finished):
     results, out = finished
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["data"] == "aptos" and results["model"] == "head" and results["weights"] == "random start"
@@ -109,7 +109,7 @@ def test_a_saved_model_grades_as_it_did(finished, small):
         assert metadata["statement"].startswith(name)
 
 
-def test_the_same_seed_gives_the_same_numbers_in_however_many_processes(finished, small, tmp_path):
+def test_the_same_seed_gives_the_same_numbers_in_any_number_of_processes(finished, small, tmp_path):
     """Two workers give what one process gave, to the last bit, models included."""
     one, folder = finished
     two = reproduce(Options(**small, runs=2, seed=5, settings=("F", "FPDP")), tmp_path, progress=False, workers=2)

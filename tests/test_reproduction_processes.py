@@ -1,4 +1,4 @@
-"""The main job and other processes: its own workers end with it, and nobody else's run is touched."""
+"""The main job and other processes: its own workers end with it, and no other process's run is touched."""
 
 import signal
 import subprocess

@@ -123,7 +123,7 @@ def test_the_noise_is_sigma_c(name, spread):
     assert heads.std().item() / expected == pytest.approx(1, abs=5 / math.sqrt(2 * heads.numel()))
 
 
-def test_poisson_samples_are_poissons():
+def test_poisson_samples_have_the_right_counts():
     """4,000 samples of groups of 5, 0 and 40 patients at rate 0.2: every patient's count within 5 standard errors, the
     sizes' variance too, and no two neighbours more often together than chance."""
     rng, sizes, rate, draws = np.random.default_rng(0), np.array([5, 0, 40]), 0.2, 4000
@@ -202,7 +202,7 @@ def test_two_processes_train_the_same_targets(small):
     assert two.epsilon == one.epsilon and np.array_equal(two.accuracy, one.accuracy)
 
 
-def test_wrong_input_of_a_process_is_said_here(small, tmp_path, refuses):
+def test_bad_input_that_a_worker_meets_is_reported_here(small, tmp_path, refuses):
     options = replace(small[0].options, data="aptos", data_dir=str(tmp_path / "nowhere"))
     experiment = replace(small[0], options=options)
     with refuses("nowhere", "no such folder"):

@@ -75,7 +75,7 @@ def test_fewer_rounds_have_longer_steps_and_less_noise(experiment):
     assert drift[0] == pytest.approx(drift[1], rel=0.01)
 
 
-def test_a_row_for_each_setting_and_epsilon_with_every_score(options):
+def test_one_row_per_setting_and_epsilon_with_every_score(options):
     rows = utility_curve(options, epsilons=(1.0, math.inf), names=("FPDP", "FSCDP"), shorter=100)
     assert [(row["setting"], row["epsilon"]) for row in rows] == [
         (name, target) for name in ("FPDP", "FSCDP") for target in (1.0, math.inf)
@@ -96,7 +96,7 @@ def test_the_intervals_are_students():
     assert alone["low"] == alone["mean"] == alone["high"] == 0.7
 
 
-def test_the_rule_is_validated_without_a_look_at_test_images(options, monkeypatch):
+def test_the_rule_is_validated_without_looking_at_test_images(options, monkeypatch):
     """Test labels made nonsense change nothing; validation labels made nonsense do."""
     terms = dict(epsilons=(3.0,), exponents=(0.0, 1.0), shorter=100)
     plain = validate_rule(options, "FSCDP", **terms)
@@ -130,7 +130,7 @@ def test_runs_are_those_of_the_setting_at_its_epsilon(experiment):
     assert not np.array_equal(graded[0], graded[1])
 
 
-def test_pictures_are_drawn_of_what_is_handed_in():
+def test_pictures_show_what_is_handed_in():
     score = {"mean": 0.7, "low": 0.6, "high": 0.9}
     table = [
         {"by": "camera", "group": g, "patients": 40, "accuracy": score, "ece": s}
