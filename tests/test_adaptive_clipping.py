@@ -228,7 +228,6 @@ def test_mean_and_weights_come_out_of_the_first_release():
     assert torch.allclose(task.mean, features.mean(0) / 10, atol=1e-6)
     assert task.weights.tolist() == pytest.approx([2 / 3, 1, 2], rel=1e-5)  # 1 / share, 1 on average
     assert class_weights(torch.tensor([0.5, 0.5, -0.1]))[2] == pytest.approx((1 + LEAST_SHARE) / LEAST_SHARE / 3)
-    assert class_weights(torch.tensor([0.7, 0.3]), power=0).tolist() == [1, 1]
 
 
 def test_a_resumed_run_has_the_weights_of_the_first():

@@ -9,7 +9,7 @@ attacker's own models hides nobody.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
     jobs = [{"target": [name, run]} for run in range(count)]
     if workers > 1:
         with WorkerPool(shared_targets, workers) as pool:
-            pool.introduce({"options": asdict(experiment.options)})
+            pool.introduce({"options": experiment.options.record()})
             records = pool.run(jobs)
     else:
         records = [target_record(experiment, *job["target"]) for job in jobs]
@@ -86,9 +86,8 @@ def train_targets(experiment: Experiment, name: str, count: int, *, workers: int
 @contextlib.contextmanager
 def shared_targets(told: dict) -> Iterator[Callable[[dict, Callable], dict]]:
     """A worker of the pool: ``target_record`` for the introduction's experiment, on one thread."""
-    options = told["options"] | {"settings": tuple(told["options"]["settings"])}
     with threads(1):
-        experiment = Experiment.load(Options(**options), progress=False)
+        experiment = Experiment.load(Options.from_record(told["options"]), progress=False)
         yield lambda job, advance: target_record(experiment, *job["target"])
 
 

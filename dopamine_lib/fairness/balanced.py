@@ -21,31 +21,29 @@ from dopamine_lib.privacy.head import HeadTask
 LEAST_SHARE = 0.02
 
 
-def class_weights(shares: Tensor, power: float = 1.0) -> Tensor:
-    """Weights (classes,) proportional to share^-power, with mean 1 over patients; power 1 makes grades count alike.
+def class_weights(shares: Tensor) -> Tensor:
+    """Weights (classes,) that make grades count alike: proportional to 1 / share, with mean 1 over patients.
 
     >>> class_weights(torch.tensor([0.8, 0.2]))
     tensor([0.6250, 2.5000])
     """
     shares = shares.clamp_min(LEAST_SHARE)
     shares = shares / shares.sum()
-    weights = shares**-power
+    weights = 1 / shares
     return weights / (weights * shares).sum()
 
 
 class BalancedHead(HeadTask):
     """A head trained with ``class_weights``.
 
-    power   how far to balance: 0 not at all, 1 fully
     counts  b^2, the class counts' part of the first release's privacy; the mean features have the rest
     ``weights`` are 1 until ``centre_on`` is given the released counts. Raises InputError for values out of bounds.
     """
 
-    def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, *, power: float = 1.0, counts: float = 0.5):
+    def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor, *, counts: float = 0.5):
         super().__init__(net, features, labels)
-        check_within("power of the class weights", power, 0, 1, "1 balances fully", low_open=False)
         check_within("budget of the class counts", counts, 0, 1, "0.5 is a half", high_open=True)
-        self.power, self.scales = power, (math.sqrt(1 - counts), math.sqrt(counts))
+        self.scales = math.sqrt(1 - counts), math.sqrt(counts)
 
     def feature_sum(self, index: Tensor) -> Tensor:
         """The sum (p + classes,) of the module's vectors; one patient moves it by at most 1."""
@@ -56,5 +54,5 @@ class BalancedHead(HeadTask):
         """Take the noisy mean features and class counts, both per patient, from the released (p + classes,)."""
         a, b = self.scales
         classes = len(self.weights)
-        self.weights = class_weights(mean[-classes:] / b, self.power)
+        self.weights = class_weights(mean[-classes:] / b)
         super().centre_on(mean[:-classes] / a)

@@ -48,14 +48,11 @@ def measures(
     *,
     favoured: np.ndarray,
     boost: float = 2.0,
-    clip: AdaptiveClip | None = None,
-    power: float = 1.0,
     shorter: float = 1,
 ) -> dict[str, Measure]:
     """FSCDP at epsilon ``target`` as it is and with each measure, by name.
 
     favoured  bool (N,), images that group-aware sampling draws ``boost`` times as often as the others
-    clip      how adaptive clipping follows the norms; power: how far class weights balance
     shorter   as in ``utility.at_epsilon``
     Raises InputError for another model than the head, a boost below 1, or nobody or everybody favoured.
     """
@@ -64,8 +61,7 @@ def measures(
     check_within("boost", boost, 1, 10, "2 samples a group twice as often", low_open=False)
     if not 0 < favoured.sum() < len(favoured):
         raise InputError(f"{favoured.sum()} of {len(favoured)} images are favoured: name a group and leave others")
-    clip = clip or AdaptiveClip()
-    features, labels = experiment.features, experiment.labels
+    clip, features, labels = AdaptiveClip(), experiment.features, experiment.labels
 
     def measure(name, make, unit=None, **tailoring):
         setting, choice = at_epsilon(experiment, "FSCDP", target, shorter=shorter, **tailoring)
@@ -91,7 +87,7 @@ def measures(
         ),
         measure(
             "class-balanced loss",
-            lambda net: {"task": BalancedHead(net, features, labels, power=power)},
+            lambda net: {"task": BalancedHead(net, features, labels)},
             mean_noise_multiplier=COUNTED,
         ),
     ]

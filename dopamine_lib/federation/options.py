@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from dopamine_lib import data
 from dopamine_lib.data.hospitals import SPLITS
@@ -75,6 +75,15 @@ class Options:
         if self.noise == "integer" and self.epsilon is not None:
             raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
         check_delta(self.delta)
+
+    def record(self) -> dict:
+        """As plain data, for ``options.json`` and ``results.json``."""
+        return asdict(self) | {"settings": list(self.settings)}
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Options":
+        """The inverse of ``record``. Raises KeyError or TypeError for other keys, InputError as the class does."""
+        return cls(**(record | {"settings": tuple(record["settings"])}))
 
     def shares(self, setting: Setting) -> int:
         """Hospitals that must survive a round of this setting, whose noise makes up sigma where noise is shared."""

@@ -79,7 +79,7 @@ def options_of(results: dict) -> Options:
     """The options that a results file was made with. Raises InputError for values that reproduce refuses."""
     with _well_formed("results.json"):
         asked = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
-        options = Options(**(asked | {"settings": tuple(asked["settings"])}))
+        options = Options.from_record(asked)
         sizes, _ = results["hospitals"], (results["weights"], results["weights_sha256"])
         if len(sizes) != options.hospitals or sum(sizes) != results["patients"]["train"] or min(sizes) < 1:
             raise InputError(

@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock
@@ -88,10 +87,10 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> di
 @contextlib.contextmanager
 def shared_jobs(told: dict) -> Iterator[Callable[[dict, Advance], dict]]:
     """A worker of the pool: ``do_job`` for the introduction's experiment and folder, on one thread."""
-    options, out = told["options"] | {"settings": tuple(told["options"]["settings"])}, Path(told["out"])
+    out = Path(told["out"])
     with threads(1), writing(out):
         # its features are in the cache: the parent process has extracted them
-        experiment = Experiment.load(Options(**options), progress=False)
+        experiment = Experiment.load(Options.from_record(told["options"]), progress=False)
         yield lambda job, advance: do_job(experiment, out, job, advance)
 
 
@@ -110,7 +109,7 @@ def reproduce(
         keep_freed_memory()
     out, began = Path(out), time.perf_counter()
     runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=LONGEST_FIRST.index)]
-    asked = json.loads(json.dumps(asdict(options)))
+    asked = options.record()
     check_out(out, asked, resume)
     if workers is None:  # a larger model keeps every core busy by itself
         unfinished = sum(not run_files(out, *run)[0].exists() for run in runs)

@@ -10,7 +10,6 @@ what is charged. All parties must arrive: a rank that dies ends the run, so noth
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +61,7 @@ def take_part(
     """
     out = Path(out)
     if wire.number == SERVER:
-        asked = json.loads(json.dumps(asdict(experiment.options))) | {"weights_sha256": experiment.weights.sha256}
+        asked = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
         if (out / "results.json").exists():
             raise InputError(f"{out} already holds a finished run; choose another --out")
         with writing(out), claim(out, asked, resume):
