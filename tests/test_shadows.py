@@ -194,21 +194,6 @@ def test_a_target_is_the_model_that_reproduce_writes(small, tmp_path, short):
     assert not np.array_equal(*targets.members) and not np.array_equal(*targets.phi)
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_targets(small):
-    experiment, _ = small
-    one, two = (train_targets(experiment, "FPDP", 3, workers=workers) for workers in (1, 2))
-    assert np.allclose(two.phi, one.phi, rtol=1e-4, atol=1e-3) and np.array_equal(two.members, one.members)
-    assert two.epsilon == one.epsilon and np.array_equal(two.accuracy, one.accuracy)
-
-
-def test_bad_input_that_a_worker_meets_is_reported_here(small, tmp_path, refuses):
-    options = replace(small[0].options, data="aptos", data_dir=str(tmp_path / "nowhere"))
-    experiment = replace(small[0], options=options)
-    with refuses("nowhere", "no such folder"):
-        train_targets(experiment, "FPDP", 2, workers=2)
-
-
 def test_other_splits_keep_people_together(small):
     experiment, _ = small
     person, seen = experiment.dataset.person, []
@@ -249,7 +234,7 @@ def test_lira_on_the_models_of_reproduce(capsys):
     found, began = {}, time.perf_counter()
     for name, epsilon, hospitals in kinds:
         experiment = Experiment.load(Options(seed=0, epsilon=epsilon, hospitals=hospitals), progress=False)
-        targets = train_targets(experiment, name, 20, workers=2)
+        targets = train_targets(experiment, name, 20)
         scores = likelihood_scores(targets.phi, shadow_confidences(experiment, name, 8 if name == "FPDP" else 16))
         found[name, epsilon] = Roc(scores, targets.members).bootstrap([0.001, 0.01])
         loss = Roc(loss_scores(targets.phi), targets.members).bootstrap([0.001, 0.01])

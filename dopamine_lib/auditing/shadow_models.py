@@ -7,8 +7,7 @@ equals ``federation.training`` up to who draws the randomness, which is a fast s
 attacker's own models hides nobody.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,11 +21,9 @@ from dopamine_lib.data.hospitals import split_hospitals
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.hospital import local_change
-from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.machine import threads
-from dopamine_lib.pool import WorkerPool
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import STRETCH, for_raw_features, unit_rows
 
@@ -62,46 +59,19 @@ class Targets:
     epsilon: float | None
 
 
-def train_targets(experiment: Experiment, name: str, count: int, *, workers: int = 1) -> Targets:
-    """``count`` runs of a setting, run r on split r, each the model that ``reproduce`` makes of it.
-
-    workers  processes that share them out; they change no number where a seed is given
-    """
-    jobs = [{"target": [name, run]} for run in range(count)]
-    if workers > 1:
-        with WorkerPool(shared_targets, workers) as pool:
-            pool.introduce({"options": experiment.options.record()})
-            records = pool.run(jobs)
-    else:
-        records = [target_record(experiment, *job["target"]) for job in jobs]
-    worst = max((steps for record in records for steps in record["charged"]), default=None)
-    return Targets(
-        phi=np.array([record["phi"] for record in records]),
-        members=np.array([np.isin(np.arange(len(experiment.dataset)), record["members"]) for record in records]),
-        accuracy=np.array([record["accuracy"] for record in records]),
-        epsilon=None if worst is None else experiment.plan(name).bound.epsilon(worst, "prv"),
-    )
-
-
-@contextlib.contextmanager
-def shared_targets(told: dict) -> Iterator[Callable[[dict, Callable], dict]]:
-    """A worker of the pool: ``target_record`` for the introduction's experiment, on one thread."""
-    with threads(1):
-        experiment = Experiment.load(Options.from_record(told["options"]), progress=False)
-        yield lambda job, advance: target_record(experiment, *job["target"])
-
-
-def target_record(experiment: Experiment, name: str, run: int) -> dict:
-    """A target as plain data: phi of all patients, the members' numbers, accuracy, and steps charged."""
-    own = other_split(experiment, experiment.options.public_seed + run)
-    training = own.training(name, run).run()
-    logits = training.task.logits(training.server.model, torch.arange(len(own.dataset)))
-    return {
-        "phi": confidence(logits, own.dataset.labels).tolist(),
-        "members": own.train.tolist(),
-        "accuracy": own.accuracy(training),
-        "charged": [ledger.charged for ledger in training.ledgers],
-    }
+def train_targets(experiment: Experiment, name: str, count: int) -> Targets:
+    """``count`` runs of a setting, run r on split r, each the model that ``reproduce`` makes of it."""
+    phi, members, accuracy, charged = [], [], [], []
+    for run in range(count):
+        own = other_split(experiment, experiment.options.public_seed + run)
+        training, everybody = own.training(name, run).run(), np.arange(len(own.dataset))
+        logits = training.task.logits(training.server.model, torch.from_numpy(everybody))
+        phi.append(confidence(logits, own.dataset.labels))
+        members.append(np.isin(everybody, own.train))
+        accuracy.append(own.accuracy(training))
+        charged += [ledger.charged for ledger in training.ledgers]
+    epsilon = experiment.plan(name).bound.epsilon(max(charged), "prv") if charged else None
+    return Targets(np.array(phi), np.array(members), np.array(accuracy), epsilon)
 
 
 def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ run is called what it is, and an audit that found more than was accounted overru
 
 import hashlib
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -110,17 +110,7 @@ def short_audit(
         seed=seed,
         plant=plant,
     )
-    found = ran.audit()
-    return {
-        "setting": one.name,
-        "epsilon": found.epsilon,
-        "delta": found.delta,
-        "confidence": found.confidence,
-        "canaries": found.canaries,
-        "guesses": found.guesses,
-        "correct": found.correct,
-        "source": "run for this report",
-    }
+    return {"setting": one.name, **asdict(ran.audit()), "source": "run for this report"}
 
 
 def _recorded(row: dict) -> dict:

@@ -219,11 +219,9 @@ def _subgroups(facts: dict) -> str:
 
 
 def _interval(score: dict | None) -> str:
-    return (
-        "none"
-        if score is None
-        else f"{100 * score['mean']:.0f} ({100 * score['low']:.0f} to {100 * score['high']:.0f})"
-    )
+    if score is None:
+        return "none"
+    return f"{100 * score['mean']:.0f} ({100 * score['low']:.0f} to {100 * score['high']:.0f})"
 
 
 def _worst(rows: list[dict]) -> str | None:

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.encryption.transcript import Transcript
-from dopamine_lib.federation.aggregation import (
-    Aggregation,
-    IntegerAggregation,
-    Message,
-    PlainAggregation,
-    PlainSum,
-    decoded,
-    to_integers,
-)
+from dopamine_lib.federation.aggregation import Aggregation, Message, decoded, in_the_clear, to_integers
 from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.transports import least_in_a_total, message_limit
@@ -63,15 +55,17 @@ class PlainHospitalSide(_Side):
 class PlainServerSide(_Side):
     """The server adds in the hospitals' order, whichever comes first: sums of floats depend on it."""
 
+    def __init__(self, wire: Wire, plan: Plan):
+        super().__init__(wire, plan)
+        self.sum = in_the_clear(plan)
+
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add the messages of a round, and send the total to all hospitals."""
         sent, bodies = "<f4" if self.codec is None else "<i8", dict(self.wire.arrivals(invited, UP))
         arrived = {k: np.frombuffer(bodies[k], sent).astype(sent[1:]) for k in invited}
         if self.codec is None:
-            floats = {k: torch.from_numpy(values) for k, values in arrived.items()}
-            self._tell(PlainAggregation().total(round_number, invited, floats))
-        else:
-            self._tell(IntegerAggregation(PlainSum(), self.codec).total(round_number, invited, arrived))
+            arrived = {k: torch.from_numpy(values) for k, values in arrived.items()}
+        self._tell(self.sum.total(round_number, invited, arrived))
 
 
 class BfvHospitalSide(_Side):
