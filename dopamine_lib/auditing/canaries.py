@@ -117,12 +117,7 @@ class Scene:
         return np.reshape(watcher.seen, (releases, self.rounds)).sum(1)
 
     def audit(
-        self,
-        releases: int = 5000,
-        *,
-        seed: int | None = None,
-        confidence: float = 0.95,
-        plant: Plant | None = None,
+        self, releases: int = 5000, *, seed: int | None = None, confidence: float = 0.95, plant: Plant | None = None
     ) -> Verdict:
         """``releases`` with the canary and as many without, compared with everything the accountant claims.
 

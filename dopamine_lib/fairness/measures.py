@@ -43,18 +43,13 @@ class Measure:
 
 
 def measures(
-    experiment: Experiment,
-    target: float,
-    *,
-    favoured: np.ndarray,
-    boost: float = 2.0,
-    shorter: float = 1,
+    experiment: Experiment, target: float, *, favoured: np.ndarray, boost: float = 2.0, shorter: float = 1
 ) -> dict[str, Measure]:
     """FSCDP at epsilon ``target`` as it is and with each measure, by name.
 
     favoured  bool (N,), images that group-aware sampling draws ``boost`` times as often as the others
     shorter   as in ``utility.at_epsilon``
-    Raises InputError for another model than the head, a boost below 1, or nobody or everybody favoured.
+    Raises InputError for any model but the head, a boost below 1, or nobody or everybody favoured.
     """
     if experiment.options.model != "head":
         raise InputError(f"model is {experiment.options.model}, but these measures are for the head: use model head")
@@ -63,19 +58,19 @@ def measures(
         raise InputError(f"{favoured.sum()} of {len(favoured)} images are favoured: name a group and leave others")
     clip, features, labels = AdaptiveClip(), experiment.features, experiment.labels
 
-    def measure(name, make, unit=None, **tailoring):
+    def measure(name, parts=lambda net: {}, unit=None, **tailoring):
         setting, choice = at_epsilon(experiment, "FSCDP", target, shorter=shorter, **tailoring)
         choice = choice if unit is None else replace(choice, max_grad_norm=unit)
 
         def training(run):
-            more = make(experiment.task(run).net) if make else {}
-            return experiment.training("FSCDP", run, setting=setting, choice=choice, budget=target, **more)
+            own = parts(experiment.task(run).net)
+            return experiment.training("FSCDP", run, setting=setting, choice=choice, budget=target, **own)
 
         return Measure(name, setting, choice, training)
 
     keep = torch.where(torch.from_numpy(np.asarray(favoured)), 1.0, 1 / boost)
     made = [
-        measure("as it is", None),
+        measure("as it is"),
         measure("group-aware sampling", lambda net: {"hospital": partial(ThinnedHospital, keep=keep)}, boost=boost),
         measure(
             "adaptive clipping",

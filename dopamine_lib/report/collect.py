@@ -73,8 +73,8 @@ def collect(
     audits = [_recorded(row) for row in results.get("audit", [])]
     if audit:
         # canaries are trained with Gaussian noise, which says nothing about discrete noise
-        bounds = {name: one.bound for name, one in accounted.items() if one.bound is not None}
-        audits += [short_audit(accounted[name], options) for name, bound in bounds.items() if not bound.noise.discrete]
+        bounded = [one for one in accounted.values() if one.bound is not None]
+        audits += [short_audit(one, options) for one in bounded if not one.bound.noise.discrete]
     rows, sheet, missing = _models(results, options, folder, data_dir, progress)
     source = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     return {
@@ -150,8 +150,8 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
     if absent:
         return None, None, f"{absent[0]} is not beside results.json"
     try:
-        changes = {} if data_dir is None else {"data_dir": str(data_dir)}
-        experiment = Experiment.load(Options(**{**vars(options), **changes}), progress=progress)
+        options = options if data_dir is None else replace(options, data_dir=str(data_dir))
+        experiment = Experiment.load(options, progress=progress)
     except InputError as error:
         return None, None, str(error)
     if experiment.weights.sha256 != results["weights_sha256"]:

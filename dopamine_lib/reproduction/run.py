@@ -32,11 +32,7 @@ Advance = Callable[[int], object]
 
 
 def run_setting(
-    experiment: Experiment,
-    name: str,
-    run: int,
-    checkpoint: Path | None = None,
-    advance: Advance = lambda epochs: None,
+    experiment: Experiment, name: str, run: int, checkpoint: Path | None = None, advance: Advance = lambda epochs: None
 ) -> Training:
     """Train one run of one setting to its end, from its checkpoint where that exists.
 
