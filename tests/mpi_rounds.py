@@ -85,7 +85,7 @@ def do(job: dict) -> None:
 
 
 def impostor(out: Path) -> None:
-    """Rank 2 pretends: what it sends is refused, and so is a message of another kind."""
+    """Rank 2 is an impostor: what it sends is refused, and so is a message of the wrong kind."""
     comm = MPI.COMM_WORLD
     identity, publics = _keys(comm, None, PATIENCE)
     wire = Wire(comm, Identity() if comm.rank == 2 else identity, publics, patience=PATIENCE)

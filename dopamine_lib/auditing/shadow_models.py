@@ -3,7 +3,7 @@
 A target is one run of one setting on its own split of the patients into training and test, so that every patient is a
 member of some targets and not of others. The attacker has records like these and trains shadow heads on random
 halves of them, with the setting's published parameters: many at once, in one batched product a step. Their training
-equals ``federation.training`` up to who draws the randomness, which is a fast seeded generator here: the noise of an
+equals ``federation.training`` up to the source of randomness, which is a fast seeded generator here: the noise of an
 attacker's own models hides nobody.
 """
 
@@ -86,7 +86,7 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)
     patients = []
-    for _ in range(count // 2):  # who is in which hospital is not known to the attacker, and need not be
+    for _ in range(count // 2):  # the attacker need not know who is in which hospital
         for half in np.array_split(rng.permutation(len(experiment.dataset)), 2):
             patients.append(np.array_split(half, plan.hospitals))
     x, phi, classes = F.pad(experiment.features, (0, 1), value=1.0), [], len(experiment.dataset.grades)

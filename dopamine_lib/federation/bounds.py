@@ -34,7 +34,7 @@ class Bound:
     noise: GaussianNoise | IntegerNoise | None
 
     def events(self, steps: int, colluding: int = 0) -> tuple[DpEvent, ...]:
-        """What an adversary sees who can subtract the noise of ``colluding`` hospitals."""
+        """What is released, for an adversary that can subtract the noise of ``colluding`` hospitals."""
         left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
         mean = accounted_mean_noise(self.setting, self.choice, self.shares)
         first = () if mean is None else (SampledGaussian(left * mean, 1.0, 1),)

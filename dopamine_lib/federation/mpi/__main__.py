@@ -17,7 +17,7 @@ and hands ``keys/hospital-3.pub`` to all others. They compare the fingerprint th
 
     python -m dopamine_lib.federation.mpi fingerprints keys
 
-and all run with ``--identities keys``. MPI must not carry public keys: whoever relays them could swap them.
+and all run with ``--identities keys``. MPI must not carry public keys: a relay could swap them.
 
 Data: every rank reads its host's ``--data-dir``, which must be the same data set everywhere, keeps its own patients
 (the server the test images) and drops the rest before it computes anything. A public data set is split that way into

@@ -1,6 +1,6 @@
 """Sealed messages between the ranks of an MPI run, and waiting that sleeps.
 
-MPI neither encrypts nor authenticates: whoever sits between two hosts reads and changes its traffic. So each message
+MPI neither encrypts nor authenticates: anyone between two hosts can read and change its traffic. So each message
 is sealed for its receiver (``encryption/links.py``) and counted: one that is changed, repeated, left out or moved
 raises MessageError. What remains visible is who sends how many bytes to whom, and when.
 
@@ -50,7 +50,7 @@ class Wire:
         handshake = Handshake(self.number, identity, publics)
         own = np.frombuffer(handshake.hello(), np.uint8)
         everybody = np.empty((comm.size, _HELLO_BYTES), np.uint8)
-        self._wait(comm.Iallgather(own, everybody).Test, "somebody has not said hello")
+        self._wait(comm.Iallgather(own, everybody).Test, "a rank has not greeted the others")
         self._links = handshake.links(hello.tobytes() for hello in everybody)
 
     def send(self, peer: int, kind: int, body: bytes) -> None:
