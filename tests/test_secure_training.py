@@ -14,6 +14,7 @@ from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
 from dopamine_lib.federation.transports import make_aggregation
+from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.head import STRETCH, HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -112,6 +113,75 @@ def test_discrete_noise_is_for_its_own_setting_and_has_no_mean_features(task, re
     assert louder.noise.noise_multiplier == 2.0 and louder.bound.epsilon(300) < plan.bound.epsilon(300)
 
 
+def test_a_plan_that_contradicts_itself_is_refused(task, refuses):
+    plan, central = make_training(task).plan, SETTINGS["CDP"]
+    for changes, words in (
+        ({"setting": central}, ("CDP is not federated", "5 hospitals")),
+        ({"setting": central, "sizes": (120,), "aggregation": "bfv"}, ("CDP is not federated", "'bfv'")),
+        ({"setting": SETTINGS["FPDP"], "discrete": True, "choice": Choice(0.1, 0.5)}, ("FPDP has no discrete noise",)),
+        ({"setting": SETTINGS["F"], "discrete": True, "choice": Choice(0.1, 0.5)}, ("F has no discrete noise",)),
+        ({"discrete": True, "budget": 3.0, "choice": Choice(0.1, 0.5)}, ("no PRV", "rdp")),
+        ({"least": 6}, ("least is 6", "[1, 5]")),
+        ({"aggregation": "mask"}, ("'mask'", "plain, bfv, masks")),
+    ):
+        with refuses(*words):
+            replace(plan, **changes)
+
+
+def test_patients_and_task_must_be_those_of_the_plan(task):
+    """Fewer hospitals would carry less noise than is accounted for, and other sizes another rate."""
+    plan, patients = make_training(task).plan, np.array_split(np.arange(PATIENTS), HOSPITALS)
+    for others in (patients[:3], [*patients[:4], patients[4][:-1]]):
+        with pytest.raises(ValueError, match="not those of the plan"):
+            Training(plan, task, others, Randomness(3))
+    with pytest.raises(ValueError, match="not those of the plan"):
+        Training(replace(plan, d=1), task, patients, Randomness(3))
+    with pytest.raises(ValueError, match="reaches no other"):
+        Training(plan, task, [patients[0], None, None, None, None], Randomness(3))
+    with pytest.raises(ValueError, match="needs transports.make_aggregation"):
+        Training(replace(plan, aggregation="bfv"), task, patients, Randomness(3))
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from_and_a_broken_one_is_refused(task, tmp_path, refuses):
+    whole, disk = make_training(fresh(task), rounds=100).run(), []
+    training = make_training(fresh(task), rounds=100)
+    for epoch in training.epochs(lambda: disk.append(training.state())):
+        if epoch == 3:
+            break
+    vectors, record = disk[-1]
+    older = {key: value for key, value in record.items() if key != "centred"}
+    again = make_training(fresh(task), rounds=100)
+    again.restore(vectors, older)
+    assert torch.equal(again.run().server.w, whole.server.w) and again.progress.centred
+
+    class Saved:
+        def __init__(self, vectors, record):
+            self.state = lambda: (vectors, record)
+
+    for lost in ({"centre": vectors["centre"]}, {key: vectors[key] for key in ("w", "mean", "centre")}):
+        save_checkpoint(tmp_path / "c.safetensors", Saved(lost, record))
+        with refuses("cannot be read"):
+            load_checkpoint(tmp_path / "c.safetensors", make_training(fresh(task), rounds=100))
+    save_checkpoint(tmp_path / "c.safetensors", Saved(vectors, record | {"charged": []}))
+    with refuses("cannot be read"):
+        load_checkpoint(tmp_path / "c.safetensors", make_training(fresh(task), rounds=100))
+
+
+@pytest.mark.parametrize("kind", ["plain", "bfv"])
+def test_a_round_of_one_is_spent_by_all_parties_alike(task, kind):
+    """Where budgets run out a round may have one hospital left: hidden sums of one are not opened, in any process."""
+    training = make_training(task, "FPDP", kind, rounds=2)
+    training.schedule = [[1], [0, 2]]
+    seen = []
+    total = training.aggregation.total
+    training.aggregation.total = lambda number, invited, messages: (
+        seen.append(number) or total(number, invited, messages)
+    )
+    training.run()
+    alone = [1] if kind == "plain" else []
+    assert seen == [0, *alone, 2] and training.progress.aborted == 1 - len(alone)
+
+
 def test_a_vanished_hospital_neither_stops_training_nor_weakens_the_bound(task):
     """Noise is sized for the least number of survivors: with more there is more of it, never less."""
     choice, rounds = Choice(0.0, 0.5), 400
@@ -207,6 +277,8 @@ def test_a_party_without_a_model_does_not_ask_for_the_mean_features_again(task):
         seen = []
 
         class Listening:
+            between_processes = True
+
             def total(self, number, invited, messages, seen=seen):
                 assert not messages
                 seen.append(number)

@@ -62,7 +62,8 @@ def at_epsilon(
     choice = choice_for(options.model, name, target)
     if mean_noise_multiplier is not None:
         choice = replace(choice, mean_noise_multiplier=mean_noise_multiplier)
-    used = calibrated(used, choice, options.shares(declared), target, options.delta, options.accountant)
+    shares = options.shares(declared, len(experiment.sizes))
+    used = calibrated(used, choice, shares, target, options.delta, options.accountant)
     # a sum over q N patients needs boost times the step; the noise of fewer steps adds up to less
     ratio = declared.noise_multiplier / (used.noise_multiplier * math.sqrt(shorter))
     choice = slower(choice, ratio, exponent)

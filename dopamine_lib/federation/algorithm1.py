@@ -102,7 +102,7 @@ def train(
     K, N = len(hospitals), sum(map(len, hospitals))
     rng = rng or np.random.default_rng()
     sample = sample or (lambda k, t: hospitals[k][rng.random(len(hospitals[k])) < q])
-    noise = noise or (lambda k, t: rng.normal(0, sigma * C / math.sqrt(K), len(w)))  # row 1
+    noise = noise or (lambda k, t: rng.normal(0, sigma * C / math.sqrt(K) if sigma else 0.0, len(w)))  # row 1
     velocity = np.zeros_like(w)
     for t in range(T):  # line 5
         if spent(t + 1) > most:  # lines 17 and 18, before the noise of this round is drawn

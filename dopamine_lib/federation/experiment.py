@@ -70,12 +70,13 @@ class Experiment:
 
     def dealt(self, patients: list[np.ndarray]) -> "Experiment":
         """The same with its training patients dealt anew: one array of indices per hospital."""
-        return replace(self, patients=tuple(patients), sizes=tuple(map(len, patients)))
+        sizes, train = tuple(map(len, patients)), np.sort(np.concatenate(patients))
+        return replace(self, patients=tuple(patients), sizes=sizes, train=train)
 
     def held_out(self) -> "Experiment":
         """The same without the validation patients, which are scored instead: for choices made by looking."""
         fit = self.dealt([np.intersect1d(own, self.dataset.fit) for own in self.patients])
-        return replace(fit, train=self.dataset.fit, test=self.dataset.validation)
+        return replace(fit, test=self.dataset.validation)
 
     @property
     def labels(self) -> Tensor:

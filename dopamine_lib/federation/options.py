@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from dopamine_lib import data
 from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon
-from dopamine_lib.federation.plan import Plan, calibrated
+from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Setting, choice_for, setting, slower
 from dopamine_lib.models.networks import MODELS
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
-AGGREGATIONS = ("plain", "bfv", "masks")
 NOISES = ("float", "integer")
 
 
@@ -85,9 +84,9 @@ class Options:
         """The inverse of ``record``. Raises KeyError or TypeError for other keys, InputError as the class does."""
         return cls(**(record | {"settings": tuple(record["settings"])}))
 
-    def shares(self, setting: Setting) -> int:
-        """Hospitals that must survive a round of this setting, whose noise makes up sigma where noise is shared."""
-        return (self.least or self.hospitals) if setting.federated else 1
+    def shares(self, setting: Setting, hospitals: int) -> int:
+        """Of these hospitals, how many must survive a round, whose noise makes up sigma where it is shared."""
+        return (self.least or hospitals) if setting.federated else 1
 
     def discrete(self, setting: Setting) -> bool:
         """Whether this setting's noise is discrete: only noisy sums of hospitals can be."""
@@ -119,7 +118,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
     and 3). Discrete noise is for noisy sums of hospitals, without the mean features.
     """
     declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
-    shares, discrete = options.shares(declared), options.discrete(declared)
+    shares, discrete = options.shares(declared, len(sizes)), options.discrete(declared)
     if options.epsilon is not None and declared.private:
         declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
         choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)

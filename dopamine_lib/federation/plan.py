@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from dopamine_lib.encryption.codec import Codec, find_layout
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
 from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import GaussianNoise, Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise, most_in_a_sum
+
+#: How messages may be added: in the clear, under BFV, behind masks.
+AGGREGATIONS = ("plain", "bfv", "masks")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Plan:
     dropout      probability that an invited hospital vanishes in a round, for trying that out
     budget       epsilon, by ``accountant``, that is not exceeded: training stops before the step that would
     seed         of the public draws: participants and dropouts
-    Raises ValueError where a private setting has no finite clipping norm, InputError where mean features would have
-    to be asked for with discrete noise.
+    Raises ValueError where a private setting has no finite clipping norm, InputError for terms that contradict each
+    other: nothing is trained by such a plan.
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> plan = Plan(SETTINGS["FSCDP"], CHOICES["head"]["FSCDP"], sizes=(293,) * 10, d=2565)
@@ -64,6 +67,18 @@ class Plan:
             )
         if self.discrete and self.choice.mean_noise_multiplier is not None:
             raise InputError("mean features have no discrete noise: with it take mean_noise_multiplier=None")
+        if self.discrete and not (self.setting.private and self.setting.federated and self.setting.shared_noise):
+            raise InputError(f"{self.setting.name} has no discrete noise: only noisy sums of hospitals can have it")
+        if self.discrete and self.accountant == "prv" and math.isfinite(self.budget):
+            raise InputError("discrete noise has no PRV, so no budget by it: take accountant rdp or rdp_classic")
+        if self.aggregation not in AGGREGATIONS:
+            raise InputError(f"aggregation is '{self.aggregation}', but must be one of {', '.join(AGGREGATIONS)}")
+        if not self.setting.federated and (self.hospitals != 1 or self.aggregation != "plain"):
+            raise InputError(
+                f"{self.setting.name} is not federated, but {self.hospitals} hospitals and aggregation "
+                f"'{self.aggregation}' were given: take all patients as one, and 'plain'"
+            )
+        check_within("least", self.survivors, 1, self.hospitals, "no more hospitals can survive", low_open=False)
 
     @classmethod
     def of(cls, setting: Setting, choice: Choice, task: Task, patients: Sequence[np.ndarray], **terms: Any) -> "Plan":
@@ -84,6 +99,11 @@ class Plan:
     def survivors(self) -> int:
         """Hospitals that are sure to be in a total, whose noise makes up sigma where it is shared."""
         return self.least or self.hospitals
+
+    @property
+    def least_in_a_total(self) -> int:
+        """The fewest hospitals whose total is opened: those whose noise makes up sigma; two where sums are hidden."""
+        return max(self.survivors if self.setting.shared_noise else 1, 1 if self.aggregation == "plain" else 2)
 
     @cached_property
     def noise(self) -> GaussianNoise | IntegerNoise | None:

@@ -54,6 +54,7 @@ class Training:
                  for a hospital in another process
     aggregation  how messages are added; by default in the clear (``transports.make_aggregation`` makes the plan's)
     hospital, server  what makes the parties, called like Hospital and Server
+    Raises ValueError where patients or task are not the plan's, and where an aggregation is needed but not given.
     """
 
     def __init__(
@@ -68,11 +69,16 @@ class Training:
         hospital: Callable[..., Hospital] = Hospital,
         server: Callable[..., Server] = Server,
     ):
+        here = [k for k, own in enumerate(patients) if own is not None]
+        if len(patients) != plan.hospitals or any(len(patients[k]) != plan.sizes[k] for k in here) or task.d != plan.d:
+            raise ValueError(f"patients or task are not those of the plan: {plan.sizes} patients, d = {plan.d}")
+        if aggregation is None and plan.aggregation != "plain":
+            raise ValueError(f"a plan with aggregation '{plan.aggregation}' needs transports.make_aggregation(plan)")
         self.plan, self.task, self.run_number, self.randomness = plan, task, run, randomness
         self.aggregation = in_the_clear(plan) if aggregation is None else aggregation
-        self.hospitals = [
-            hospital(k, own, task, plan, randomness, run) for k, own in enumerate(patients) if own is not None
-        ]
+        if len(here) < plan.hospitals and not getattr(self.aggregation, "between_processes", False):
+            raise ValueError(f"only hospitals {here} are in this process, but its aggregation reaches no other")
+        self.hospitals = [hospital(k, patients[k], task, plan, randomness, run) for k in here]
         self.server = server(task.start, plan.setting, plan.choice, plan.population)
         self.bound, self.ledgers, self.schedule = plan.bound, plan.ledgers(), plan.schedule(run)
         self.progress, self.feature_mean = Progress(), None
@@ -126,12 +132,16 @@ class Training:
         return vectors, {"server_steps": self.server.steps, "charged": charged, **asdict(self.progress)}
 
     def restore(self, vectors: dict[str, Tensor], record: dict) -> None:
-        """Go on from a ``state``; without its vectors where this party has no model."""
-        for key in ("w", "velocity", "mean"):
-            setattr(self.server, key, vectors.get(key, getattr(self.server, key)))
+        """Go on from a ``state``; without its vectors where this party has no hospital, and so no model.
+
+        Raises KeyError or ValueError for a state of something else.
+        """
+        if vectors or self.hospitals:
+            self.server.w, self.server.velocity, self.server.mean = (vectors[key] for key in ("w", "velocity", "mean"))
         self.server.steps = record["server_steps"]
         for ledger, charged in zip(self.ledgers, record["charged"], strict=True):
             ledger.charged = charged
+        record = {"centred": "centre" in vectors} | record  # checkpoints of older versions do not say it
         self.progress = Progress(**{key: record[key] for key in asdict(self.progress)})
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
@@ -183,12 +193,11 @@ class Training:
         self, number: int, invited: list[int], arrived: list[int], messages: dict[int, Message]
     ) -> Tensor | None:
         """The total (d,) of what arrived; None, with the round spent, where that is too little to be opened."""
-        try:
-            if not arrived or (self.plan.setting.shared_noise and len(arrived) < self.plan.survivors):
-                raise AggregationAborted(
-                    f"{len(arrived)} hospitals arrived, but it takes the noise of {self.plan.survivors}"
-                )
-            return self.aggregation.total(number + 1, invited, messages)
-        except AggregationAborted:
-            self.progress.aborted += 1
-            return None
+        if len(arrived) >= self.plan.least_in_a_total:  # public numbers, so that all parties decide alike
+            try:
+                return self.aggregation.total(number + 1, invited, messages)
+            except AggregationAborted:
+                if len(self.hospitals) < self.plan.hospitals:  # the other parties may not have aborted
+                    raise
+        self.progress.aborted += 1
+        return None

@@ -5,8 +5,6 @@ The server sees no message. What passes between the parties is bytes, as it woul
 """
 
 from dopamine_lib.encryption.codec import Codec
-from dopamine_lib.encryption.transcript import Transcript
-from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation, IntegerAggregation, in_the_clear
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.privacy.integer_noise import IntegerNoise
@@ -20,26 +18,15 @@ def message_limit(codec: Codec | IntegerNoise) -> int:
     return codec.total_range if isinstance(codec, IntegerNoise) else codec.limit
 
 
-def least_in_a_total(plan: Plan) -> int:
-    """The fewest hospitals whose total is opened: those whose noise makes up sigma; a sum of one hides nothing."""
-    return max(2, plan.survivors) if plan.setting.shared_noise else 2
-
-
-def make_aggregation(plan: Plan, transcript: Transcript | None = None) -> Aggregation:
-    """The aggregation of a plan in this process, with fresh keys.
-
-    transcript  records all that the server sees
-    """
+def make_aggregation(plan: Plan) -> Aggregation:
+    """The aggregation of a plan in this process, with fresh keys."""
     if plan.aggregation == "plain":
         return in_the_clear(plan)
-    terms = {"least": least_in_a_total(plan), "transcript": transcript}
     if plan.aggregation == "masks":
         from dopamine_lib.encryption.masks import MaskSum
 
-        return IntegerAggregation(MaskSum(plan.hospitals, plan.d, **terms), plan.codec)
-    if plan.aggregation != "bfv":
-        raise InputError(f"aggregation is '{plan.aggregation}', but must be plain, bfv or masks, which are made here")
+        return IntegerAggregation(MaskSum(plan.hospitals, plan.d, least=plan.least_in_a_total), plan.codec)
     from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
 
-    sums = BfvSum(plan.hospitals, plan.d, plan.layout, limit=message_limit(plan.codec), **terms)
-    return IntegerAggregation(sums, plan.codec)
+    terms = {"least": plan.least_in_a_total, "limit": message_limit(plan.codec)}
+    return IntegerAggregation(BfvSum(plan.hospitals, plan.d, plan.layout, **terms), plan.codec)

@@ -35,16 +35,16 @@ def save_checkpoint(path: Path, training: Resumable) -> None:
 
 
 def load_checkpoint(path: Path, training: Resumable) -> None:
-    """Put a checkpoint's state back into a training. Raises InputError for a damaged file."""
+    """Put a checkpoint's state back into a training. Raises InputError for one of something else."""
     try:
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["state"])
             vectors = {key: file.get_tensor(key) for key in file.keys()}
+        training.restore(vectors, record)
     except Exception as error:
         raise InputError(
             f"checkpoint {path} cannot be read; the ledger in it is lost, so start again in another --out"
         ) from error
-    training.restore(vectors, record)
 
 
 def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:

@@ -176,7 +176,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         parameter_count(options.model, len(result["recall_per_grade"])),
         aggregation=options.aggregation,
         discrete=options.discrete(declared),
-        least=options.shares(declared),
+        least=options.shares(declared, len(sizes)),
         delta=result["delta"],
         budget=options.budget,
         accountant=options.accountant,

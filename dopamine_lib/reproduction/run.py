@@ -84,10 +84,11 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> di
 def shared_jobs(told: dict) -> Iterator[Callable[[dict, Advance], dict]]:
     """A worker of the pool: ``do_job`` for the introduction's experiment and folder, on one thread."""
     out = Path(told["out"])
-    with threads(1), writing(out):
+    with threads(1):
         # its features are in the cache: the parent process has extracted them
         experiment = Experiment.load(Options.from_record(told["options"]), progress=False)
-        yield lambda job, advance: do_job(experiment, out, job, advance)
+        with writing(out):
+            yield lambda job, advance: do_job(experiment, out, job, advance)
 
 
 def reproduce(

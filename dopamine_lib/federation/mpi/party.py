@@ -18,7 +18,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.sums import make_wire_aggregation
@@ -29,20 +28,21 @@ from dopamine_lib.federation.training import Training
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 
 
-def party_training(experiment: Experiment, name: str, wire: Wire, transcript: Transcript | None = None) -> Training:
+def party_training(experiment: Experiment, name: str, wire: Wire) -> Training:
     """This party's side of a run of a federated setting, keys exchanged; all parties call it at once.
 
     experiment  loaded for this party
-    transcript  records all that the server sees
-    Raises InputError where a round would have a single hospital.
+    Raises InputError where every round would have a single hospital, and for dropouts, which end a run over MPI.
     """
     plan = experiment.plan(name)
+    if plan.dropout:
+        raise InputError(f"dropout is {plan.dropout}, but over MPI a hospital that vanishes ends the run: take 0")
     if plan.aggregation != "plain" and round(plan.setting.participation * plan.hospitals) < 2:
         raise InputError(
             f"{name} invites one of {plan.hospitals} hospitals a round, and a sum of one hides nothing: "
             "start more ranks, or take --aggregation plain"
         )
-    return experiment.training(name, aggregation=make_wire_aggregation(plan, wire, transcript))
+    return experiment.training(name, aggregation=make_wire_aggregation(plan, wire))
 
 
 def take_part(

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.federation.aggregation import Aggregation, Message, decoded, in_the_clear, to_integers
 from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.federation.transports import least_in_a_total, message_limit
+from dopamine_lib.federation.transports import message_limit
 
 
 class _Side:
     """What all sides share: the wire, and the codec that makes floats integers and totals floats."""
+
+    between_processes = True
 
     def __init__(self, wire: Wire, plan: Plan):
         self.wire, self.codec = wire, plan.codec
@@ -71,7 +72,7 @@ class PlainServerSide(_Side):
 class BfvHospitalSide(_Side):
     """A hospital that encrypts. Hospital 0 makes the keys; from it they travel sealed, past the server."""
 
-    def __init__(self, wire: Wire, plan: Plan, *, least: int):
+    def __init__(self, wire: Wire, plan: Plan):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.aggregation import BfvHospital  # tenseal takes a second to load
         from dopamine_lib.encryption.group import make_group, read_group
@@ -85,7 +86,9 @@ class BfvHospitalSide(_Side):
         else:
             group = read_group(wire.receive(0, KEYS))
         keys = channel(wire.identity, wire.publics[SERVER], group.session, wire.number)
-        self.hospital = BfvHospital(wire.number, group, keys, least=least, limit=message_limit(plan.codec))
+        self.hospital = BfvHospital(
+            wire.number, group, keys, least=plan.least_in_a_total, limit=message_limit(plan.codec)
+        )
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, decrypted here."""
@@ -96,12 +99,9 @@ class BfvHospitalSide(_Side):
 
 
 class BfvServerSide(_Side):
-    """The server adds what it cannot read, and learns no total.
+    """The server adds what it cannot read, and learns no total."""
 
-    transcript  records all that the server sees
-    """
-
-    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript: Transcript | None = None):
+    def __init__(self, wire: Wire, plan: Plan):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.aggregation import BfvServer
         from dopamine_lib.encryption.group import read_group
@@ -109,7 +109,7 @@ class BfvServerSide(_Side):
 
         group = read_group(wire.receive(0, KEYS))
         channels = {k: channel(wire.identity, wire.publics[k], group.session, k) for k in range(wire.hospitals)}
-        self.server = BfvServer(group, channels, least=least, transcript=transcript)
+        self.server = BfvServer(group, channels, least=plan.least_in_a_total)
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add ciphertexts as they arrive, and send their sum to all hospitals."""
@@ -124,11 +124,11 @@ class BfvServerSide(_Side):
 class MaskHospitalSide(_Side):
     """A hospital that masks."""
 
-    def __init__(self, wire: Wire, plan: Plan, *, least: int):
+    def __init__(self, wire: Wire, plan: Plan):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskHospital
 
-        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, plan.d, least=least)
+        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, plan.d, least=plan.least_in_a_total)
         wire.send(SERVER, KEYS, self.hospital.hello())
         hellos = wire.receive(SERVER, KEYS)
         size = len(self.hospital.hello())
@@ -148,11 +148,11 @@ class MaskHospitalSide(_Side):
 class MaskServerSide(_Side):
     """The server relays shares and unmasks the sum."""
 
-    def __init__(self, wire: Wire, plan: Plan, *, least: int, transcript: Transcript | None = None):
+    def __init__(self, wire: Wire, plan: Plan):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskServer
 
-        self.server = MaskServer(wire.identity, wire.publics, plan.d, least=least, transcript=transcript)
+        self.server = MaskServer(wire.identity, wire.publics, plan.d, least=plan.least_in_a_total)
         hellos = [self.server.hello(), *(hello for _, hello in wire.arrivals(range(wire.hospitals), KEYS))]
         self.server.join(hellos)
         for k in range(wire.hospitals):
@@ -175,15 +175,11 @@ class MaskServerSide(_Side):
             self.server.receive(message)
 
 
-def make_wire_aggregation(plan: Plan, wire: Wire, transcript: Transcript | None = None) -> Aggregation:
-    """This rank's side of a plan's aggregation, keys exchanged; all ranks call it at once.
-
-    transcript  records all that the server sees
-    """
-    at_server, least = wire.number == SERVER, least_in_a_total(plan)
-    if plan.aggregation == "plain":
-        return (PlainServerSide if at_server else PlainHospitalSide)(wire, plan)
-    hospital, server = {"bfv": (BfvHospitalSide, BfvServerSide), "masks": (MaskHospitalSide, MaskServerSide)}[
-        plan.aggregation
-    ]
-    return server(wire, plan, least=least, transcript=transcript) if at_server else hospital(wire, plan, least=least)
+def make_wire_aggregation(plan: Plan, wire: Wire) -> Aggregation:
+    """This rank's side of a plan's aggregation, keys exchanged; all ranks call it at once."""
+    hospital, server = {
+        "plain": (PlainHospitalSide, PlainServerSide),
+        "bfv": (BfvHospitalSide, BfvServerSide),
+        "masks": (MaskHospitalSide, MaskServerSide),
+    }[plan.aggregation]
+    return (server if wire.number == SERVER else hospital)(wire, plan)
