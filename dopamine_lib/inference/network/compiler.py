@@ -12,7 +12,9 @@ class, in ``from_torch``.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet
@@ -129,6 +131,7 @@ class Compiler:
         self.before, self.normalised = None, False
 
     def result(self) -> tuple[Plan, Weights]:
+        """The plan and the integer weights. Raises InputError for a model without a layer, or without its last."""
         if not self.layers:
             raise InputError("the model has no layer that computes anything; give a network")
         if self.normalised and not self.layers[-1].on_normalised:
@@ -239,7 +242,8 @@ class Compiler:
 
     def append(
         self, layer: type[Layer], name: str, images: Tensor,
-        *, gain=None, scale=None, sources=None, weights=None, **fields,
+        *, gain: Tensor | None = None, scale: float | None = None, sources: tuple[int, ...] | None = None,
+        weights: tuple[list[np.ndarray], np.ndarray] | None = None, **fields: Any,
     ) -> None:  # fmt: skip
         """Add a layer; its result becomes the current value. What is not given stays as it is."""
         gain, scale = self.value.gain if gain is None else gain, self.value.scale if scale is None else scale

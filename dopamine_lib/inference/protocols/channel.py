@@ -52,7 +52,7 @@ class Channel(Protocol):
         """End the conversation; may be called twice."""
 
 
-class SocketChannel:
+class SocketChannel(Channel):
     """A Channel over a connected stream socket: TCP, TLS or a socket pair.
 
     sock     owned by the channel from now on, closed by ``close`` and by any error
@@ -188,7 +188,7 @@ def local_pair(timeout: float | None = TIMEOUT) -> tuple[SocketChannel, SocketCh
     return SocketChannel(one, timeout=timeout), SocketChannel(other, timeout=timeout)
 
 
-class Recorded:
+class Recorded(Channel):
     """A Channel that keeps all messages of another: ``log`` is a list of (direction, tag, bytes), in order.
 
     direction  ``sent`` or ``received``

@@ -86,6 +86,7 @@ def look_up(m, thermometer, planes):
 
 @njit(void(int64, _ROW, uint8[::1], _ROW, _ROWS, int64, _ROW))
 def finish_relu(number, m, beta, rho, extra, shift, out):
+    """Step 5 of ``comparison``."""
     e_0, e_1, e_2, e_3 = extra[0], extra[1], extra[2], extra[3]
     one, by = _U(1 - number), _U(shift)
     for i in range(len(m)):
@@ -98,6 +99,7 @@ def finish_relu(number, m, beta, rho, extra, shift, out):
 
 @njit(void(int64, _ROW, _ROW, uint8[::1], _ROW, _ROW, _ROW, _ROW))
 def finish_maximum(number, b, m, beta, r, rho, rho_r, out):
+    """Step 4 of ``pooling``."""
     one = _U(1 - number)
     for i in range(len(b)):
         selected = _U(one - rho[i]) if beta[i] else rho[i]
@@ -107,6 +109,7 @@ def finish_maximum(number, b, m, beta, r, rho, rho_r, out):
 
 @njit(void(_ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW))
 def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, rho_1):
+    """What the crypto-provider deals for ``comparison``."""
     for i in range(len(r)):
         x = _U(r_0[i] + r_1[i])
         bit = _U(x >> _U(31)) ^ _U(sigma[i])
@@ -119,6 +122,7 @@ def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, 
 
 @njit(void(_ROW, uint8[::1], int64, _ROWS, _ROWS))
 def deal_relu(r, rho, shift, extra_0, extra):
+    """What it deals on top for a ReLU."""
     by, rest = _U(shift), _U(31 - shift)
     for i in range(len(r)):
         s_1 = _U(_U(0) - _U(r[i] >> by))
@@ -132,5 +136,6 @@ def deal_relu(r, rho, shift, extra_0, extra):
 
 @njit(void(_ROW, uint8[::1], _ROW, _ROW))
 def deal_maximum(r, rho, rho_r_0, rho_r):
+    """What it deals on top for a maximum."""
     for i in range(len(r)):
         rho_r[i] = _U((r[i] if rho[i] else _U(0)) - rho_r_0[i])
