@@ -5,7 +5,7 @@ the encrypted and masked sums of one process, ``mpi.sums`` those between process
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,6 @@ from torch import Tensor
 from dopamine_lib.encryption.codec import Codec
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.privacy.integer_noise import IntegerNoise
-
-if TYPE_CHECKING:
-    from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
-    from dopamine_lib.encryption.masks import MaskSum
 
 #: A hospital's message (d,): floats, or int64 where discrete noise has made it integers.
 Message = Tensor | np.ndarray
@@ -41,20 +37,11 @@ class PlainAggregation:
         return torch.stack(list(messages.values())).sum(0)
 
 
-class IntegerAggregation:
-    """Sums of integers (in the clear, encrypted or masked), with floats made integers by a codec.
+class IntegerSum(Protocol):
+    """Adds up integers: ``PlainSum`` in the clear, or BfvSum, or MaskSum."""
 
-    sums   adds int64 (d,)
-    codec  ``Plan.codec``
-    """
-
-    def __init__(self, sums: "BfvSum | MaskSum | PlainSum", codec: Codec | IntegerNoise):
-        self.sums, self.codec = sums, codec
-
-    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
-        """The exact total of the integers, decoded. RangeError names a value that does not fit."""
-        integers = {k: to_integers(message, self.codec) for k, message in messages.items()}
-        return decoded(self.sums.sum(round_number, invited, integers), self.codec)
+    def sum(self, round_number: int, invited: Sequence[int], values: dict[int, np.ndarray]) -> np.ndarray:
+        """The total int64 (d,) of ``values``, by hospital."""
 
 
 class PlainSum:
@@ -63,6 +50,21 @@ class PlainSum:
     def sum(self, round_number: int, invited: Sequence[int], values: dict[int, np.ndarray]) -> np.ndarray:
         """The total int64 (d,)."""
         return sum(values.values())
+
+
+class IntegerAggregation:
+    """Sums of integers (in the clear, encrypted or masked), with floats made integers by a codec.
+
+    codec  ``Plan.codec``
+    """
+
+    def __init__(self, sums: IntegerSum, codec: Codec | IntegerNoise):
+        self.sums, self.codec = sums, codec
+
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
+        """The exact total of the integers, decoded. RangeError names a value that does not fit."""
+        integers = {k: to_integers(message, self.codec) for k, message in messages.items()}
+        return decoded(self.sums.sum(round_number, invited, integers), self.codec)
 
 
 def to_integers(message: Message, codec: Codec | IntegerNoise) -> np.ndarray:
