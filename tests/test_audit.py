@@ -247,6 +247,19 @@ def test_a_canary_that_is_not_clipped_is_refused(refuses):
         Scene(task=partial(canary_head, strength=0.1)).audit(300)
 
 
+def moving(**more):
+    """Whole trainings at a learning rate that moves the model, of which only the last model is seen."""
+    return Scene(rounds=3, hospitals=2, learning_rate=0.1, task=partial(canary_head, strength=2.0), **more)
+
+
+@pytest.mark.slow
+def test_many_trainings_are_audited_by_their_models_alone():
+    sound = moving(noise_multiplier=4.0).audit(200, adversary="outsider", seed=0, confidence=0.99)
+    assert not sound.broken, str(sound)
+    tenth = partial(scale_noise, factor=0.1)
+    assert moving(noise_multiplier=4.0).audit(200, adversary="outsider", seed=0, plant=tenth).broken
+
+
 @pytest.fixture(scope="module")
 def one_run():
     return canary_run(SETTINGS["FSCDP"], Choice(1e-9, 1.0), canaries=200, strength=STRENGTH, seed=0)
@@ -275,18 +288,22 @@ def test_one_training_run_without_noise_is_caught(name):
         assert (ran.audit().epsilon > ran.epsilon["prv"]) == (factor < 1)
 
 
-def test_canaries_in_a_model_that_moves():
-    """At the kit's own choice, with averaging and centred features: the same canaries, seen less well."""
+def test_canaries_among_patients_at_the_kits_own_choice():
+    """Real patients beside them, a model that moves, centred features: the same canaries, seen less well."""
+    features = nn.functional.normalize(torch.randn(300, 16, generator=torch.Generator().manual_seed(0)))
+    labels = torch.arange(300) % 5
     choice = Choice(0.25, 0.5, averaging=10, mean_noise_multiplier=40.0)
-    ran = canary_run(SETTINGS["FPDP"], choice, canaries=100, seed=2)
+    ran = canary_run(SETTINGS["FPDP"], choice, canaries=100, features=features, labels=labels, seed=2)
     assert 0 <= ran.audit("outsider").epsilon < ran.epsilon["prv"]
     assert 0 <= ran.audit("server").epsilon < ran.epsilon["prv"]
 
 
-def test_few_canaries_leave_no_hospital_without_patients():
+def test_few_canaries_leave_no_hospital_without_patients(refuses):
     """Whatever the coins say: without a seed they fall differently each time."""
     ran = canary_run(replace(SETTINGS["FSCDP"], rounds=3), Choice(1e-9, 1.0), canaries=12, hospitals=10)
     assert ran.scores["server"].shape == (12,)
+    with refuses("5 patients", "10 hospitals"):
+        canary_run(SETTINGS["FSCDP"], Choice(1e-9, 1.0), canaries=12, hospitals=10, features=torch.zeros(5, 2))
 
 
 @pytest.mark.parametrize("canaries", [11, 12, 15, 19])

@@ -8,7 +8,9 @@ looks on, as the server can: at the total where hospitals' noise is shared, else
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +56,14 @@ def canary_head(patients: int, strength: float = STRENGTH) -> HeadTask:
     """``patients`` ordinary patients and one canary, the last, for a head with two classes on patients + 1 features."""
     features = torch.eye(patients + 1)
     features[-1] *= strength
-    return _head(features, torch.arange(patients + 1) % 2)
+    return HeadTask(_zeros(patients + 1, 2), features, torch.arange(patients + 1) % 2)
 
 
-def _head(features: Tensor, labels: Tensor) -> HeadTask:
-    net = nn.Linear(features.shape[1], 2)
-    for parameters in net.parameters():
-        nn.init.zeros_(parameters)
-    return HeadTask(net, features, labels)
+def _zeros(features: int, classes: int) -> nn.Linear:
+    net = nn.Linear(features, classes)
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    return net
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Scene:
     rounds         rounds in one release, which are composed
     local_steps    steps at a hospital in a round, where the setting has several
     patients       ordinary patients of each hospital
+    learning_rate  by default so small that the model stands still
     task           function from the number of ordinary patients to a Task, in which the canary comes last
     """
 
@@ -84,53 +87,40 @@ class Scene:
     patients: int = 1
     max_grad_norm: float = 1.0
     momentum: float = 0.0
+    learning_rate: float = STANDSTILL
     task: Callable[[int], Task] = canary_head
 
     def events(self) -> tuple[SampledGaussian, ...]:
         """What one release is charged for."""
         return (SampledGaussian(self.noise_multiplier, self.sample_rate, self._declared(1).steps),)
 
-    def watch(self, canary: bool, releases: int, randomness: Randomness, *, plant: Plant | None = None) -> np.ndarray:
-        """How far each release points in the canary's direction, in units of C: float64 (releases,).
-
-        plant  a fault to put into the Training
-        The model stands still, so nothing is carried over, and one long run serves all releases.
-        """
+    def training(
+        self, canary: bool, releases: int, randomness: Randomness, *, run: int = 0, task: Task | None = None
+    ) -> Training:
+        """The federation, ready to train for ``releases`` times ``rounds`` rounds, with a Watcher that looks on."""
         declared = self._declared(releases)
-        ordinary = np.arange(self.patients * (self.hospitals if declared.federated else 1))
-        patients, task = list(ordinary.reshape(-1, self.patients)), self.task(len(ordinary))
+        hospitals = self.hospitals if declared.federated else 1
+        task = self.make_task() if task is None else task
+        patients = list(np.arange(hospitals * self.patients).reshape(hospitals, -1))
         if canary:
-            patients[0] = np.append(patients[0], len(ordinary))
-        direction, unit = self._direction(task), self.max_grad_norm
+            patients[0] = np.append(patients[0], hospitals * self.patients)
+        choice = Choice(self.learning_rate, self.max_grad_norm, momentum=self.momentum)
+        direction, unit = self.direction(task), self.max_grad_norm
         if declared.local_steps > 1:  # sizes are public: the scale they give a change says nothing
-            unit *= -STANDSTILL / (self.sample_rate * sum(map(len, patients)))
+            unit *= -self.learning_rate / (self.sample_rate * sum(map(len, patients)))
 
         def look(messages, total):
             return float((total if declared.shared_noise else messages[0]) @ direction) / unit
 
-        plan = Plan.of(declared, Choice(STANDSTILL, self.max_grad_norm, momentum=self.momentum), task, patients)
-        watcher = Watcher(look, self.rounds)
-        training = Training(plan, task, patients, randomness, aggregation=watcher)
-        if plant is not None:
-            plant(training)
-        training.run()
-        return np.reshape(watcher.seen, (releases, self.rounds)).sum(1)
+        plan = Plan.of(declared, choice, task, patients)
+        return Training(plan, task, patients, randomness, aggregation=Watcher(look, self.rounds), run=run)
 
-    def audit(
-        self, releases: int = 5000, *, seed: int | None = None, confidence: float = 0.95, plant: Plant | None = None
-    ) -> Verdict:
-        """``releases`` with the canary and as many without, compared with everything the accountant claims.
+    def make_task(self) -> Task:
+        """The patients of all hospitals and the canary."""
+        return self.task((self.hospitals if SETTINGS[self.setting].federated else 1) * self.patients)
 
-        seed  for a repeatable audit: teaching and tests
-        """
-        worlds = []
-        for canary in (True, False):
-            randomness = Randomness(None if seed is None else f"audit {seed}, {'with' if canary else 'without'}")
-            worlds.append(self.watch(canary, releases, randomness, plant=plant))
-        return audit(*worlds, claims(self.events()), confidence)
-
-    def _direction(self, task: Task) -> Tensor:
-        """The unit vector (d,) of the canary's gradient. Raises InputError where that is not clipped."""
+    def direction(self, task: Task) -> Tensor:
+        """The unit vector (d,) that the canary's gradient has at the start, and keeps."""
         gradient = task.clipped_sums(task.start, torch.tensor([len(task.labels) - 1]), self.max_grad_norm)[0]
         if not math.isclose(float(gradient.norm()), self.max_grad_norm, rel_tol=1e-3):
             raise InputError(
@@ -138,6 +128,48 @@ class Scene:
                 f"{self.max_grad_norm:g}: make its features longer"
             )
         return gradient / gradient.norm()
+
+    def watch(
+        self,
+        canary: bool,
+        releases: int,
+        randomness: Randomness,
+        *,
+        plant: Plant | None = None,
+        adversary: str = "server",
+    ) -> np.ndarray:
+        """How far each release points in the canary's direction: float64 (releases,).
+
+        adversary  "server" adds up what it sees of all rounds, in units of C; "outsider" sees the final model
+        plant      a fault to put into every Training
+        """
+        # while the model stands still nothing is carried over: one long run serves all releases
+        together = releases if adversary == "server" and self.learning_rate == STANDSTILL else 1
+        task, seen = self.make_task(), []
+        for run in range(releases // together):
+            training = self.training(canary, together, randomness, run=run, task=copy(task))
+            if plant is not None:
+                plant(training)
+            training.run()
+            if adversary == "server":
+                seen.append(np.reshape(training.aggregation.seen, (together, self.rounds)).sum(1))
+            else:
+                seen.append([float((training.task.start - training.server.model) @ self.direction(training.task))])
+        return np.concatenate(seen)
+
+    def audit(
+        self, releases: int = 5000, *, seed: int | None = None, confidence: float = 0.95, **watched: Any
+    ) -> Verdict:
+        """``releases`` with the canary and as many without, compared with everything the accountant claims.
+
+        seed     for a repeatable audit: teaching and tests
+        watched  ``plant`` and ``adversary`` of ``watch``
+        """
+        worlds = []
+        for canary in (True, False):
+            randomness = Randomness(None if seed is None else f"audit {seed}, {'with' if canary else 'without'}")
+            worlds.append(self.watch(canary, releases, randomness, **watched))
+        return audit(*worlds, claims(self.events()), confidence)
 
     def _declared(self, releases: int) -> Setting:
         declared = SETTINGS[self.setting]
@@ -175,28 +207,39 @@ def canary_run(
     *,
     canaries: int = 400,
     hospitals: int = 10,
+    features: Tensor | None = None,
+    labels: Tensor | None = None,
     strength: float = 3.0,
     delta: float = DELTA,
     seed: int | None = None,
     plant: Plant | None = None,
 ) -> CanaryRun:
-    """Train once, on one ordinary patient per hospital and on each of the canaries with probability one half.
+    """Train once, on ``features`` (N, p) with ``labels`` (N,) and on each of the canaries with probability one half.
 
-    The head has one feature for every canary, in which all others are 0. Canaries are dealt out to all hospitals.
-    strength  length of a canary's features: long enough to be clipped, short enough that the model does not learn it by
-              heart at once, after which it would have no gradient
+    The head gets one more feature for every canary, in which all others are 0. Canaries are dealt out to all hospitals.
+    features  of at least one patient per hospital; by default one per hospital, without any features
+    strength  length of a canary's features: enough to be clipped, and little enough that the model does not learn it
+              by heart at once, after which it would have no gradient
     seed      for a repeatable run: teaching and tests
     """
     randomness = Randomness(None if seed is None else f"canary run {seed}")
-    features = torch.cat([torch.zeros(hospitals, canaries), strength * torch.eye(canaries)])
-    labels = torch.cat([torch.zeros(hospitals, dtype=torch.int64), torch.arange(canaries) % 2])
-    task = _head(features, labels)
+    features = torch.zeros(hospitals, 0) if features is None else features
+    labels = torch.zeros(len(features), dtype=torch.int64) if labels is None else labels
+    ordinary, width = features.shape
+    if ordinary < hospitals:
+        raise InputError(f"{ordinary} patients are too few for {hospitals} hospitals: every hospital needs one")
+    classes = max(2, int(labels.max()) + 1)
+    everybody = torch.zeros(ordinary + canaries, width + canaries)
+    everybody[:ordinary, :width] = features
+    everybody[ordinary:, width:] = strength * torch.eye(canaries)
+    labels = torch.cat([labels, torch.arange(canaries) % classes])
+    task = HeadTask(_zeros(width + canaries, classes), everybody, labels)
 
     included = randomness.stream("coins").uniform(canaries).numpy() < 0.5
-    home = np.arange(hospitals + canaries) % (hospitals if setting.federated else 1)
-    present = np.concatenate([np.ones(hospitals, bool), included])
+    home = np.arange(ordinary + canaries) % (hospitals if setting.federated else 1)
+    present = np.concatenate([np.ones(ordinary, bool), included])
     patients = [np.flatnonzero(present & (home == k)) for k in range(home.max() + 1)]
-    index = torch.arange(hospitals, hospitals + canaries)
+    index = torch.arange(ordinary, ordinary + canaries)
     directions = task.clipped_sums(task.start, index, choice.max_grad_norm, torch.arange(canaries), canaries)
 
     sums = torch.zeros(len(patients), task.d)
@@ -211,7 +254,7 @@ def canary_run(
         plant(training)
     training.run()
     towards = sums if setting.local_steps == 1 else -sums  # a change goes against the gradient
-    seen = (directions * towards[home[hospitals:] if not setting.shared_noise else np.zeros(canaries, int)]).sum(1)
+    seen = (directions * towards[home[ordinary:] if not setting.shared_noise else np.zeros(canaries, int)]).sum(1)
     logits = task.logits(training.server.model, index)
     worst = max(ledger.charged for ledger in training.ledgers)
     return CanaryRun(
