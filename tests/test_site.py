@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from readme import NOTEBOOKS, REPOSITORY
+from readme import NOTEBOOKS, REPOSITORY, links, words_of
 
 from dopamine_lib.course import site
 from dopamine_lib.course.homework import find_homework
@@ -151,6 +151,15 @@ def test_homework_comes_without_answers(built):
 def test_sphinx_has_nothing_to_complain_about(built):
     _, ran = built
     assert not ran.stderr, ran.stderr
+
+
+def test_every_file_that_a_page_links_to_comes_along(tmp_path):
+    """Without Sphinx, so that a quick run finds what it would complain of."""
+    site._gather(tmp_path / "source")
+    for page in [*(tmp_path / "source").glob("*.md"), *(tmp_path / "source").rglob("*.ipynb")]:
+        within_the_kit = {link.partition("#")[0] for link in links(words_of(page)) if "://" not in link}
+        gone = [link for link in within_the_kit if link and not (page.parent / link).exists()]
+        assert not [link for link in gone if not link.startswith(("mailto:", "attachment:", "data:"))], page.name
 
 
 def test_refusals(tmp_path, refuses, monkeypatch):

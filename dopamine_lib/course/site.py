@@ -17,8 +17,9 @@ from dopamine_lib.errors import InputError
 
 #: The kit is installed in place (``-e .``), so its texts lie beside the library.
 REPOSITORY = Path(__file__).parents[2]
-#: Files that pages link to, copied unchanged.
-_LINKED = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py", "figures")
+#: What pages link to, copied unchanged.
+_LINKED_FILES = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py")
+_LINKED_FOLDERS = ("figures", "dopamine_lib")
 _TREE = "\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 _CONFIGURATION = {
     "project": "Dopamine, the kit",
@@ -87,9 +88,10 @@ def _gather(source: Path) -> None:
     for chapter in chapters:
         shutil.copyfile(chapter, source / "notebooks" / chapter.name)
     homework = students_copies(source / "notebooks" / "homework")
-    for name in _LINKED:
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
-        copy(REPOSITORY / name, source / name)
+    for name in _LINKED_FILES:
+        shutil.copyfile(REPOSITORY / name, source / name)
+    for name in _LINKED_FOLDERS:
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(_mathjax(), source / "_static" / "mathjax")
     shutil.copyfile(REPOSITORY / ".github" / "CONTRIBUTING.md", source / "CONTRIBUTING.md")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
