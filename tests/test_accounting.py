@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.privacy.accounting import (
     ACCOUNTANTS,
+    FAILURE_PART,
     ORDERS,
     BudgetSpent,
     Ledger,
@@ -178,3 +180,15 @@ def test_bad_target_is_refused(refuses, target):
 
 def test_no_steps_spend_nothing():
     assert epsilon(SampledGaussian(1.0, 0.1, 0), DELTA, "prv") == 0
+
+
+@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+def test_failures_are_charged_to_delta_by_every_accountant(accountant):
+    """A failure costs (1 + e^epsilon) times its probability, within a reserved part of delta: else no bound holds."""
+    ideal = epsilon(SampledGaussian(1.15, 100 / 2930, 300), DELTA, accountant)
+    rare = epsilon(SampledGaussian(1.15, 100 / 2930, 300, failure=1e-30), DELTA, accountant)
+    assert ideal <= rare < ideal + 1e-6
+    dear = DELTA * FAILURE_PART / (1 + math.exp(ideal)) / 300
+    assert epsilon(SampledGaussian(1.15, 100 / 2930, 300, failure=1.01 * dear), DELTA, accountant) == math.inf
+    with pytest.raises(InputError, match="failure"):
+        SampledGaussian(1.15, 0.1, 1, failure=-1e-9)
