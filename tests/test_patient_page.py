@@ -237,13 +237,16 @@ def test_a_worker_that_died_is_started_again_and_a_closed_page_ends_them(model):
         page._consultation.introduction()
 
 
-def test_an_idle_session_that_was_given_up_is_replaced(model, page):
+def test_an_idle_session_that_was_given_up_is_replaced_unnoticed(model, page):
     page.choose(1)
     page.wait()
     page._consultation._session[0]._channel.close()
+    told = []
+    page._retry = told.append
     page.grade.click()
     page.wait()
     check(model, page)
+    assert not told
 
 
 def test_a_backend_that_cannot_be_reached_is_reported_and_may_be_tried_again(model, backend, monkeypatch):

@@ -279,10 +279,32 @@ def test_a_silent_patient_is_given_up(model, start, monkeypatch):
     workers = start(sessions=1)
     silent = workers.client(0)
     until(lambda: not workers.provider._channels)
-    with pytest.raises(ChannelError):
-        silent.prepare()
     with workers.client(1) as client:  # the seat is free again
         query(model, client, [3])
+    workers.provider.close()
+    with pytest.raises(ChannelError, match="cannot be reached"):
+        silent.prepare()
+
+
+def test_a_session_that_was_closed_or_broke_is_replaced_unnoticed(model, start, monkeypatch):
+    idle = provider_module.IDLE_TIMEOUT
+    monkeypatch.setattr(provider_module, "IDLE_TIMEOUT", 0.2)
+    workers = start(sessions=1)
+    with workers.client(0) as client:
+        until(lambda: not workers.provider._channels)
+        monkeypatch.setattr(provider_module, "IDLE_TIMEOUT", idle)
+        seeds = [client._patient._seed]
+        query(model, client, [3])
+        client.prepare()
+        seeds.append(client._patient._seed)
+        for channel in list(workers.provider._channels):
+            channel.close()
+        query(model, client, [4, 5])  # what was prepared is not used in the new session
+        seeds.append(client._patient._seed)
+        assert len(set(seeds)) == 3  # fresh masks in each session
+    until(lambda: not workers.provider._channels)
+    with pytest.raises(ChannelError):  # a client that was closed stays closed
+        client.prepare()
 
 
 def test_what_is_prepared_ahead_is_bounded(model, start):
@@ -323,7 +345,7 @@ def test_a_crypto_provider_that_is_gone(model, start):
     client.prepare()
     workers.crypto_provider.close()
     query(model, client, [1])  # prepared before
-    with pytest.raises(ChannelError, match="provider closed"):
+    with pytest.raises(ChannelError, match="could not reach the crypto-provider"):
         client.prepare()
     with pytest.raises(ChannelError, match="could not reach the crypto-provider"):
         workers.client(1)
@@ -442,7 +464,8 @@ def files(tmp_path_factory):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 def test_three_processes(files, refuses, monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import os; os.write(1, b'Welcome to this Python!')")
+    idle = "from dopamine_lib.inference.workers import provider; provider.IDLE_TIMEOUT = 1.0"
+    (tmp_path / "sitecustomize.py").write_text(f"import os; os.write(1, b'Welcome to this Python!'); {idle}")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("ONEDNN_VERBOSE", "1")  # PyTorch's kernels print past Python
     with Workers(files.model) as workers:
@@ -452,7 +475,8 @@ def test_three_processes(files, refuses, monkeypatch, tmp_path):
         with refuses("no.png", "get the file again"):
             workers.infer(files.folder / "no.png")
         assert workers.prepare(2) == 2
-        assert workers.infer(files.image)["grade"] == answer["grade"]  # the bad file cost nothing but itself
+        time.sleep(1.5)  # a student reads: the provider gives the session up
+        assert workers.infer(files.image)["grade"] == answer["grade"]  # neither that nor the bad file is noticed
         loaded = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in workers.pids.items()}
         assert "libtorch" in loaded["provider"]
         assert "libtorch" not in loaded["crypto-provider"] + loaded["patient"]

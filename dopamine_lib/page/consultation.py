@@ -199,7 +199,7 @@ class Consultation:
         with self._lock:
             while True:
                 try:
-                    client, (wire,), introduction = self._open()
+                    client, wires, introduction = self._open()
                     answer = client.infer(prepare(image, client.size), progress)
                     break
                 except ChannelError as error:
@@ -209,7 +209,7 @@ class Consultation:
                     if retrying:
                         retrying(error)
                     time.sleep(PAUSE)
-            seen = np.frombuffer(wire.log[-1][2], "<u4").reshape(client.plan.shape)
+            seen = np.frombuffer(wires[-1].log[-1][2], "<u4").reshape(client.plan.shape)
             self._close()
         pids = {"patient": os.getpid(), **introduction.pids}
         return Grading(answer, time.perf_counter() - begin, seen, pids, introduction.model)
@@ -228,7 +228,7 @@ class Consultation:
             def wrap(channel):
                 # the picture's only way out is the first operation's first message, E = X - A
                 wires.append(Recorded(channel, lambda direction, tag: (direction, tag) == ("sent", 0)))
-                return wires[0]
+                return wires[-1]
 
             try:
                 peers = introduction.provider, introduction.crypto_provider

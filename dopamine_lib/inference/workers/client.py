@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,15 @@ class Answer:
 
 
 class PatientClient:
-    """A session with a provider. Use as a context manager, or call ``close``.
+    """Sessions with a provider, one after the other. Use as a context manager, or call ``close``.
 
     credentials                the patient's own key
     provider, crypto_provider  each (address, PEM certificate)
-    wrap                       puts something around the channel to the provider, such as ``channel.Recorded``
+    wrap                       puts something around a session's channel to the provider, such as ``channel.Recorded``
 
-    Raises ChannelError where one of them cannot be reached or refuses. A broken session is not resumed: a new one has
-    new masks.
+    A session that the provider has closed, as it does after two minutes' silence, or that broke, is never resumed: a
+    new one with new masks takes its place, and the query is asked there. Nobody learns more from asking twice, since
+    no mask is used twice. Raises ChannelError where a new session cannot be had either, or breaks as well.
     """
 
     def __init__(
@@ -65,16 +69,26 @@ class PatientClient:
         crypto_provider: tls.Endpoint,
         wrap: Callable[[Channel], Channel] = lambda channel: channel,
     ):
-        address, certificate = provider
-        self._channel = wrap(tls.connect(address, credentials, certificate, "provider"))
+        self._credentials, self._provider, self._crypto_provider, self._wrap = (
+            credentials,
+            provider,
+            crypto_provider,
+            wrap,
+        )
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
+        """A new session, in which nothing is prepared yet."""
+        address, certificate = self._provider
+        self._channel = self._wrap(tls.connect(address, self._credentials, certificate, "provider"))
         try:
             status = control.receive_number(self._channel, Tag.STATUS)
             if status != Status.WELCOME:
                 raise ChannelError(_refusal(status))
             session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
             self.plan, self.grades = _read_card(control.receive_text(self._channel, Tag.CARD))
-            seed = self._join(credentials, crypto_provider, session)
-            self._patient = Patient(self.plan, seed, self._channel)
+            self._patient = Patient(self.plan, self._join(session), self._channel)
             self._patient.setup()
         except BaseException:
             self._channel.close()
@@ -85,7 +99,18 @@ class PatientClient:
             "offline_to_patient": control.SEED_BYTES,
             "setup_to_patient": costs["setup_to_patient"],
         }
-        self._offline = []
+        self._offline: list[float] = []
+
+    def _in_session(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns; where the session turns out to be over, once more in a new one."""
+        try:
+            return work()
+        except ChannelError:
+            if self._closed:
+                raise
+            self._channel.close()
+            self._open()
+            return work()
 
     @property
     def size(self) -> int:
@@ -97,6 +122,9 @@ class PatientClient:
 
         That may be fewer than asked for: the provider bounds what it keeps for all its patients together.
         """
+        return self._in_session(lambda: self._prepare(queries))
+
+    def _prepare(self, queries: int) -> int:
         for _ in range(queries):
             begin = time.perf_counter()
             control.send_number(self._channel, Tag.COMMAND, Command.PREPARE)
@@ -113,9 +141,12 @@ class PatientClient:
         progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for an image of another shape or type, before anything is sent.
         """
+        return self._in_session(lambda: self._infer(image, progress))
+
+    def _infer(self, image: np.ndarray, progress: Progress | None) -> Answer:
         x = self.plan.to_input(image)
         if not self._offline:
-            self.prepare()
+            self._prepare(1)
         channel = self._channel
         before = channel.sent, channel.received, channel.rounds
         begin = time.perf_counter()
@@ -138,6 +169,7 @@ class PatientClient:
 
     def close(self) -> None:
         """End the session; may be called twice."""
+        self._closed = True
         with contextlib.suppress(ChannelError):  # it is over already
             control.send_number(self._channel, Tag.COMMAND, Command.END)
         self._channel.close()
@@ -148,10 +180,10 @@ class PatientClient:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _join(self, credentials, crypto_provider, session: bytes) -> bytes:
+    def _join(self, session: bytes) -> bytes:
         """The patient's seed for this session, from the crypto-provider."""
-        address, certificate = crypto_provider
-        channel = tls.connect(address, credentials, certificate, "crypto-provider")
+        address, certificate = self._crypto_provider
+        channel = tls.connect(address, self._credentials, certificate, "crypto-provider")
         try:
             channel.send(Tag.JOIN, session)
             channel.send(Tag.JOIN, self.plan.digest())

@@ -42,6 +42,7 @@ class Workers:
     patient   certificate of a patient in another process, which uses ``peers``: then none is started here
     quiet     drop their log, which otherwise goes to this process's standard error
 
+    They may be left alone for as long as one likes (see ``client.PatientClient``).
     Raises InputError for what is wrong with the model, ChannelError where a worker ended.
     """
 
@@ -193,6 +194,8 @@ def _patient(parent: Parent, credentials: tls.Credentials) -> None:
                     parent.say(answer=client.infer(read_image(asked["image"], client.size)).record())
             except InputError as error:  # found before anything was sent: the session goes on
                 parent.say(**{"wrong input": str(error)})
+            except ChannelError as error:  # nor is there a new session just now; the next question may find one
+                parent.say(broken=str(error))
 
 
 if __name__ == "__main__":
