@@ -159,6 +159,9 @@ def test_results_are_laid_out_like_those_of_reproduce(quick, options):
     assert "each party a process of its own" in result["statement"] and "one process" not in result["statement"]
     clear = json.loads((quick / "FSCDP-plain-integer" / "results.json").read_text())["settings"]["FSCDP"]
     assert "it saw every hospital's" in clear["statement"] and "simulation" not in clear["statement"]
+    # whoever reads a hospital's own message has one share of noise against it
+    assert clear["adversaries"]["server"]["rdp"] > 2 * clear["adversaries"]["hospital"]["rdp"]
+    assert f"Against the server: epsilon {clear['adversaries']['server']['rdp_classic']:.2f}" in clear["statement"]
     assert not list(quick.glob("*/runs/*.safetensors"))  # a finished run needs no checkpoint
 
 

@@ -18,8 +18,9 @@ from dopamine_lib.auditing.planted_faults import scale_noise
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.federation.settings import CHOICES, SETTINGS
-from dopamine_lib.federation.statement import privacy_statement
+from dopamine_lib.federation.release import release
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
+from dopamine_lib.federation.statement import SEEDED, privacy_statement
 from dopamine_lib.report.collect import collect, short_audit, write_report
 from dopamine_lib.report.text import html, markdown, plain
 from dopamine_lib.report.verification import read_results, verify
@@ -105,18 +106,23 @@ def test_report_says_all_that_a_privacy_statement_needs(report, results):
         else:
             worst = result.get("epsilon_worst", result["epsilon"])
             assert "| **private** |" in line and f"{worst['prv']:.2f}" in line
+            assert ("mean over hospitals" in line) == (name == "FPDP")  # after the worst, never alone
     for said in (
         "one image of one patient",
         "added or removed",
         "Poisson, rate 0.03413, 3001 steps",
         "Gaussian noise 1.15 times",
-        "classic RDP 10.83",  # the golden number, with the mean features' small part
+        "10.83 (classic RDP)",  # the golden number, with the mean features' small part
         f"0.0001 = {1e-4 * results['patients']['train']:.2g} / n, n = {results['patients']['train']}",
         "subtracts its own noise",
         "added the messages in the clear, as a simulation",
         "noise that nobody can predict",
         "chosen on validation patients",
-        "not in epsilon",
+        "not covered",
+        "This folder as a whole.",
+        "Not private: F was trained without any protection",
+        "test patients: their scores",
+        "how long anything takes",
         "operating system",
         "public seed 0",
         "dopamine-kit",
@@ -159,13 +165,20 @@ def test_without_models_or_data_subgroups_are_left_out_and_it_says_so(results, t
     assert "Subgroups were not computed" in text and "**private**" in text
 
 
-SEEDED = "; THIS RUN WAS SEEDED, so its noise can be predicted: for teaching only."
-
-
 def seeded(text):
     """The statement of an unseeded run as a seeded one would carry it."""
-    at = text.index("noise that nobody can predict.") + len("noise that nobody can predict")
-    return text[:at] + SEEDED + text[at + 1 :]
+    return text.replace(" Unit:", f" {SEEDED} Unit:", 1)
+
+
+def composed(results):
+    """The results, with a folder that agrees with their settings."""
+    bounds, charged = {}, {}
+    for name, result in results["settings"].items():
+        sizes = results["hospitals"] if SETTINGS[name].federated else [results["patients"]["train"]]
+        plan = Plan(SETTINGS[name], Choice.from_record(result["choice"]), tuple(sizes), d=2565)
+        bounds[name], charged[name] = plan.bound, [plan.charged()]
+    results["folder"] = release(bounds, charged, seeded=results["options"]["seed"] is not None)
+    return results
 
 
 def test_a_seeded_run_is_not_called_private(results, tmp_path):
@@ -173,7 +186,7 @@ def test_a_seeded_run_is_not_called_private(results, tmp_path):
     results["settings"] = {"FSCDP": results["settings"]["FSCDP"]}
     results["options"]["seed"], results["randomness"] = 3, "seeded with 3: for teaching only"
     results["settings"]["FSCDP"]["statement"] = seeded(results["settings"]["FSCDP"]["statement"])
-    facts = collect(put_back(results, tmp_path), progress=False)
+    facts = collect(put_back(composed(results), tmp_path), progress=False)
     assert not facts["accounted"]["FSCDP"].private
     text = markdown(facts)
     assert "**private**" not in text and text.count("it hides nothing") == 1
@@ -212,9 +225,9 @@ def test_a_trusted_curator_is_called_one(results, tmp_path):
     bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
     own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
     own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": bound.choice.record()}
-    own["statement"] = privacy_statement(bound, steps=5862, patients=results["patients"]["train"], seeded=False)
+    own["statement"] = privacy_statement(bound, charged=[5862], patients=results["patients"]["train"], seeded=False)
     results["settings"]["CDP"] = results["settings"]["FSCDP"] | own
-    facts = collect(put_back(results, tmp_path), progress=False)
+    facts = collect(put_back(composed(results), tmp_path), progress=False)
     assert facts["accounted"]["CDP"].private and "a trusted curator" in markdown(facts)
     assert facts["accounted"]["CDP"].epsilon["rdp_classic"] == pytest.approx(9.134, abs=0.01)
 
@@ -268,6 +281,9 @@ def tampered(results):
     case("F's epsilon", "settings", "F", "epsilon", value=lambda e: own["FSCDP"]["epsilon"])
     case("the randomness", "randomness", value=lambda text: "seeded with 3: for teaching only")
     case("randomness", "options", "seed", value=lambda seed: 3)
+    case("the folder", "folder", "private", value=lambda private: True)
+    case("the folder", "folder", "epsilon_private", "rdp", value=lambda e: e / 2)
+    case("the folder", "folder", "verdict", value=lambda text: "Private.")
     case("patients", "patients", "train", value=lambda n: 10 * n)
     case("FSCDP's test_accuracy", "settings", "FSCDP", "test_accuracy", "mean", value=lambda a: a + 0.01)
     return cases
@@ -363,6 +379,7 @@ def test_a_recorded_audit_is_shown_and_one_above_the_bound_overrules_it(results,
     row["epsilon"] = 20.0
     facts = collect(put_back(results, tmp_path), progress=False)
     assert not facts["accounted"]["FSCDP"].private and facts["accounted"]["FPDP"].private
+    assert "whole.** Not private: FSCDP: an audit found" in markdown(facts)
     assert "at least 20.00" in next(line for line in markdown(facts).splitlines() if line.startswith("| FSCDP"))
     for bad in ({**row, "epsilon": "1"}, {**row, "epsilon": math.nan}, {key: row[key] for key in ("setting",)}, 7):
         results["audit"] = [bad]

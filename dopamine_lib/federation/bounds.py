@@ -33,11 +33,14 @@ class Bound:
     delta: float
     noise: GaussianNoise | IntegerNoise | None
 
-    def events(self, steps: int, colluding: int = 0) -> tuple[DpEvent, ...]:
-        """What is released, for an adversary that can subtract the noise of ``colluding`` hospitals."""
+    def events(self, steps: int, colluding: int = 0, runs: int = 1) -> tuple[DpEvent, ...]:
+        """What is released, for an adversary that can subtract the noise of ``colluding`` hospitals.
+
+        steps  of all ``runs`` together; each asks for the mean features once
+        """
         left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
         mean = accounted_mean_noise(self.setting, self.choice, self.shares)
-        first = () if mean is None else (SampledGaussian(left * mean, 1.0, 1),)
+        first = () if mean is None else (SampledGaussian(left * mean, 1.0, runs),)
         return (*first, self.noise.event(steps, colluding))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:
@@ -48,9 +51,10 @@ class Bound:
         """Epsilon by each accountant."""
         return {accountant: self.epsilon(steps, accountant, colluding) for accountant in ACCOUNTANTS}
 
-    def adversaries(self, steps: int) -> dict[str, dict[str, float | None] | None]:
+    def adversaries(self, steps: int, in_clear: bool = False) -> dict[str, dict[str, float | None] | None]:
         """Epsilons against an outsider, the server, and one curious hospital, which can subtract its own share.
 
+        in_clear  whether the server, a process of its own, read every hospital's message: then one share protects it
         None where the party holds the data anyway.
         """
         outsider = self.epsilons(steps)
@@ -59,4 +63,5 @@ class Bound:
         if not self.setting.shared_noise:
             return {"outsider": outsider, "server": outsider, "hospital": outsider}
         curious = self.epsilons(steps, colluding=1) if self.shares > 1 else None
-        return {"outsider": outsider, "server": outsider, "hospital": curious}
+        server = self.epsilons(steps, colluding=self.shares - 1) if in_clear else outsider
+        return {"outsider": outsider, "server": server, "hospital": curious}

@@ -1,12 +1,13 @@
 """What a finished run leaves: its record, and ``results.json``, put together for one process and for MPI alike."""
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 
 import numpy as np
 
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.release import release
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -39,35 +40,40 @@ def run_record(experiment: Experiment, training: Training) -> dict:
     }
 
 
-def statement_for(experiment: Experiment, name: str, steps: int, *, apart: bool = False) -> str:
-    """The privacy statement of a setting after ``steps`` noisy steps of its worst-off hospital.
+def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, apart: bool = False) -> str:
+    """The privacy statement of a setting whose ledgers were charged these noisy steps.
 
     apart  whether every party was a process of its own
     """
-    plan = experiment.plan(name)
+    plan, options = experiment.plan(name), experiment.options
     return privacy_statement(
         plan.bound,
-        steps=steps,
+        charged=charged,
         patients=plan.population,
-        seeded=experiment.options.seed is not None,
-        aggregation=experiment.options.aggregation,
+        seeded=options.seed is not None,
+        model=options.model,
+        aggregation=options.aggregation,
         apart=apart,
     )
 
 
-def worst_case(experiment: Experiment, name: str, steps: int, *, apart: bool = False) -> dict:
-    """The statement, and epsilons by adversary (None without privacy), after the worst-off hospital's steps."""
-    plan = experiment.plan(name)
-    adversaries = plan.bound.adversaries(steps) if plan.setting.private else None
-    return {"statement": statement_for(experiment, name, steps, apart=apart), "adversaries": adversaries}
-
-
 def do_account(experiment: Experiment, job: dict, *, apart: bool = False) -> dict:
-    """One job of accounting: ``{"worst": [name, steps]}`` gives ``worst_case``, ``{"spent": …}`` the epsilons."""
-    if "worst" in job:
-        return worst_case(experiment, *job["worst"], apart=apart)
-    name, steps = job["spent"]
-    return experiment.plan(name).bound.epsilons(steps)
+    """One job of accounting, after the steps charged to the ledgers of a run, or of several.
+
+    {"worst": [name, charged]}   the statement, and epsilons by adversary (None without privacy)
+    {"spent": [name, steps]}     epsilons by accountant
+    {"folder": {name: [charged, …]}}  what all runs of all settings spend together: ``release``
+    """
+    if "spent" in job:
+        name, steps = job["spent"]
+        return experiment.plan(name).bound.epsilons(steps)
+    if "folder" in job:
+        bounds = {name: experiment.plan(name).bound for name in job["folder"]}
+        return release(bounds, job["folder"], seeded=experiment.options.seed is not None)
+    name, charged = job["worst"]
+    plan, in_clear = experiment.plan(name), apart and experiment.options.aggregation == "plain"
+    adversaries = plan.bound.adversaries(max(charged), in_clear) if plan.setting.private else None
+    return {"statement": statement_for(experiment, name, charged, apart=apart), "adversaries": adversaries}
 
 
 def assemble(
@@ -85,14 +91,14 @@ def assemble(
     randomness  where it came from in an unseeded run
     """
     options = experiment.options
-    charged = {name: {steps for record in own for steps in record["charged"]} for name, own in records.items()}
-    worst = [(name, max(steps, default=experiment.plan(name).setting.steps)) for name, steps in charged.items()]
-    pairs = [(name, steps) for name, own in charged.items() for steps in sorted(own)]
-    answers = iter(account([{"worst": pair} for pair in worst] + [{"spent": pair} for pair in pairs]))
-    said = {name: next(answers) for name, _ in worst}
-    spent = {name: {} for name in records}
-    for name, steps in pairs:
-        spent[name][steps] = next(answers)
+    charged = {name: [record["charged"] for record in own] for name, own in records.items()}
+    every = {name: sum(own, []) for name, own in charged.items()}
+    pairs = [(name, steps) for name, own in every.items() for steps in sorted(set(own))]
+    jobs = [{"folder": charged}, *({"worst": pair} for pair in every.items()), *({"spent": pair} for pair in pairs)]
+    folder, *answers = account(jobs)
+    said, spent = dict(zip(records, answers, strict=False)), {name: {} for name in records}
+    for (name, steps), answer in zip(pairs, answers[len(records) :], strict=True):
+        spent[name][steps] = answer
     return {
         "data": options.data,
         "model": options.model,
@@ -103,6 +109,7 @@ def assemble(
         "hospitals": list(experiment.sizes),
         "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",
         "options": asked,
+        "folder": folder,
         "settings": {
             name: _setting_result(experiment, name, own, said[name], spent[name]) for name, own in records.items()
         },
@@ -112,7 +119,7 @@ def assemble(
 def _setting_result(experiment: Experiment, name: str, records: list[dict], said: dict, spent: dict) -> dict:
     """The part of ``results.json`` that belongs to one setting.
 
-    said  ``worst_case`` at the steps of the worst-off ledger;  spent  epsilons by number of steps
+    said   statement and adversaries at the steps of the worst-off ledger;  spent  epsilons by number of steps
     """
     plan = experiment.plan(name)
     declared = plan.setting
@@ -172,23 +179,38 @@ def paper_figure1() -> dict[str, np.ndarray]:
 
 
 def table(results: dict) -> str:
-    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1."""
+    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1.
+
+    Epsilon is that of the worst-off hospital's patients; where hospitals differ, their mean follows in a line of its
+    own. Below stands what the folder spends as a whole.
+    """
     published = paper_figure1()
     lines = [
         f"{'setting':8} {'accuracy':>14} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6}   {'paper':>6}",
         f"{'':8} {'%':>14} {'':>6}   {'classic':>7} {'':>8} {'':>6}   {'%':>6}",
     ]
     for name, result in results["settings"].items():
-        accuracy, bound = result["test_accuracy"], result["epsilon"]
-        numbers = ["-" if bound is None or bound[key] is None else f"{bound[key]:.2f}" for key in ACCOUNTANTS]
+        accuracy = result["test_accuracy"]
         percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
         kappa = result["quadratic_kappa"]["mean"]
-        lines.append(
-            f"{name:8} {percent:>14} {kappa:6.2f}   {numbers[0]:>7} {numbers[1]:>8} {numbers[2]:>6}"
-            f"   {published[name][-10:].mean():6.1f}"
-        )
+        worst = _numbers(result.get("epsilon_worst", result["epsilon"]))
+        lines.append(f"{name:8} {percent:>14} {kappa:6.2f}   {worst}   {published[name][-10:].mean():6.1f}")
+        if "epsilon_worst" in result:
+            lines[-1] += "   worst hospital"
+            lines.append(f"{'':8} {'':>14} {'':>6}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
+    folder = results["folder"]
+    if folder["epsilon_private"] is not None:
+        private = ", ".join(name for name, result in results["settings"].items() if result["epsilon"] is not None)
+        lines.append(f"{'together':8} {'':>14} {'':>6}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}; "
         "paper: APTOS-2019, mean of its last ten epochs"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, "this folder: " + folder["verdict"]])
+
+
+def _numbers(bound: dict[str, float | None] | None) -> str:
+    """Epsilon in the table's three columns."""
+    numbers = [(bound or {}).get(key) for key in ACCOUNTANTS]
+    cells = ["-" if number is None else f"{number:.2f}" for number in numbers]
+    return f"{cells[0]:>7} {cells[1]:>8} {cells[2]:>6}"

@@ -1,9 +1,15 @@
 """The privacy statement: what a bound says, to whom it applies, and what it leaves out.
 
-A figure for epsilon means nothing without its unit, its neighbours, its sampler and its adversary.
+A figure for epsilon means nothing without its unit, its neighbours, its sampler and its adversary. What no bound here
+covers is said in this one place, for the statement inside every model and for the report alike.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
+from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 HOW = {
     "plain": "This run added the messages in the clear, as a simulation.",
@@ -15,70 +21,109 @@ HOW = {
 }
 APART = {
     kind: said.replace("all parties in one process", "each party a process of its own") for kind, said in HOW.items()
-} | {"plain": "The server of this run added the messages in the clear: it saw every hospital's."}
+}
+APART["plain"] = "The server of this run added the messages in the clear: it saw every hospital's."
+ACCOUNTANT_NAMES = {"rdp_classic": "classic RDP", "rdp": "improved RDP", "prv": "PRV"}
+#: Who chose learning rate, clipping norm and averaging, which no epsilon includes.
+TUNING = {
+    "head": "learning rate, clip and averaging were chosen on validation patients of APTOS-2019 and RetinaMNIST, which "
+    "belong to their training patients",
+    "cnn": "learning rate and clip are starting values that nobody has tuned",
+    "squeezenet": "learning rate and clip are the paper's authors', who do not say on whose images they chose them",
+}
+SEEDED = (
+    "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
+    "is for teaching; each epsilon here is what the noise would buy if nobody could predict it."
+)
 
 
-def _line(bound: dict[str, float | None]) -> str:
-    prv = "" if bound["prv"] is None else f", {bound['prv']:.2f} (PRV)"
-    return f"epsilon {bound['rdp_classic']:.2f} (classic RDP), {bound['rdp']:.2f} (improved RDP){prv}"
+def not_covered(model: str) -> tuple[str, ...]:
+    """What no epsilon of a run with this model includes, as phrases."""
+    return (
+        f"choices: {TUNING[model]}",
+        "other models trained on the same patients, which spend theirs besides",
+        "several images of one patient (the bound is then for a group)",
+        "test patients: their scores, of every epoch too, are exact",
+        "hospital sizes",
+        "how long anything takes",
+    )
+
+
+def in_words(bound: dict[str, float | None]) -> str:
+    """Epsilon by every accountant that has one, as in "10.83 (classic RDP), 9.85 (improved RDP)"."""
+    return ", ".join(f"{bound[key]:.2f} ({ACCOUNTANT_NAMES[key]})" for key in ACCOUNTANTS if bound[key] is not None)
 
 
 def privacy_statement(
-    bound: Bound, *, steps: int, patients: int, seeded: bool, aggregation: str = "plain", apart: bool = False
+    bound: Bound,
+    *,
+    charged: Sequence[int],
+    patients: int,
+    seeded: bool,
+    model: str = "head",
+    aggregation: str = "plain",
+    apart: bool = False,
 ) -> str:
     """The statement that goes with every result, in plain words.
 
-    steps     noisy steps of the worst-off hospital
+    charged   noisy steps of each ledger: one for all patients where noise is shared, else one per hospital
     patients  N, training patients in all
     apart     whether every party was a process of its own
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> bound = Bound(SETTINGS["C"], CHOICES["head"]["C"], shares=1, delta=1e-4, noise=None)
-    >>> privacy_statement(bound, steps=5862, patients=2931, seeded=True)
+    >>> privacy_statement(bound, charged=[], patients=2931, seeded=True)
     'C is not private: no noise was added and nothing about any patient is bounded.'
     """
     setting, choice, hospitals, delta = bound.setting, bound.choice, bound.shares, bound.delta
     if not setting.private:
         return f"{setting.name} is not private: no noise was added and nothing about any patient is bounded."
-    views, mean = bound.adversaries(steps), accounted_mean_noise(setting, choice, hospitals)
+    steps, in_clear = max(charged), apart and aggregation == "plain"
+    views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
     kind = "Skellam (integer, the bound holds for what is sent)" if bound.noise.discrete else "Gaussian"
     once = f" Before that, once, all patients' features were summed, with noise of {mean or 0:.4g} times their norm."
+    outsider = f"epsilon {in_words(views['outsider'])}"
+    if not setting.shared_noise:
+        spread = np.mean([bound.epsilon(steps) for steps in charged])
+        outsider += (
+            f", for patients of the hospital that took part most often; {spread:.2f} (classic RDP) is the mean over "
+            "hospitals, which bounds nobody"
+        )
     lines = [
-        f"{setting.name}, {setting.title}. Unit: one patient's image. Neighbours: one image added or removed "
-        "(replacing one counts twice).",
+        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: one patient's image. Neighbours: one "
+        "image added or removed (replacing one is both).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
         f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} training patients.",
-        "Against an outsider, who sees every model of the training and knows all other patients: "
-        f"{_line(views['outsider'])}.",
+        f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",
     ]
     if not setting.federated:
         lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")
     elif setting.shared_noise:
-        alone, how = bound.epsilon(steps, colluding=hospitals - 1), (APART if apart else HOW)[aggregation]
-        lines.append(
-            "Against the server: the same, if sums are aggregated securely; that part is computational (whoever breaks "
-            f"the encryption sees single hospitals: epsilon {alone:.0f}, classic RDP). {how}"
-        )
+        how = (APART if apart else HOW)[aggregation]
+        if in_clear:
+            lines.append(f"Against the server: epsilon {in_words(views['server'])}, that of one share of noise. {how}")
+        else:
+            alone = bound.epsilon(steps, colluding=hospitals - 1)
+            lines.append(
+                "Against the server: the same, if sums are aggregated securely; that part is computational (whoever "
+                f"breaks the encryption sees single hospitals: epsilon {alone:.0f}, classic RDP). {how}"
+            )
         if views["hospital"]:
             lines.append(
-                f"Against one curious hospital, which can subtract its own noise: {_line(views['hospital'])}. "
-                f"Against {hospitals - 1} hospitals together: one share of noise is left. Noise is sized for "
+                f"Against one curious hospital, which can subtract its own noise: epsilon {in_words(views['hospital'])}"
+                f". Against {hospitals - 1} hospitals together: one share of noise is left. Noise is sized for "
                 f"{hospitals} hospitals; a round in which fewer arrive is spent and not opened."
             )
     else:
         lines.append(
             "Against the server and other hospitals: the same, since every hospital protects its own messages."
         )
+    rest = "; ".join(not_covered(model)) + ("" if bound.noise.discrete else "; rounding of floating-point noise")
     lines.append(
         "After training the bound on the released model does not rest on encryption. It assumes honest hospitals, one "
-        "image per patient, and noise that nobody can predict"
-        + ("; THIS RUN WAS SEEDED, so its noise can be predicted: for teaching only." if seeded else ".")
+        "image per patient, and noise that nobody can predict."
     )
-    lines.append(
-        "Not covered: the choice of learning rate and clipping norm on validation patients, several images of one "
-        "patient (the bound is then for a group), hospital sizes"
-        + ("." if bound.noise.discrete else ", and rounding of floating-point noise.")
-    )
+    lines.append(f"Not covered: {rest}.")
     return "\n".join(lines)

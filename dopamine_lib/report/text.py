@@ -3,15 +3,10 @@
 import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
-from dopamine_lib.federation.statement import HOW
+from dopamine_lib.federation.settings import setting
+from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
-ACCOUNTANT_NAMES = {"rdp_classic": "classic RDP", "rdp": "improved RDP", "prv": "PRV"}
-TUNING = {
-    "head": "learning rate, clip and averaging were chosen on validation patients of the training side",
-    "cnn": "learning rate and clip are starting values that nobody has tuned",
-    "squeezenet": "learning rate and clip are the paper's authors', who do not say how they chose them",
-}
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -96,23 +91,33 @@ def _verdicts(facts: dict) -> str:
             [
                 plain(name),
                 said,
-                _epsilons(one.epsilon),
+                _epsilons(one.epsilon)
+                + (f"; mean over hospitals {_epsilons(result['epsilon'])}" if "epsilon_worst" in result else ""),
                 f"{result['delta']:g}" if one.epsilon else "none",
                 f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} %",
                 f"{result['quadratic_kappa']['mean']:.2f}",
             ]
         )
-    columns = ["setting", "verdict", "epsilon (classic RDP, improved RDP, PRV)", "delta", "accuracy", "kappa"]
+    names = ", ".join(ACCOUNTANT_NAMES[key] for key in ACCOUNTANTS)
+    columns = ["setting", "verdict", f"epsilon of one run ({names})", "delta", "accuracy", "kappa"]
     note = (
         "Epsilon is that of the worst-off hospital's patients, against an outsider. Each one was computed again from "
         "noise multiplier, sample rate, steps and delta, and agrees with what the run had written. *Private* means: at "
-        "that epsilon. Beyond about 10 it promises little. Epsilon is that of one run: models of several runs or "
-        "settings, trained on the same patients, spend theirs together, and one that is not private leaves nothing "
-        "bounded beside it."
+        "that epsilon, of one run. Beyond about 10 it promises little."
     )
     if any(one.epsilon and not one.private for one in facts["accounted"].values()):
         note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
-    return _table(columns, rows) + "\n\n" + note
+    return f"**This folder as a whole.** {plain(_folder(facts))}\n\n" + _table(columns, rows) + "\n\n" + note
+
+
+def _folder(facts: dict) -> str:
+    """The verdict on the folder: its own, which a seed has gone into, unless one of its bounds was lost since."""
+    lost = [
+        f"{one.name}: {one.why}"
+        for one in facts["accounted"].values()
+        if setting(one.name).private and not one.private and (one.bound is None or facts["options"].seed is None)
+    ]
+    return f"Not private: {'; '.join(lost)}." if lost else facts["results"]["folder"]["verdict"]
 
 
 def _epsilons(epsilon: dict | None) -> str:
@@ -128,15 +133,11 @@ def _bounds(facts: dict, bounded: list) -> str:
         "adjacency": lambda one: "one image added or removed",
         "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
         "mechanism": _mechanism,
-        "accountants": lambda one: ", ".join(
-            f"{ACCOUNTANT_NAMES[key]} {value:.2f}" for key, value in one.epsilon.items() if value is not None
-        ),
+        "accountants": lambda one: in_words(one.epsilon),
         "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
-        "tuning": lambda one: f"{TUNING[model]}; not in epsilon",
         "assumed": lambda one: "honest hospitals, one image per patient, noise that nobody can predict",
         "not covered": lambda one: (
-            "several images of one patient, hospital sizes"
-            + ("" if one.bound.noise.discrete else ", rounding of floating-point noise")
+            "; ".join(not_covered(model)) + ("" if one.bound.noise.discrete else "; rounding of floating-point noise")
         ),
     }
     cells = {key: [row(one) for one in bounded] for key, row in rows.items()}
@@ -156,16 +157,19 @@ def _mechanism(one) -> str:
 
 
 def _adversaries(facts: dict, bounded: list) -> str:
-    rows = []
+    rows, aggregation, apart = [], facts["options"].aggregation, "processes" in facts["results"]
+    in_clear = apart and aggregation == "plain"
     for one in bounded:
-        views = one.bound.adversaries(one.steps)
-        setting = one.bound.setting
-        if not setting.federated:
+        views = one.bound.adversaries(one.steps, in_clear)
+        declared = one.bound.setting
+        if not declared.federated:
             server = "a trusted curator: it holds the images"
-        elif setting.shared_noise:
+        elif declared.shared_noise and in_clear:
+            server = f"every message in the clear, with one share of noise: {_epsilons(views['server'])}"
+        elif declared.shared_noise:
             alone = one.bound.epsilon(one.steps, colluding=one.bound.shares - 1)
             sees = "sums behind secure aggregation"
-            if facts["options"].aggregation == "plain":
+            if aggregation == "plain":
                 sees = "every message in the clear in this run, a simulation; behind secure aggregation sums"
             server = (
                 f"{sees}, then the same: {_epsilons(views['server'])}; computational, and "
@@ -173,15 +177,15 @@ def _adversaries(facts: dict, bounded: list) -> str:
             )
         else:
             server = f"every hospital's message, noised by itself: {_epsilons(views['server'])}"
-        if not setting.federated:
+        if not declared.federated:
             hospital = "there is none"
         elif views["hospital"] is None:
             hospital = "nothing is left for it to hide behind"
         else:
-            subtracts = "subtracts its own noise: " if setting.shared_noise else "sees what the outsider sees: "
+            subtracts = "subtracts its own noise: " if declared.shared_noise else "sees what the outsider sees: "
             hospital = subtracts + _epsilons(views["hospital"])
         rows.append([one.name, f"every model of the training: {_epsilons(views['outsider'])}", server, hospital])
-    how = HOW[facts["options"].aggregation] if any(one.bound.setting.federated for one in bounded) else ""
+    how = (APART if apart else HOW)[aggregation] if any(one.bound.setting.federated for one in bounded) else ""
     return _table(["epsilon against", "an outsider", "the server", "one curious hospital"], rows) + "\n\n" + how
 
 

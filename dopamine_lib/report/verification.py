@@ -18,6 +18,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
+from dopamine_lib.federation.release import release
 from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.models.networks import parameter_count, read_state
@@ -104,7 +105,10 @@ def verify(results: dict, folder: Path) -> dict[str, Accounted]:
     """
     options = options_of(results)
     with _well_formed("results.json"):
-        return {name: _verify(results, options, name, folder) for name in results["settings"]}
+        found = {name: _verify(results, options, name, folder) for name in results["settings"]}
+        if all(one.bound is not None or not setting(one.name).private for one in found.values()):
+            _verify_folder(results, options)
+        return found
 
 
 def _verify(results: dict, options: Options, name: str, folder: Path) -> Accounted:
@@ -137,19 +141,22 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
         if not declared.shared_noise:
             stated = result["epsilon_worst"][accountant]
             _must_agree(f"{name}'s epsilon of the worst-off hospital ({accountant})", stated, spent[steps[-1]])
-    _must_agree(f"{name}'s adversaries", result["adversaries"], bound.adversaries(steps[-1]))
+    apart = "processes" in results
+    adversaries = bound.adversaries(steps[-1], in_clear=apart and options.aggregation == "plain")
+    _must_agree(f"{name}'s adversaries", result["adversaries"], adversaries)
 
-    def statement(steps):
+    def statement(charged):
         return privacy_statement(
             bound,
-            steps=steps,
+            charged=charged,
             patients=results["patients"]["train"],
             seeded=options.seed is not None,
+            model=options.model,
             aggregation=options.aggregation,
-            apart="processes" in results,
+            apart=apart,
         )
 
-    _must_agree(f"{name}'s statement", result["statement"], statement(steps[-1]))
+    _must_agree(f"{name}'s statement", result["statement"], statement(sum(charged, [])))
     # a file may be wrong consistently: what no option changes must be what the kit trains with
     used = choice_for(options.model, name, options.epsilon)
     _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
@@ -160,9 +167,17 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     for run, own in enumerate(charged):
         path = folder / f"{name}-{run}.safetensors"
         if path.exists():
-            _must_agree(f"{name}'s statement in {path.name}", _statement_in(path), statement(max(own)))
+            _must_agree(f"{name}'s statement in {path.name}", _statement_in(path), statement(own))
     seeded = "its noise follows from a seed: for teaching, it hides nothing" if options.seed is not None else ""
     return Accounted(name, not seeded, seeded, bound, steps[-1], bound.epsilons(steps[-1]))
+
+
+def _verify_folder(results: dict, options: Options) -> None:
+    """Raise InputError where what the folder spends as a whole is not what its runs together give."""
+    plans = {name: _replayed(results, options, name) for name in results["settings"]}
+    charged = {name: [plan.charged(run) for run in range(options.runs)] for name, plan in plans.items()}
+    bounds = {name: plan.bound for name, plan in plans.items()}
+    _must_agree("the folder", results["folder"], release(bounds, charged, seeded=options.seed is not None))
 
 
 def _replayed(results: dict, options: Options, name: str) -> Plan:

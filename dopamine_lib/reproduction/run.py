@@ -64,7 +64,7 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
         else:
             training = run_setting(experiment, name, run, checkpoint, advance)
             record = run_record(experiment, training)
-            statement = statement_for(experiment, name, max(record["charged"], default=0))
+            statement = statement_for(experiment, name, record["charged"])
             training.task.load(training.server.model)
             save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
             write_json(done, record)

@@ -1,0 +1,96 @@
+"""A folder is a release: what everything in it spends together.
+
+All runs of all settings are trained on the same patients, and whoever has the folder has all of its models. So their
+events compose, and one model without noise leaves nothing bounded, whatever the others spend.
+"""
+
+import math
+from collections.abc import Sequence
+
+from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.statement import in_words
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, epsilon
+
+#: Epsilon beyond which a bound promises next to nothing: an attack with one false alarm in 22,000 could know everybody.
+PROMISES_LITTLE = 10
+#: Rate of false alarms at which a verdict says how many training patients an attack can recognise.
+FALSE_ALARMS = 0.01
+#: Accountants of a folder: for its tens of thousands of unlike steps PRV takes more than a minute.
+COMPOSING = ("rdp_classic", "rdp")
+
+
+def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]], *, seeded: bool) -> dict:
+    """``results.json``'s "folder": is it private as a whole, and what does it spend of a training patient's privacy?
+
+    bounds   of each setting in the folder;  charged  noisy steps of its ledgers, run by run
+    Returns
+
+        private          whether all of it is bounded
+        verdict          the same in words
+        epsilon          of all of it together against an outsider, by accountant; None where something has no noise
+        epsilon_private  of its private settings' runs together, whatever lies beside them; None if there are none
+        delta            of all of it together
+
+    >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
+    >>> from dopamine_lib.federation.plan import Plan
+    >>> bound = Plan(SETTINGS["FSCDP"], CHOICES["head"]["FSCDP"], sizes=(293,) * 10, d=2565).bound
+    >>> round(release({"FSCDP": bound}, {"FSCDP": [[3001]] * 5}, seeded=False)["epsilon"]["rdp_classic"], 1)
+    28.9
+    """
+    private = [name for name, bound in bounds.items() if bound.setting.private]
+    open_ = [name for name in bounds if name not in private]
+    # a patient is in one hospital in all runs; taking the worst-off hospital of every setting can only be too much
+    events = [
+        event
+        for name in private
+        for event in bounds[name].events(max(map(sum, zip(*charged[name], strict=True))), runs=len(charged[name]))
+    ]
+    delta = next(iter(bounds.values())).delta
+    together = (
+        {key: epsilon(events, delta, key) if key in COMPOSING else None for key in ACCOUNTANTS} if events else None
+    )
+    return {
+        "private": bool(events) and not open_ and not seeded,
+        "verdict": _verdict(private, open_, seeded, together, delta, sum(map(len, charged.values()))),
+        "epsilon": None if open_ else together,
+        "epsilon_private": together,
+        "delta": delta,
+    }
+
+
+def _verdict(
+    private: list[str], open_: list[str], seeded: bool, together: dict | None, delta: float, models: int
+) -> str:
+    """The folder's verdict, for a reader who has never heard of epsilon.
+
+    An attack with a rate f of false alarms finds e^epsilon f + delta and 1 - e^-epsilon (1 - delta - f) of the training
+    patients at most: Eq. 1 for its event and for the complement (Kairouz, Oh, Viswanath 2015).
+    """
+    if open_:
+        beside = f", and the noise in {_names(private)}, trained on the same patients, cannot help" if private else ""
+        return (
+            f"Not private: {_names(open_)} {'were' if len(open_) > 1 else 'was'} trained without any protection{beside}"
+            ". Whoever gets this folder may find out whether a given person was a training patient, and with which "
+            "grade. Do not pass it on as private; for that, train private settings alone, into a folder of their own."
+        )
+    if seeded:
+        return (
+            "Not private: its noise follows from a seed, and whoever knows or guesses that can take the noise off "
+            "again. It is for teaching."
+        )
+    spent = min(value for value in together.values() if value is not None)
+    found = min(math.exp(min(spent, 700)) * FALSE_ALARMS + delta, 1 - math.exp(-spent) * (1 - delta - FALSE_ALARMS))
+    little = (
+        " That promises next to nothing: release fewer models, or train with --epsilon."
+        if spent > PROMISES_LITTLE
+        else ""
+    )
+    return (
+        f"Private as a whole: {models} model{'s' if models > 1 else ''} of {_names(private)}, together epsilon "
+        f"{in_words(together)} at delta {delta:g}. Of all ways to tell its training patients from other people, those "
+        f"that wrongly accuse {FALSE_ALARMS:.0%} of the others recognise {found:.1%} of the patients at most.{little}"
+    )
+
+
+def _names(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
