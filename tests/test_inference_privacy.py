@@ -34,12 +34,12 @@ CLEAN, CAUGHT = 1e-6, 1e-12
 IMAGES = [np.full((1, 4, 4), value, np.float32) for value in (-1.0, 1.0)]
 
 
-def tiny(seed):
+def tiny(seed, answer="scores"):
     """A network of a convolution, a maximum, ReLU, and two linear layers with a truncation between them."""
     torch.manual_seed(seed)
     layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)
     net = nn.Sequential(*layers)
-    return compile_model(net, 4, torch.rand(8, 1, 4, 4) * 2 - 1)
+    return compile_model(net, 4, torch.rand(8, 1, 4, 4) * 2 - 1, answer=answer)
 
 
 PLAN, WEIGHTS = tiny(1)
@@ -48,8 +48,8 @@ PLAN, WEIGHTS = tiny(1)
 class Run:
     """Many queries on one image in one session; all messages are in ``messages[side, direction, tag]`` (N, bytes)."""
 
-    def __init__(self, image, queries=QUERIES, one_seed=False):
-        self.queries, self.session = queries, Rehearsal(PLAN, WEIGHTS, seed=5)
+    def __init__(self, image, queries=QUERIES, one_seed=False, model=(PLAN, WEIGHTS)):
+        self.plan, self.queries, self.session = model[0], queries, Rehearsal(*model, seed=5)
         if one_seed:
             seed = self.session.crypto_provider.provider_seed = self.session.crypto_provider.patient_seed
             self.session.provider._seed = seed
@@ -82,7 +82,7 @@ class Run:
 
     def opened(self):
         """Per side and message that opens a value: the opened bytes (N, n), and the side's own mask of them."""
-        for i, (_, operation) in enumerate(PLAN.operations):
+        for i, (_, operation) in enumerate(self.plan.operations):
             if not isinstance(operation, Comparison | TruncationOperation):
                 continue
             for side, party, layout in (
@@ -144,6 +144,17 @@ def test_every_message_was_looked_at(honest):
 
 def test_what_each_party_sees_is_uniform(honest):
     assert min(min(worst(run)) for run in honest) > CLEAN
+
+
+def test_where_the_grade_is_opened_alone_all_else_is_uniform():
+    black, white = (Run(image, model=tiny(1, "grade")) for image in IMAGES)
+    assert min(*worst(black), *worst(white)) > CLEAN
+    answers = {
+        run: [payload for way, tag, payload in run.session.patient_end.log if tag == ANSWER] for run in (black, white)
+    }
+    assert all(len(payload) == 2 for payload in answers[black] + answers[white])
+    shares = [np.stack([np.frombuffer(payload, np.uint8) for payload in answers[run]]) for run in (black, white)]
+    assert min(*map(p_uniform, shares), p_alike(*shares)) > CLEAN
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_after_an_error_a_session_is_over(small):
 
 def test_two_plans_do_not_mix(small):
     plan, weights = small
-    other = Plan(plan.shape, plan.scale, plan.mean, (0.4,) * 3, plan.layers)
+    other = replace(plan, mean=(0.4,) * 3)
     one, two = local_pair()
     with pytest.raises(ChannelError, match="another plan|closed the connection|broke"):
         at_once(Patient(other, bytes(16), one).setup, Provider(plan, weights, bytes(16), two).setup)

@@ -60,7 +60,9 @@ def model():
     ).requires_grad_(False)
     images = np.random.default_rng(5).integers(0, 256, (100, SIZE, SIZE, 3), dtype=np.uint8)
     plan, weights = compile_model(net, SIZE, to_input(images, *HALF), *HALF)
-    return SimpleNamespace(plan=plan, weights=weights, images=images, logits=net(to_input(images, *HALF)).numpy())
+    alone = compile_model(net, SIZE, to_input(images, *HALF), *HALF, answer="grade")
+    logits = net(to_input(images, *HALF)).numpy()
+    return SimpleNamespace(plan=plan, weights=weights, alone=alone, images=images, logits=logits)
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +75,15 @@ def start(model, identities):
     """Start crypto-provider and provider in threads; returns a function that makes a client for patient number i."""
     with contextlib.ExitStack() as stack:
 
-        def begin(**limits):
+        def begin(served=(model.plan, model.weights), **limits):
             certificates = {name: identity.certificate for name, identity in identities.items()}
             patients = {name: certificates[name] for name in PATIENTS}
             crypto_provider = stack.enter_context(
                 CryptoProviderServer(LOOPBACK, identities["crypto-provider"], certificates["provider"], patients)
             )
-            served = (model.plan, model.weights, GRADES)
             at = (crypto_provider.address, certificates["crypto-provider"])
             provider = stack.enter_context(
-                ProviderServer(LOOPBACK, identities["provider"], patients, at, *served, **limits)
+                ProviderServer(LOOPBACK, identities["provider"], patients, at, *served, GRADES, **limits)
             )
 
             def client(i: int = 0) -> PatientClient:
@@ -143,6 +144,14 @@ def test_hundred_queries_from_four_patients_at_once(model, start):
                 query(model, client, [k])
 
     assert in_threads(*(lambda i=i: patient(i) for i in range(4))) == []
+
+
+def test_the_grade_alone_is_all_that_a_patient_is_told(model, start):
+    with start(served=model.alone).client() as client:
+        for k in range(20):
+            answer = client.infer(model.images[k])
+            assert answer.grade == GRADES[int(model.logits[k].argmax())]
+            assert answer.logits is answer.probabilities is None and answer.record().keys() == vars(answer).keys()
 
 
 def test_two_sessions_of_one_patient_have_nothing_in_common(start, monkeypatch):
@@ -534,6 +543,15 @@ def run(*arguments):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         parsed.call(parsed)
     return out.getvalue()
+
+
+@pytest.mark.slow
+def test_infer_prints_the_grade_alone_where_that_is_asked_for(files):
+    wanted = f"grade {int(files.logits.argmax())}"
+    said = run("infer", files.image, "--weights", files.model, "--answer", "grade")
+    assert said.splitlines()[0] == wanted and "%" not in said
+    answer = json.loads(run("infer", files.image, "--weights", files.model, "--answer", "grade", "--json"))
+    assert answer["grade"] == wanted and answer["probabilities"] is None and answer["logits"] is None
 
 
 @pytest.mark.slow

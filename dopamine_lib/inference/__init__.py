@@ -6,8 +6,9 @@ Roles (section 5 of the paper)
     crypto-provider  hands out correlated randomness; holds nothing (in the paper, a hospital)
 
 What each learns
-    patient          the logits, in fixed point, whose last places carry the protocols' random roundings; the public
-                     plan; before a normalised head also one number, the spread of its own image's features
+    patient          a score for each grade, under fresh noise of the provider's, or the grade alone, as the provider
+                     chooses (``protocols.opening``); the public plan; before a normalised head also one number, the
+                     spread of its own image's features, under noise as well
     provider         which patient asked, when, and how often
     crypto-provider  the public plan, which patient opened a session, when, and how many queries were prepared
     anyone watching  what TLS shows: addresses, times and sizes
@@ -15,12 +16,21 @@ The plan makes public the architecture, the size and normalisation of the input,
 layers' weights are equalised, so that their scales say next to nothing; the last layer's tells its range to a factor of
 two.
 
-Threat model. All three follow the protocol and try to learn more from what they see (semi-honest), and the
-crypto-provider colludes with nobody: with the patient's seed the provider reads the image, with the provider's seed the
-patient reads the weights. Nothing here proves to the patient that the provider used the right weights, or that a
-cheating party would be caught. The answers themselves tell of the weights: enough queries train a copy. Values inside a
-secret image cannot be checked, so a picture unlike any that the scales were set on may overflow and give a wrong
-answer; ``network.plan.evaluate`` measures how much room is left.
+Threat model. Curious: follows the protocol and works out what it can. Active: sends what it likes.
+    patient, curious                 a copy of the model, from enough answers (chapter 5 counts them); no exact weight
+    patient, active                  last-layer weights too: before a normalised head it may send another t than its
+                                     image's, so large that the noise no longer covers them. Not defended
+    several patients                 what one could who asked all their questions
+    provider, curious or active      nothing of an image: all that a patient sends is uniform, whatever it receives. An
+                                     active one gives wrong answers, from other weights for instance. Not defended
+    crypto-provider, curious         nothing of image, weights or answer: nobody sends it any
+    crypto-provider, active          the same; it can make answers wrong. Not defended
+    crypto-provider and provider     every image, from the patients' seeds. Not defended
+    crypto-provider and a patient    all weights, from the provider's seed. Not defended
+    provider and a patient           nothing of another patient's image
+    a stranger                       no session: certificates are pinned
+Values inside a secret image cannot be checked, so a picture unlike any that the scales were set on may overflow and
+give a wrong answer; ``network.plan.evaluate`` measures how much room is left.
 
 What is opened between patient and provider is masked by uniform randomness used once (the proof is at the top of each
 protocol's file). Shares, masks and seeds live in memory only.

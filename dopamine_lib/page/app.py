@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.workers.commands import add_answer
 
 PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
 TITLE = "A grade for your retina scan"
@@ -42,6 +43,7 @@ def add_app(commands: Any) -> None:
     app.add_argument("--weights", metavar="FILE", help="a model that reproduce wrote (default: the one shipped)")
     app.add_argument("--backbone", metavar="FILE", help="for a head: its SqueezeNet (default: the embedded one)")
     app.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the model's own)")
+    add_answer(app)
     app.set_defaults(call=_app)
 
 
@@ -53,7 +55,7 @@ def _app(arguments) -> None:
     host, port = arguments.host, _free_port(arguments.host, arguments.port)
     # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
-    backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size)
+    backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer)
     with tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder:  # mode 0700
         introduction = Path(folder, "introduction.json")
         os.environ[INTRODUCTION] = str(introduction)
@@ -130,9 +132,9 @@ def _server(folder: Path, host: str, port: int):
     for owner in ("voila", "nbconvert"):
         template = folder / owner / "templates" / "page"
         template.mkdir(parents=True)
-        (template / "conf.json").write_text(json.dumps({"base_template": "lab"}), encoding="utf-8")
-    source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text(encoding="utf-8")
-    (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source, encoding="utf-8")
+        (template / "conf.json").write_text(json.dumps({"base_template": "lab"}))
+    source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text()
+    (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source)
     _prepend("JUPYTER_PATH", str(folder))
     _prepend("PYTHONPATH", str(Path(__file__).parents[2]))  # a kernel starts in the private folder
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -24,6 +24,7 @@ from dopamine_lib.data.images import prepare
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
+from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.inference.workers import tls
 from dopamine_lib.inference.workers.client import Answer, PatientClient, Progress
 from dopamine_lib.inference.workers.processes import START_TIMEOUT, Workers
@@ -55,12 +56,12 @@ class Introduction:
         """Leave it in a file that only its owner can read, in one step."""
         record = asdict(self) | {"credentials": [self.credentials.certificate, self.credentials.key.decode()]}
         with atomic_path(path, private=True) as temporary:
-            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.write_text(json.dumps(record))
 
     @classmethod
     def read(cls, path: str | Path) -> "Introduction":
         """What ``write`` left."""
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_text())
         certificate, key = record.pop("credentials")
         for role in ("provider", "crypto_provider"):
             address, its_certificate = record[role]
@@ -74,6 +75,7 @@ class Backend:
     weights   a model that ``reproduce`` wrote; by default the one that is shipped
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
+    answer    what patients are told: the "scores" or the "grade" alone
     """
 
     def __init__(
@@ -82,9 +84,10 @@ class Backend:
         *,
         backbone: str | Path | None = None,
         size: int | None = None,
+        answer: str = SCORES,
     ):
         self._weights = Path(weights or served_model.SERVED)
-        self._options = {"backbone": backbone, "size": size}
+        self._options = {"backbone": backbone, "size": size, "answer": answer}
         self._credentials = tls.Credentials.make("patient")
         self._lock = threading.Lock()
         self._workers, self._introduction, self._closed = None, None, False

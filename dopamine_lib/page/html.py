@@ -122,18 +122,23 @@ def note(text: str, *, wrong: bool = False) -> str:
 
 
 def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> str:
-    """The grade, its meaning, and all probabilities; ``drawn``: the grade a synthetic sample was drawn with."""
+    """The grade, its meaning, and what was opened; ``drawn``: the grade a synthetic sample was drawn with."""
     answer = grading.answer
-    rows = "".join(
-        f"<tr><th scope='row'>{html.escape(grade)}</th><td>{probability:.1%}</td>"
-        f"<td class='track' aria-hidden='true'><div class='bar' style='width: {100 * probability:.1f}%'></div></td>"
-        "</tr>"
-        for grade, probability in zip(answer.grades, answer.probabilities, strict=True)
-    )
+    if answer.probabilities is None:
+        table, opened = "", "the grade alone; how sure the model was, nobody was told"
+    else:
+        opened = f"a score for each of the {len(answer.grades)} grades, with a little noise of the provider's"
+        rows = "".join(
+            f"<tr><th scope='row'>{html.escape(grade)}</th><td>{probability:.1%}</td>"
+            f"<td class='track' aria-hidden='true'><div class='bar' style='width: {100 * probability:.1f}%'></div></td>"
+            "</tr>"
+            for grade, probability in zip(answer.grades, answer.probabilities, strict=True)
+        )
+        table = f"<table><caption>What the model thinks of each grade</caption>{rows}</table>"
     sample = f"<p>This sample is synthetic; it was drawn as: {html.escape(drawn)}.</p>" if drawn else ""
     return f"""<div role="status"><h{heading}>Grade: {html.escape(answer.grade)}</h{heading}>
 <p>{html.escape(MEANINGS.get(answer.grade, ""))}</p></div>
-<table><caption>What the model thinks of each grade</caption>{rows}</table>{sample}
+{table}<p class="small">Opened to this page, and to nobody else: {opened}.</p>{sample}
 <p><b>Not a diagnosis.</b> The model is for teaching, and can be confident and wrong. Ask a physician.</p>"""
 
 
@@ -191,7 +196,7 @@ def noise(grading: "Grading") -> Image.Image:
 
 
 def draw_result(grading: "Grading", image: Image.Image) -> "Figure":
-    """For readers without widgets, a Figure: the scan, what the provider received of it, and the probabilities."""
+    """For readers without widgets, a Figure: the scan, what the provider received of it, and what was opened."""
     from matplotlib.figure import Figure
 
     answer = grading.answer
@@ -201,9 +206,13 @@ def draw_result(grading: "Grading", image: Image.Image) -> "Figure":
         axes.imshow(picture)
         axes.set_title(title)
         axes.set_axis_off()
+    right.set_title(f"grade: {answer.grade}")
+    if answer.probabilities is None:
+        right.set_axis_off()
+        return figure
     bars = right.barh(answer.grades, answer.probabilities, color=BLUE)
     right.bar_label(bars, [f"{probability:.1%}" for probability in answer.probabilities], padding=3)
-    right.set(xlim=(0, 1.25), xticks=(0, 0.5, 1), xlabel="probability", title=f"grade: {answer.grade}")
+    right.set(xlim=(0, 1.25), xticks=(0, 0.5, 1), xlabel="probability")
     right.invert_yaxis()
     return figure
 

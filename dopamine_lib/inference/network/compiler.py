@@ -25,6 +25,7 @@ from dopamine_lib.inference.network.plan import LAYERS, Plan, Weights
 from dopamine_lib.inference.network.quantise import gains_of, quantise
 from dopamine_lib.inference.protocols.comparison import ReLU
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, pair
+from dopamine_lib.inference.protocols.opening import GRADE, HALF, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import Layer
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Truncate
@@ -34,6 +35,8 @@ from dopamine_lib.models.networks import NormalisedFeatures
 RING_BITS = 31
 #: Bits of room above the largest value on public images.
 MARGIN = 1.5
+#: Scores are opened with noise of 2^-NOISE of the largest on public images, to a factor of two.
+NOISE = 14
 #: Bits of an activation; the rest of the ring is for the weights. A picture has 8 bits to begin with, and the last
 #: weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
 ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
@@ -53,12 +56,14 @@ def compile_model(
     calibration: Tensor,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    answer: str = SCORES,
 ) -> tuple[Plan, Weights]:
     """Plan and integer weights of a model made of the layers this package knows.
 
     size         input pixels, one number or (H, W)
     calibration  float32 (N, C, H, W), normalised public or synthetic images: see ``serving``
     mean, std    normalisation of the model's pictures, one number per channel; images are checked against it
+    answer       what the patient is told: the ``SCORES``, under noise, or the ``GRADE`` alone
     Raises InputError for a layer, an option of a layer, or weights it cannot take; names the layer.
     """
     height, width = pair(size)
@@ -70,7 +75,7 @@ def compile_model(
     compiler = Compiler(calibration.float(), mean or (0.5,) * channels, std or (0.5,) * channels)
     with torch.inference_mode():
         compiler.run(_leaves("", model.eval()), [])
-    return compiler.result()
+        return compiler.result(answer)
 
 
 def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -130,13 +135,20 @@ class Compiler:
         self.layers, self.matrices, self.biases, self.ahead = [], {}, {}, []
         self.before, self.normalised = None, False
 
-    def result(self) -> tuple[Plan, Weights]:
+    def result(self, answer: str = SCORES) -> tuple[Plan, Weights]:
         """The plan and the integer weights. Raises InputError for a model without a layer, or without its last."""
         if not self.layers:
             raise InputError("the model has no layer that computes anything; give a network")
         if self.normalised and not self.layers[-1].on_normalised:
             raise InputError("normalised features must be followed by a Linear layer, the last")
-        plan = Plan(self.shape, self.scale, self.mean, self.std, tuple(self.layers))
+        noise_bits = max(1, math.floor(math.log2(self.value.peak)) - NOISE)
+        if answer == GRADE:
+            bits, noise_bits = self.layers[-1].bits, 0
+            if bits == RING_BITS + 1:
+                self.widen("largest")
+            number = self.value.images.flatten(1).argmax(1)[:, None, None, None]
+            self.append(ArgMax, "largest", number, scale=2.0, dropped=bits - HALF)
+        plan = Plan(self.shape, self.scale, self.mean, self.std, tuple(self.layers), noise_bits)
         return plan, Weights(self.matrices, self.biases)
 
     def run(self, modules: list[tuple[str, nn.Module]], ahead: list[nn.Module]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Plan, Weights
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.protocols.opening import noise
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Own, Party, Run, Workspace
 from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
 from dopamine_lib.inference.protocols.sharing import decode
@@ -186,6 +187,8 @@ class Patient(_Evaluator):
     def infer(self, x: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Logits, float64 (classes,), for a normalised image (C, H, W): see ``Plan.to_input``.
 
+        Where the plan's ``answer`` is the grade alone: its number, (1,).
+
         progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for another shape or a value no picture can have, ChannelError where the session breaks.
         """
@@ -259,4 +262,7 @@ class Provider(_Evaluator):
         if query[0] != prepared.query:
             raise ChannelError(f"the patient begins query {query[0]} where {prepared.query} is due: out of step")
         # the image is the patient's alone: the provider's share of it is zero
-        self.channel.send(ANSWER, self._evaluate(np.zeros(self.plan.shape, np.uint32), prepared))
+        share = self._evaluate(np.zeros(self.plan.shape, np.uint32), prepared)
+        if self.plan.noise_bits:
+            share = share + noise(self.plan.noise_bits, share.shape, self.plan.layers[-1].bits)
+        self.channel.send(ANSWER, share)

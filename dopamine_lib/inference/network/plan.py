@@ -4,8 +4,9 @@ Patient, provider and crypto-provider each hold the same plan; every size of eve
 numbered: 0 is the image, i + 1 the output of layer i. A value with ``scale`` s stands for ring / s.
 
 The plan makes public the architecture, the input's size and normalisation, and each layer's scale. A hidden layer's
-scale is a label, since its channels have secret gains (``quantise``). Only the last layers' scales tell the largest
-activation on public images to a factor of two, because nothing follows them in which a gain could be hidden.
+scale is a label, since its channels have secret gains (``quantise``). Only the last layers' scales, and the size of
+the noise that scores are opened with, tell the largest activation on public images to a factor of two, because nothing
+follows them in which a gain could be hidden.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.comparison import ReLU
 from dopamine_lib.inference.protocols.convolution import Convolution
 from dopamine_lib.inference.protocols.normalised import NormalisedLinear
+from dopamine_lib.inference.protocols.opening import GRADE, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import TAGS, Layer, Operation, Shape
 from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
 from dopamine_lib.inference.protocols.sharing import encode, signed
@@ -27,7 +29,7 @@ from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Trun
 
 #: Every kind of layer there is.
 LAYERS: tuple[type[Layer], ...] = (
-    Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear,
+    Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear, ArgMax,
 )  # fmt: skip
 
 #: No layer may have more elements than this: a plan arrives over the network.
@@ -54,6 +56,8 @@ class Weights:
 class Plan:
     """A network's layers. ``mean`` and ``std`` normalise a picture's channels; ``scale`` is the image's.
 
+    noise_bits  scores are opened with noise of the standard deviation 2^noise_bits, in ring units; 0 where the last
+                layer is an ``ArgMax``, and nothing but the grade's number is opened
     Raises InputError where a layer's shape does not follow from its inputs, or a number is out of bounds.
     """
 
@@ -62,6 +66,7 @@ class Plan:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layers: tuple[Layer, ...]
+    noise_bits: int
 
     def __post_init__(self):
         if not 0 < len(self.layers) <= MOST_LAYERS:
@@ -82,6 +87,9 @@ class Plan:
                 raise InputError(f"a value of the shape {shape}: each side must be positive, {MOST_ELEMENTS} in all")
             if not 0 < scale < 2.0**64:
                 raise InputError(f"a value's scale is {scale}; it must be positive and below 2^64")
+        least, most = (0, 0) if self.answer == GRADE else (1, self.layers[-1].bits - 6)
+        if not least <= self.noise_bits <= most:
+            raise InputError(f"the answer's noise has {self.noise_bits} bits; it must have {least} to {most}")
 
     @cached_property
     def operations(self) -> list[tuple[int, Operation]]:
@@ -102,9 +110,15 @@ class Plan:
         return [i for i, (_, operation) in enumerate(self.operations) if operation.weight_masks.nbytes]
 
     @property
+    def answer(self) -> str:
+        """What the patient is told, one of ``opening.ANSWERS``."""
+        return GRADE if isinstance(self.layers[-1], ArgMax) else SCORES
+
+    @property
     def classes(self) -> int:
         """Number of logits."""
-        return math.prod(self.layers[-1].shape)
+        last = self.layers[-1]
+        return math.prod(self.layers[last.sources[0] - 1].shape if self.answer == GRADE else last.shape)
 
     def costs(self) -> dict[str, int]:
         """Payload bytes and rounds of one query, and the bytes of a session's set-up.
@@ -113,7 +127,7 @@ class Plan:
         16 bytes serves the whole session), setup_to_patient, comparisons
         """
         operations = [operation for _, operation in self.operations]
-        answer = self.layers[-1].bits // 8 * self.classes
+        answer = self.layers[-1].bits // 8 * math.prod(self.layers[-1].shape)
         return {
             "online_to_provider": sum(operation.sent_by_patient for operation in operations) + 8,
             "online_to_patient": sum(operation.sent_by_provider for operation in operations) + answer,
@@ -191,10 +205,10 @@ def _tuples(value, name: str = ""):
 def evaluate(plan: Plan, weights: Weights, x: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """The integer network without shares: what the protocols must give, and how near its values come to the ring's end.
 
-    Returns logits float64 (classes,) of a normalised image (C, H, W), and for each layer the share of its room that is
-    used: above 1 the protocols would give a wrong answer without a warning. Exact integers in float64 (all stay below
-    2^53), so an overflow of the ring shows instead of wrapping around. It rounds to the nearest and compares all bits;
-    the protocols differ from it in the last places only.
+    Returns logits float64 (classes,) of a normalised image (C, H, W), or the grade's number (1,), and for each layer
+    the share of its room that is used: above 1 the protocols would give a wrong answer without a warning. Exact
+    integers in float64 (all stay below 2^53), so an overflow of the ring shows instead of wrapping around. It rounds
+    to the nearest, compares all bits and adds no noise; the protocols differ from it in the last places only.
     """
     values, room = [signed(plan.encode(x)).astype(np.float64)], {}
     for number, layer in enumerate(plan.layers):

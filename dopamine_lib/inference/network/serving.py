@@ -15,6 +15,7 @@ from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import Plan, Weights
+from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import to_input
 
@@ -22,12 +23,13 @@ EYES = 8
 
 
 def load(
-    weights: str | Path, backbone: str | Path | None = None, size: int | None = None
+    weights: str | Path, backbone: str | Path | None = None, size: int | None = None, answer: str = SCORES
 ) -> tuple[Plan, Weights, list[str]]:
     """Plan, integer weights and grades of a model that ``reproduce`` wrote, for images of ``size`` pixels.
 
     backbone  for a ``head``: file of its SqueezeNet; the embedded one by default
     size      the model's own by default
+    answer    what the patient is told: the ``SCORES``, under noise, or the ``GRADE`` alone
     Raises InputError for a file that is no such model and for a size out of bounds.
     """
     torch.set_num_threads(1)
@@ -43,7 +45,7 @@ def load(
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise InputError(f"size {size} is out of bounds; choose {MIN_SIZE} to {MAX_SIZE} pixels")
     images = to_input(calibration_images(size), mean, std)
-    plan, integers = compile_model(net, size, images, tuple(mean), tuple(std))
+    plan, integers = compile_model(net, size, images, tuple(mean), tuple(std), answer)
     return plan, integers, metadata["grades"]
 
 

@@ -11,13 +11,14 @@ known to the provider, and shares of the products B a, 2 Q(a, g) and k h.
     2. Shares of u = W x:      patient F a + (B a)_0               provider W (E + x_1) + (B a)_1
        Shares of q = Q(x, x):  patient Q(x_0, x_0) + 2 Q(a, G) + (2 Q(a, g))_0
                                provider Q(x_1, x_1) + 2 Q(E, x_1) + (2 Q(a, g))_1
-    3. The provider sends q_1 and H = u_1 - h. The patient learns q and puts t = sqrt(n / q), in fixed point.
+    3. The provider sends q_1 + d and H = u_1 - h, with fresh noise d (``opening``). The patient learns q + d, which it
+       takes for q, and puts t = sqrt(n / q), in fixed point.
     4. The patient sends e = t - k. Shares of t u + b, by u = u_0 + u_1 with t u_0 known to the patient:
        patient t u_0 + k H + (k h)_0        provider e u_1 + (k h)_1 + b
 
 Why this hides: E, G, H, e are masked by uniform numbers that the receiver does not know and that are used once.
 What it does not hide: the patient learns q, the spread of its own image's features under the provider's network: one
-number besides the answer. The provider learns nothing.
+number besides the answer, to a millionth of the largest on public images. The provider learns nothing.
 """
 
 import math
@@ -27,12 +28,15 @@ from typing import Any
 import numpy as np
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols.opening import noise
 from dopamine_lib.inference.protocols.operation import BufferLayout, Layer, Operation, Own, Party, Run, Shape, Workspace
 from dopamine_lib.inference.protocols.sharing import decode, encode
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 #: Bits of the patient's 1 / norm.
 INVERSE_PRECISION = 16
+#: Bits of the largest q on public images above its noise.
+SPREAD_PRECISION = 20
 
 
 def form(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -45,10 +49,12 @@ class NormalisedOperation(Operation):
     """W x^ + b for ``features`` inputs and ``classes`` outputs."""
 
     rounds = 3
-    messages = ("E = x_0 - a and G = x_1 - g", "q_1 and H = u_1 - h", "e = t - k")
+    messages = ("E = x_0 - a and G = x_1 - g", "q_1 + d and H = u_1 - h", "e = t - k")
 
     def __init__(self, features: int, classes: int, inverse_bits: int):
         self.features, self.classes, self.inverse_bits = features, classes, inverse_bits
+        largest = 2 * (inverse_bits - INVERSE_PRECISION) + math.log2(features)  # bits of q, see ``NormalisedLinear``
+        self.spread_noise = min(max(1, round(largest) - SPREAD_PRECISION), 58)
         products = {"u": ("u8", (classes,)), "q": ("u8", (1,)), "last": ("u8", (classes,))}
         self.patient = BufferLayout(a=("u8", (features,)), k=("u8", (1,)), **products)
         self.provider = BufferLayout(g=("u8", (features,)), h=("u8", (classes,)))
@@ -85,7 +91,7 @@ class NormalisedOperation(Operation):
         party.channel.exchange(tag, x - own.g, e)  # 1
         u = (own.weights[0] * (e + x)).sum(1, dtype=np.uint64) + own.u  # 2
         q = form(x, x) + np.uint64(2) * form(e, x) + own.q
-        party.channel.send(tag + 1, np.concatenate([q, u - own.h]))  # 3
+        party.channel.send(tag + 1, np.concatenate([q + noise(self.spread_noise, (1,)), u - own.h]))  # 3
         masked = np.empty(1, np.uint64)
         party.channel.receive(tag + 2, masked)  # 4
         return masked * u + own.last + own.bias
@@ -112,13 +118,15 @@ class NormalisedLinear(Layer):
         compiler.check_weights(name, module, x.shape[1])
         weight = module.weight.double() - module.weight.double().mean(1, keepdim=True)
         bias = module.bias.double() if module.bias is not None else weight.new_zeros(len(weight))
-        norm = float((x.flatten(1) - x.flatten(1).mean(1, keepdim=True)).norm(dim=1).max()) * scale
+        centred = x.flatten(1).double() - x.flatten(1).double().mean(1, keepdim=True)
+        norm = float(centred.norm(dim=1).max()) * scale
         inverse_bits = INVERSE_PRECISION + math.ceil(compiler.margin + math.log2(max(norm, 1.0)))
         largest = float((weight.norm(dim=1) + bias.abs()).max())  # no logit can be larger
         weight_bits = 62 - inverse_bits - math.ceil(math.log2(max(largest, 2.0**-8)))
         scale = 2.0 ** (weight_bits + inverse_bits)
         weights = [encode(weight.numpy(), 2.0**weight_bits, 64)], encode(bias.numpy(), scale, 64)
-        images, gain = x.new_zeros(len(x), len(weight), 1, 1), x.new_full((len(weight),), scale)
+        images = (centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-9)) @ weight.T + bias
+        images, gain = images.float()[:, :, None, None], x.new_full((len(weight),), scale)
         bits = {"weight_bits": weight_bits, "inverse_bits": inverse_bits}
         compiler.append(cls, name, images, gain=gain, scale=scale, weights=weights, **bits)
 

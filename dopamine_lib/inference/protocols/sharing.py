@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
 
-RINGS = {32: np.uint32, 64: np.uint64}
+RINGS = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
 def encode(values: ArrayLike, scale: float, bits: int = 32) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from dopamine_lib.inference.network.parties import Patient, Progress
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.protocols.opening import GRADE
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
 
@@ -30,6 +31,7 @@ class Answer:
     """What the patient learns, and what it cost.
 
     grade            the most probable one of ``grades``, whose order probabilities and logits follow
+    probabilities    None, like the logits, where the provider lets the grade alone be opened (``Plan.answer``)
     seconds_offline  spent on preparing this query; seconds_online: from the image to the answer
     rounds           times the patient waited for the provider, online
     bytes            ``online_sent`` and ``online_received`` by the patient; ``offline_to_provider`` from the
@@ -38,8 +40,8 @@ class Answer:
 
     grade: str
     grades: list[str]
-    probabilities: list[float]
-    logits: list[float]
+    probabilities: list[float] | None
+    logits: list[float] | None
     seconds_offline: float
     seconds_online: float
     rounds: int
@@ -151,16 +153,21 @@ class PatientClient:
         before = channel.sent, channel.received, channel.rounds
         begin = time.perf_counter()
         control.send_number(channel, Tag.COMMAND, Command.INFER)
-        logits = self._patient.infer(x, progress)
+        opened = self._patient.infer(x, progress)
         seconds = time.perf_counter() - begin
         sent, received, rounds = channel.sent - before[0], channel.received - before[1], channel.rounds - before[2]
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        if self.plan.answer == GRADE:
+            grade, probabilities, logits = int(opened[0]), None, None
+            if not 0 <= grade < len(self.grades):
+                raise ChannelError(f"the provider's answer is grade number {grade} of {len(self.grades)}")
+        else:
+            odds = np.exp(opened - opened.max())
+            grade, probabilities, logits = int(opened.argmax()), (odds / odds.sum()).tolist(), opened.tolist()
         return Answer(
-            self.grades[int(logits.argmax())],
+            self.grades[grade],
             self.grades,
-            probabilities.tolist(),
-            logits.tolist(),
+            probabilities,
+            logits,
             self._offline.pop(0),
             seconds,
             rounds,

@@ -83,6 +83,13 @@ def _model_arguments(command, required: bool = True) -> None:
     command.add_argument("--weights", required=required, metavar="FILE", help="a model that reproduce wrote")
     command.add_argument("--backbone", metavar="FILE", help="for a head: its SqueezeNet (default: the embedded one)")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the model's own)")
+    add_answer(command)
+
+
+def add_answer(command: argparse.ArgumentParser) -> None:
+    """Add ``--answer``, the provider's choice of what its patients are told."""
+    text = "what the patient is told: a score for each grade, or the grade alone (default: scores)"
+    command.add_argument("--answer", choices=("scores", "grade"), default="scores", help=text)
 
 
 def _identity_argument(command) -> None:
@@ -117,7 +124,9 @@ def _infer(arguments) -> None:
             raise InputError(f"{file} does not exist; give an image and --weights with a model that reproduce wrote")
     with (
         _one_line_for_a_break(),
-        Workers(arguments.weights, backbone=arguments.backbone, size=arguments.size) as workers,
+        Workers(
+            arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer
+        ) as workers,
     ):
         _print(workers.infer(arguments.image), arguments.json)
 
@@ -151,7 +160,7 @@ def _provider(arguments) -> None:
             raise InputError(f"--{name} is {getattr(arguments, name)}, but must be at least {least}")
     crypto_provider = _endpoint(arguments, "crypto-provider")
     patients, address = _patients(arguments), parse_address(arguments.listen)
-    served = load(arguments.weights, arguments.backbone, arguments.size)
+    served = load(arguments.weights, arguments.backbone, arguments.size, arguments.answer)
     kernels.active()
     limits = {"sessions": arguments.sessions, "ahead": arguments.ahead}
     _serve(ProviderServer(address, credentials, patients, crypto_provider, *served, **limits))
@@ -250,8 +259,11 @@ def _print(answer: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer))
         return
-    for grade, probability in zip(answer["grades"], answer["probabilities"], strict=True):
-        print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
+    if answer["probabilities"] is None:
+        print(answer["grade"])
+    else:
+        for grade, probability in zip(answer["grades"], answer["probabilities"], strict=True):
+            print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
     amounts = answer["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
     print(

@@ -9,7 +9,7 @@ only the patient's the image's, and this process opens neither. Each makes its o
 process are certificates, addresses, file names and, from the patient, the answer. It and each worker say in turn:
 
     worker    {"certificate": …}
-    here      {"weights": …, "backbone": …, "size": …}    to the provider only: which model to serve
+    here      {"weights": …, "backbone": …, "size": …, "answer": …}    to the provider only: which model to serve
     here      {"certificates": …, "addresses": …}         of the workers that are ready
     worker    {"address": …}; the patient {"ready": 0}
     here      {"prepare": n} or {"image": FILE}           to the patient, any number of times
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.channel import ChannelError
+from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.inference.workers import tls
 from dopamine_lib.pool import Child, Parent
 
@@ -39,6 +40,7 @@ class Workers:
     weights   a model that ``reproduce`` wrote
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
+    answer    what the patient is told: the "scores" or the "grade" alone
     patient   certificate of a patient in another process, which uses ``peers``: then none is started here
     quiet     drop their log, which otherwise goes to this process's standard error
 
@@ -52,6 +54,7 @@ class Workers:
         *,
         backbone: str | Path | None = None,
         size: int | None = None,
+        answer: str = SCORES,
         patient: str | None = None,
         quiet: bool = False,
     ):
@@ -62,7 +65,8 @@ class Workers:
                 self._children[role] = Child(__name__, role, quiet=quiet)
             certificates = {role: self._hear(role)["certificate"] for role in roles}
             certificates.setdefault("patient", patient)
-            self._say("provider", {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size})
+            model = {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size, "answer": answer}
+            self._say("provider", model)
             addresses = {}
             for role in roles:
                 self._say(role, {"certificates": certificates, "addresses": addresses})
@@ -158,7 +162,7 @@ def _provider(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.inference.workers.provider import ProviderServer
 
     model = parent.hear()
-    served = load(model["weights"], model["backbone"], model["size"])
+    served = load(model["weights"], model["backbone"], model["size"], model["answer"])
     kernels.active()
     told = parent.hear()
     certificates = told["certificates"]
