@@ -18,6 +18,7 @@ from pathlib import Path
 from dopamine_lib.data import SOURCES, retinamnist
 from dopamine_lib.data.transfer import TIMEOUT, download, new_folder, unpack_zip
 from dopamine_lib.errors import InputError
+from dopamine_lib.machine import safe_output
 
 COMPETITION = "aptos2019-blindness-detection"
 #: Kaggle's archive has 5,593 files, 10 GB unpacked.
@@ -63,7 +64,7 @@ def _run_kaggle(archive: Path) -> None:
 
 
 def _has_credentials() -> bool:
-    settings = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
+    settings = Path(os.path.expanduser(os.environ.get("KAGGLE_CONFIG_DIR", "~/.kaggle")))
     files = ("kaggle.json", "access_token", "credentials.json")
     named = "KAGGLE_USERNAME" in os.environ and "KAGGLE_KEY" in os.environ
     return named or "KAGGLE_API_TOKEN" in os.environ or any((settings / name).is_file() for name in files)
@@ -89,7 +90,8 @@ def fetch_torchvision(name: str, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status, 0, or 2 after an error."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    safe_output()
+    parser = argparse.ArgumentParser(description="Fetch a data set into a folder where the kit finds it.")
     parser.add_argument("name", choices=[source for source in SOURCES if source != "synthetic"])
     parser.add_argument("--out", type=Path, default=Path("data"), help="parent folder (default: data)")
     options = parser.parse_args(arguments)

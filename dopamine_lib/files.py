@@ -21,17 +21,6 @@ MARKERS = {
 }
 
 
-def cache_dir() -> Path:
-    """The kit's cache: ``$DOPAMINE_CACHE``, else ``dopamine`` under the user's cache directory."""
-    chosen = os.environ.get("DOPAMINE_CACHE")
-    if chosen:
-        path = Path(chosen)
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dopamine"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # decoded images of patients may be in it
-    return path
-
-
 def _umask() -> int:
     """Which rights the user keeps from others. It can only be read by setting it."""
     mask = os.umask(0o077)
@@ -55,7 +44,8 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[P
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         if not private:  # as mkstemp's file is
-            os.chmod(temporary, 0o666 & ~_umask())
+            with contextlib.suppress(OSError):  # some drives know no rights, and everybody may read there anyway
+                os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,5 +65,8 @@ def read_key(path: str | os.PathLike) -> bytes:
     """The secret in a file. Raises PermissionError where others than its owner can read it, too."""
     with open(path, "rb") as file:
         if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
-            raise PermissionError(errno.EACCES, "it can be read by others than its owner; keep a key at mode 600")
+            raise PermissionError(
+                errno.EACCES,
+                "it can be read by others than its owner; keep a key at mode 600, on a drive that knows such rights",
+            )
         return file.read()

@@ -1,13 +1,15 @@
-"""This machine: how its cores and memory are used, and a check of what it has for the kit.
+"""This machine: how its cores, memory and terminal are used, and a check of what it has for the kit.
 
 The check covers versions, cores, memory, data and weights, and says what each missing piece means. It only looks:
 nothing is imported, downloaded or written, so it takes milliseconds.
 """
 
+import codecs
 import contextlib
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +35,8 @@ PACKAGES = {
     "nbgrader": "optional: without it no students' copies of the homework; pip install nbgrader==0.9.6",
 }
 GB = 2**30  # what everybody calls a gigabyte of memory
+#: What a terminal that has no such letters shows in their place.
+SPELT = {"±": "+-", "…": "...", "×": "x", "–": "-", "—": "-"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -49,7 +53,7 @@ def memory_size() -> int | None:
         return None
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            memory = min(memory, int(Path(limit).read_text()))
+            memory = min(memory, int(Path(limit).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such file, or the word "max"
             continue
     return memory
@@ -79,6 +83,28 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
+
+
+def safe_output() -> None:
+    """From here on nothing fails because of what it prints; for the beginning of a program.
+
+    An ASCII terminal gets "+-" for "±", and "?" for a letter it has no spelling for. A program that was started
+    without one of its three streams, as services are, gets one that leads nowhere: else the next file that it opens
+    takes the descriptor, and what a library prints lands in there.
+    """
+    codecs.register_error("spelt", _spell)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(
+                sys, name, open(os.devnull, mode, encoding="utf-8")
+            )  # takes the lowest free descriptor, which is the stream's
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has no need
+            stream.reconfigure(errors="spelt")
+
+
+def _spell(error: UnicodeEncodeError) -> tuple[str, int]:
+    return "".join(SPELT.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 @dataclass(frozen=True)
@@ -138,7 +164,9 @@ def _data() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    hub = Path(os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch"))
+    # as torch finds it; nothing is raised for a user without a home
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    hub = Path(os.path.expanduser(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))))
     embedded, imagenet = EMBEDDED.is_file(), (hub / "hub" / "checkpoints" / IMAGENET_FILE).is_file()
     return [
         Finding(

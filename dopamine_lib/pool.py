@@ -207,6 +207,8 @@ def main(work: str, descriptor: str) -> None:
                 parent.say(answer=do(parent.hear(), lambda epochs: parent.say(epochs=epochs)))
     except InputError as error:
         parent.say(**{"wrong input": str(error)})
+    except EOFError:  # the parent has ended, and so do we
+        pass
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from torchvision import transforms
 
 from dopamine_lib.data import aptos, load
 from dopamine_lib.data.aptos import load_aptos
+from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, split_by_person
 from dopamine_lib.data.images import MAX_BYTES, read_image, resize_all
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import cache_dir
 
 # --- reading a picture -----------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from torchvision import datasets
 
 from dopamine_lib.data import load
 from dopamine_lib.data.benchmarks import load_benchmark
+from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.retinamnist import load_retinamnist
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import cache_dir
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 

@@ -197,11 +197,38 @@ def test_a_second_click_asks_nothing(page, monkeypatch):
     page.grade.click()
     assert page.grade.disabled and page.upload.disabled and page.sample.disabled
     page.grade.click()
-    page.choose(1)  # as if the browser had not heard yet
     assert page.image is image
     go_on.set()
     assert page.wait() and len(asked) == 1
     assert not page.grade.disabled and not page.upload.disabled and not page.sample.disabled
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_is_chosen_too_late_has_its_turn_after_the_answer(model, page, monkeypatch, good):
+    ask, go_on = Consultation.grade, threading.Event()
+
+    def slow(self, *arguments):
+        go_on.wait(30)
+        return ask(self, *arguments)
+
+    monkeypatch.setattr(Consultation, "grade", slow)
+    page.choose(0)
+    image = page.image
+    page.grade.click()
+    scan = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    as_browser_does(page, png(scan) if good else b"", "late.png")  # sent before the browser heard
+    assert page.image is image and page.grade.disabled and "Asking" in page.status.value
+    go_on.set()
+    page.wait()
+    assert page.grading is None and page.result.value == ""  # no answer stands beside a picture it is not of
+    assert not page.upload.disabled and page.grade.disabled != good
+    if good:
+        assert "Preview of late.png" in page.preview.value
+        page.grade.click()
+        page.wait()
+        check(model, page)
+    else:
+        assert "late.png: an empty file" in page.status.value
 
 
 def test_several_patients_at_once_are_all_answered(model, backend):
@@ -272,20 +299,102 @@ def test_a_backend_that_cannot_be_reached_is_reported_and_may_be_tried_again(mod
     page.close()
 
 
-def test_what_a_page_says_at_its_start_is_repeated(backend, monkeypatch):
-    monkeypatch.setattr(widget, "SAY_AGAIN", 1000 * (0.01,))
-    said, enough = [], threading.Event()
+class Browser:
+    """What a widget sends its updates to, and what ``wire`` makes of each of them before it arrives."""
 
-    def sent(widget, key):
-        said.append(widget)
-        if len(said) >= 4 and said[-4:] == 2 * [page.status, page.about]:
-            enough.set()
+    kernel, comm_id = True, "browser"
 
-    page = PatientPage(backend)
-    monkeypatch.setattr(ipywidgets.HTML, "send_state", sent)
-    assert enough.wait(60)
-    assert "Ready" in page.status.value and page.about.value
+    def __init__(self, wire=lambda value: None):
+        self.wire, self.shown = wire, {}
+
+    def send(self, data, buffers=None):
+        for value in data["state"].values():
+            self.wire(value)
+        self.shown |= data["state"]
+
+    def on_msg(self, callback):
+        """Nothing comes back."""
+
+    close = on_msg
+
+
+@pytest.fixture
+def starting(backend):
+    """A page whose workers have not started, and what lets them."""
+    begin = threading.Event()
+    page = PatientPage(SimpleNamespace(introduction=lambda: begin.wait(60) and backend.introduction(), close=list))
+    assert "Starting" in page.status.value
+    yield page, begin.set
+    begin.set()
     page.close()
+
+
+def test_the_page_says_when_it_is_ready(starting):
+    page, begin = starting
+    begin()
+    page.wait()
+    assert "Ready" in page.status.value and "for a test" in page.about.value
+
+
+def test_news_of_the_start_wipes_out_no_answer_to_the_patient(starting):
+    page, begin = starting
+    as_browser_does(page, b"", "nothing.png")
+    begin()
+    page.wait()
+    assert "nothing.png: an empty file" in page.status.value and page.about.value
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_start_that_failed_is_said_unless_the_patient_was_told_something(chosen):
+    begin = threading.Event()
+
+    def introduction():
+        begin.wait(60)
+        raise ChannelError("no workers")
+
+    page = PatientPage(SimpleNamespace(introduction=introduction, close=list))
+    start = page._thread
+    if chosen:
+        page.choose(0)
+    begin.set()
+    start.join()
+    assert "role='alert'>no workers" in page.status.value
+    as_browser_does(page, b"", "nothing.png")
+    page._start()
+    assert "nothing.png: an empty file" in page.status.value
+    page.close()
+
+
+def test_browsers_hear_of_changes_in_their_order(starting):
+    page, begin = starting
+    on_its_way, other = threading.Event(), threading.Event()
+
+    def wire(value):  # the news of the start is on its way until something else has arrived, or cannot
+        if "Ready" in value:
+            on_its_way.set()
+            other.wait(0.5)
+        else:
+            other.set()
+
+    page.status.comm = browser = Browser(wire)
+    begin()
+    assert on_its_way.wait(60)
+    as_browser_does(page, b"", "nothing.png")
+    page.wait()
+    assert "nothing.png: an empty file" in page.status.value == browser.shown["value"]
+
+
+def test_a_browser_that_comes_to_show_the_page_is_told_everything(page):
+    page.choose(0)
+    page.wait()
+    told = [child for child in page.widget.children[1:]]
+    browsers = []
+    for child in told:
+        child.comm = Browser()
+        browsers.append(child.comm)
+    page.widget.set_state({"_view_count": 1})  # as a browser does
+    for child, browser in zip(told, browsers, strict=True):
+        assert browser.shown == child.get_state("value" if isinstance(child, ipywidgets.HTML) else "disabled")
 
 
 def test_a_file_that_holds_no_model_is_reported(tmp_path):

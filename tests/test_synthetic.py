@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from dopamine_lib.data import synthetic
+from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.photograph import match_histogram
 from dopamine_lib.data.synthetic import GRADE_PROPORTIONS, load_synthetic, make_population
-from dopamine_lib.files import cache_dir
 from dopamine_lib.models.networks import extract_features, load_weights
 
 

@@ -283,6 +283,6 @@ def _resident(reset: bool = False) -> float:
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) / 2**10

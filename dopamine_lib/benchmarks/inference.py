@@ -118,7 +118,7 @@ def _model_and_image(folder: Path, size: int):
 
 def _processor_seconds(pids: Iterable[int]) -> float:
     """User and system time of processes until now."""
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in pids]
     return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
 

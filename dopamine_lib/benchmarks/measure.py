@@ -106,13 +106,13 @@ def write(rows: list[dict], path: str | PathLike | None = None) -> dict:
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     if path is not None:
         with atomic_path(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return result
 
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:  # not Linux
         names = []

@@ -92,7 +92,7 @@ def _measure(hospitals: int, sizes: tuple[int, ...], kinds: tuple[str, ...], rou
             raise InputError(
                 f"mpiexec with {hospitals + 1} ranks failed ({said[-1]}); see pip install mpi4py"
             ) from error
-        return json.loads(out.read_text())
+        return json.loads(out.read_text(encoding="utf-8"))
 
 
 def _rank(job: dict) -> None:
@@ -142,7 +142,7 @@ def _rank(job: dict) -> None:
                     }
                 )
     if comm.rank == 0:
-        Path(job["out"]).write_text(json.dumps(results))
+        Path(job["out"]).write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

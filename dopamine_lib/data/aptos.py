@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
 from dopamine_lib.data.images import read_image
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path, cache_dir
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _LEVELS = {str(grade): grade for grade in range(len(GRADES))}
@@ -128,7 +128,7 @@ def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.n
     hash_file = pixel_file.with_suffix(".json")
     if not (pixel_file.exists() and hash_file.exists()):
         _decode(files, size, pixel_file, hash_file)
-    return np.load(pixel_file, mmap_mode="r"), json.loads(hash_file.read_text())
+    return np.load(pixel_file, mmap_mode="r"), json.loads(hash_file.read_text(encoding="utf-8"))
 
 
 def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> None:
@@ -137,7 +137,7 @@ def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> 
     hashes = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        with warnings.catch_warnings(), atomic_path(pixel_file) as temporary, open(temporary, "wb") as pixels:
+        with warnings.catch_warnings(), cached(pixel_file) as temporary, open(temporary, "wb") as pixels:
             # read_image refuses large images with one line of its own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(pixels, header)
@@ -147,8 +147,8 @@ def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> 
                 pixels.write(image)
     finally:
         pool.shutdown(cancel_futures=True)
-    with atomic_path(hash_file) as temporary:
-        temporary.write_text(json.dumps(hashes))
+    with cached(hash_file) as temporary:
+        temporary.write_text(json.dumps(hashes), encoding="utf-8")
 
 
 def _describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torchvision import datasets
 
+from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.dataset import Dataset, Datasheet, split_by_person
 from dopamine_lib.data.images import resize_all
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path, cache_dir
 
 #: torchvision's class, and the licence its authors give.
 BENCHMARKS = {
@@ -112,6 +112,6 @@ def _unpack(name: str, source: type, packed: list[Path]) -> Path:
             raise InputError(f"{path}: damaged ({error}); {_get_again(name)}") from None
         if len(content) > _MAX_UNPACKED:
             raise InputError(f"{path}: unpacks to more than {_MAX_UNPACKED} bytes; {_get_again(name)}")
-        with atomic_path(target) as temporary:
+        with cached(target) as temporary:
             temporary.write_bytes(content)
     return root

@@ -7,14 +7,15 @@ is involved, so a model's score here says nothing of its worth in a clinic.
 """
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
 from dopamine_lib.data.photograph import PRIVATE_CAMERAS, PUBLIC_CAMERAS, photograph
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path, cache_dir
 
 #: Part of the name under which the pictures are cached; to be raised with any change of them.
 VERSION = 3
@@ -63,8 +64,10 @@ def make_population(
     Raises InputError for a value out of range.
     """
     _check(n, size, seed, population)
-    images = np.empty((n, size, size, 3), dtype=np.uint8)
-    draw_into(images, seed, population, threads=threads)
+    images, drawn = np.empty((n, size, size, 3), dtype=np.uint8), 0
+    for block in _draw(n, size, seed, population, threads):
+        images[drawn : drawn + len(block)] = block
+        drawn += len(block)
     labels, _, attributes = describe(n, seed, population)
     return images, labels, attributes
 
@@ -126,9 +129,8 @@ def grade_counts(n: int) -> np.ndarray:
     return counts
 
 
-def draw_into(images: np.ndarray, seed: int, population: str, *, threads: int = 2) -> None:
-    """Fill ``images`` uint8 (n, size, size, 3), an array or a memory map, with the population's photographs."""
-    n, size = images.shape[:2]
+def _draw(n: int, size: int, seed: int, population: str, threads: int = 2) -> Iterator[np.ndarray]:
+    """The population's photographs in order, in blocks uint8 (patients, size, size, 3)."""
     cameras, domain = POPULATIONS[population]
     _, severity, attributes = describe(n, seed, population)
     camera = np.searchsorted([c.name for c in cameras], attributes["camera"])
@@ -136,15 +138,17 @@ def draw_into(images: np.ndarray, seed: int, population: str, *, threads: int = 
     left = attributes["eye"] == "left"
     chunk = max(1, CHUNK // size**2)
 
-    def draw(start: int) -> None:
+    def draw(start: int) -> np.ndarray:
         part = slice(start, min(start + chunk, n))
         seeds = (np.random.SeedSequence(seed, spawn_key=(domain, 1, i)) for i in range(part.start, part.stop))
         generators = [np.random.Generator(np.random.SFC64(s)) for s in seeds]
-        images[part] = photograph(generators, severity[part], age[part], left[part], cameras, camera[part], size)
+        return photograph(generators, severity[part], age[part], left[part], cameras, camera[part], size)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(draw, range(0, n, chunk)):
-            pass
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(draw, range(0, n, chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _cached_images(n: int, size: int, seed: int) -> np.ndarray:
@@ -158,11 +162,12 @@ def _cached_images(n: int, size: int, seed: int) -> np.ndarray:
             images = None  # damaged from outside: drawn again below
         if images is not None and images.shape == shape and images.dtype == np.uint8:
             return images
-    with atomic_path(path) as temporary:
-        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        draw_into(images, seed, "private")
-        images.flush()
-        del images
+    # written, not mapped: on a full disk a write fails, and a page of a map ends the process
+    with cached(path) as temporary, open(temporary, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in _draw(n, size, seed, "private"):
+            file.write(np.ascontiguousarray(block))
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

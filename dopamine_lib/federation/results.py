@@ -173,7 +173,7 @@ def _spread(values: Iterable[float]) -> dict:
 
 def paper_figure1() -> dict[str, np.ndarray]:
     """Figure 1's upper panel, read off the paper's picture: ``epoch`` and, per setting, accuracy in % (99,)."""
-    with files("dopamine_lib").joinpath("assets/figure1_accuracy.csv").open() as file:
+    with files("dopamine_lib").joinpath("assets/figure1_accuracy.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 

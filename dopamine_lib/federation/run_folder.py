@@ -14,7 +14,7 @@ from dopamine_lib.files import atomic_path
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` in one step. Raises ValueError for NaN and infinity."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_out(out: Path, asked: dict, resume: bool) -> None:
@@ -27,7 +27,7 @@ def check_out(out: Path, asked: dict, resume: bool) -> None:
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     try:
-        begun = json.loads(note.read_text())
+        begun = json.loads(note.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{note} cannot be read; choose another --out") from error
     for key in asked:

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, atomic_path, cache_dir
+from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
 
 MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
@@ -87,17 +88,17 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
     Raises InputError for a file that is missing, unreadable or of another kind.
     """
-    path = Path(path)
+    path, kind = Path(path), Path(path).suffix.lower()
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist; give a .npz, .pth or .safetensors file")
     try:
-        if path.suffix == ".npz":
+        if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {key: torch.from_numpy(file[key]) for key in file.files}, {}
-        if path.suffix in (".pth", ".pt"):
+        if kind in (".pth", ".pt"):
             state = torch.load(path, map_location="cpu", weights_only=True)
             return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}, {}
-        if path.suffix == ".safetensors":
+        if kind == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
@@ -257,6 +258,6 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
     for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
         features[start : start + BATCH] = net(to_input(images[start : start + BATCH], weights.mean, weights.std))
     features = normalise_features(features)
-    with atomic_path(path) as temporary:
+    with cached(path) as temporary:
         np.save(temporary, features.numpy())
     return features

@@ -132,9 +132,9 @@ def _server(folder: Path, host: str, port: int):
     for owner in ("voila", "nbconvert"):
         template = folder / owner / "templates" / "page"
         template.mkdir(parents=True)
-        (template / "conf.json").write_text(json.dumps({"base_template": "lab"}))
-    source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text()
-    (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source)
+        (template / "conf.json").write_text(json.dumps({"base_template": "lab"}), encoding="utf-8")
+    source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text(encoding="utf-8")
+    (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source, encoding="utf-8")
     _prepend("JUPYTER_PATH", str(folder))
     _prepend("PYTHONPATH", str(Path(__file__).parents[2]))  # a kernel starts in the private folder
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -56,12 +56,12 @@ class Introduction:
         """Leave it in a file that only its owner can read, in one step."""
         record = asdict(self) | {"credentials": [self.credentials.certificate, self.credentials.key.decode()]}
         with atomic_path(path, private=True) as temporary:
-            temporary.write_text(json.dumps(record))
+            temporary.write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> "Introduction":
         """What ``write`` left."""
-        record = json.loads(Path(path).read_text())
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
         certificate, key = record.pop("credentials")
         for role in ("provider", "crypto_provider"):
             address, its_certificate = record[role]

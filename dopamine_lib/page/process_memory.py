@@ -46,7 +46,7 @@ def together(pids: Iterable[int]) -> int:
     """Bytes that processes take together: proportional set sizes, so that a page shared by two counts half for each."""
     total = 0
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
             if line.startswith("Pss:"):
                 total += 1024 * int(line.split()[1])
     return total
@@ -57,7 +57,7 @@ def children(pid: int) -> list[int]:
     own = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parent = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except OSError:  # ended since the list was made
             continue
         own.setdefault(parent, []).append(int(stat.parent.name))
@@ -72,7 +72,7 @@ def _readable(pid: int):
 
     Left out are devices, and the constant parts of libraries, which are gigabytes.
     """
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
         places, rights, _, _, _, *name = line.split(None, 5)
         name = name[0] if name else ""
         library = re.search(r"\.so(\.\d+)*$", name)

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.machine import safe_output
 
 #: The file that is served by default; ``--weights`` of the command ``app`` names another.
 SERVED = Path(__file__).parents[1] / "assets" / "served_model.safetensors"
@@ -103,6 +104,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
 
 def main(arguments: list[str]) -> int:
     """``python -m dopamine_lib.page.served_model FILE``; returns the exit status."""
+    safe_output()
     if len(arguments) != 1:
         print("usage: python -m dopamine_lib.page.served_model FILE", file=sys.stderr)
         return 2

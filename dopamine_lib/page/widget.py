@@ -5,12 +5,12 @@
     page.choose(2), page.grade.click(), page.wait()       # by program: for tests, and where nobody clicks
 
 The page is the patient's process and holds the scan. ``consultation`` has its backend, the other two processes, and
-``html`` what is shown. Whatever takes time runs in a thread, so that the page stays responsive.
+``html`` what is shown. Whatever takes time runs in a thread, so that the page stays responsive; a lock lets these
+threads and what a browser asks for change the page one after the other, and no news wipes out an answer to the patient.
 """
 
 import functools
 import threading
-import time
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -28,8 +28,7 @@ from dopamine_lib.page.consultation import Backend, Consultation, Grading, Share
 SAMPLES = len(GRADES)
 #: The samples are the first of each grade among these synthetic patients, whom no model of the kit has seen.
 _PATIENTS, _SEED = 11, 6
-#: Seconds between the repetitions of what a page says at its start.
-SAY_AGAIN = (1, 2, 4, 8)
+STARTING = "Starting the provider and the crypto-provider ... you may choose a picture meanwhile."
 PATIENCE = 120.0  # seconds that ``wait`` waits
 
 
@@ -62,7 +61,9 @@ class PatientPage:
     ):
         self._consultation = Consultation(backend or find_backend(weights))
         self._heading, self._model = heading, {}
-        self._thread, self._busy, self._closed = None, threading.Lock(), False
+        self._lock = threading.RLock()  # held while the page changes, so that browsers hear of changes in their order
+        self._thread, self._busy, self._closed = None, False, False
+        self._waiting = None  # what was chosen while an answer was being worked out
         self.image, self.name, self.drawn = None, "", None
         self.grading, self.failure = None, None
         self._build()
@@ -98,6 +99,7 @@ class PatientPage:
         self.status, self.preview, self.progress, self.result, self.curious = (
             widgets.HTML(layout=widgets.Layout(width="100%")) for _ in range(5)
         )
+        self.status.value = show.note(STARTING)
         self.about = widgets.HTML()
         self.upload.observe(self._uploaded, "value")
         self.sample.observe(self._sampled, "value")
@@ -116,7 +118,9 @@ class PatientPage:
                 self.about,
             ],
             layout=widgets.Layout(width="100%"),
+            _view_count=0,  # from now on browsers tell when they show the page
         )
+        self.widget.observe(self._viewed, "_view_count")
         self.widget.add_class("dopamine-page")
 
     def choose(self, sample: int) -> None:
@@ -128,9 +132,8 @@ class PatientPage:
         try:
             image = read_upload(data, name)
         except InputError as error:
-            self._show(None)
-            self.upload.value = ()
-            self._say(str(error), wrong=True)
+            self.upload.value = ()  # so that the same file may be chosen again
+            self._show(None, refusal=str(error))
             return
         self._show(image, name or "your photograph", warning=retina_warning(image))
 
@@ -146,41 +149,58 @@ class PatientPage:
         """End the backend, if it is this page's own, and switch the controls off."""
         self._closed = True
         self._consultation.close()
-        self._enable(False)
+        self._enable()
 
     def _uploaded(self, change) -> None:
-        if change.new and not self._busy.locked():
+        if change.new:
             self.sample.value = None
             file = change.new[0]
             self.take(bytes(file["content"]), file["name"])
 
     def _sampled(self, change) -> None:
-        if change.new is not None and not self._busy.locked():
+        if change.new is not None:
             self.upload.value = ()
             size = min(max(self._model.get("size", 64), MIN_SIZE), MAX_SIZE)
             image, drawn = samples(size)[change.new]
             self._show(image, f"Sample {change.new + 1}, a synthetic eye", drawn=drawn)
 
-    def _show(self, image, name: str = "", *, warning: str | None = None, drawn: str | None = None) -> None:
+    def _show(self, image, name: str = "", *, refusal: str = "", warning: str | None = None, drawn: str | None = None):
         """Another picture, or none: forget the last answer, and open a session while the patient looks."""
-        self.image, self.name, self.drawn = image, name, drawn
-        self.grading = self.failure = None
-        self.status.value = self.progress.value = self.result.value = self.curious.value = ""
-        self.preview.value = show.preview(image, name, warning) if image is not None else ""
-        self._enable(not self._closed)
-        if image is not None:
-            self._in_background(self._get_ready)
+        with self._lock:
+            if self._busy:  # sent before the browser knew that the controls are off: its turn comes after the answer
+                self._waiting = functools.partial(
+                    self._show, image, name, refusal=refusal, warning=warning, drawn=drawn
+                )
+                return
+            self.image, self.name, self.drawn = image, name, drawn
+            self.grading = self.failure = None
+            self.status.value = show.note(refusal, wrong=True) if refusal else ""
+            self.progress.value = self.result.value = self.curious.value = ""
+            self.preview.value = show.preview(image, name, warning) if image is not None else ""
+            self._enable()
+            if image is not None:
+                self._in_background(self._get_ready)
 
     def _asked(self, _=None) -> None:
-        # a second click may arrive before the browser knows that the button is off
-        if self.image is None or self._closed or not self._busy.acquire(blocking=False):
-            return
-        self._enable(False)
-        self.grading = self.failure = None
-        self.result.value = self.curious.value = ""
-        self._say("Asking the provider ...")
-        self.progress.value = show.progress(0, 1, "getting ready")
-        self._in_background(self._ask)
+        with self._lock:
+            # a second click may arrive before the browser knows that the button is off
+            if self.image is None or self._closed or self._busy:
+                return
+            self._busy = True
+            self._enable()
+            self.grading = self.failure = None
+            self.result.value = self.curious.value = ""
+            self._say("Asking the provider ...")
+            self.progress.value = show.progress(0, 1, "getting ready")
+            self._in_background(self._ask)
+
+    def _viewed(self, _) -> None:
+        """Tell a browser everything again: while it was connecting, with an older state in hand, it missed updates."""
+        with self._lock:
+            for control in (self.upload, self.sample, self.grade):
+                control.send_state("disabled")
+            for text in (self.status, self.preview, self.progress, self.result, self.curious, self.about):
+                text.send_state("value")
 
     # what runs in threads
 
@@ -189,28 +209,19 @@ class PatientPage:
         self._thread.start()
 
     def _start(self) -> None:
-        self._say("Starting the provider and the crypto-provider ... you may choose a picture meanwhile.")
         try:
-            self._model = self._consultation.introduction().model
+            model, failure = self._consultation.introduction().model, None
         except (InputError, ChannelError) as error:
-            self._say(str(error), wrong=True)
-        else:
-            self.about.value = show.about(self._model)
-            if self.image is None:
-                self._say("Ready. Choose a photograph or a sample.")
-        threading.Thread(target=self._say_again, daemon=True).start()
-
-    def _say_again(self) -> None:
-        """Repeat it: a browser that was connecting, with the page's state in hand, has missed what came meanwhile."""
-        for pause in SAY_AGAIN:
-            time.sleep(pause)
-            if self._closed:
-                return
-            for widget in (self.status, self.about):
-                said = None
-                while said != widget.value:  # changed meanwhile by another thread: the older text must not be the last
-                    said = widget.value
-                    widget.send_state("value")
+            model, failure = {}, str(error)
+        with self._lock:
+            self._model = model
+            if model:
+                self.about.value = show.about(model)
+            # whatever the patient was told meanwhile stands: only the notice of the start is replaced
+            if self.status.value == show.note(STARTING):
+                self._say(failure or "Ready. Choose a photograph or a sample.", wrong=failure is not None)
+            elif failure and not self.status.value:
+                self._say(failure, wrong=True)
 
     def _get_ready(self) -> None:
         try:
@@ -222,28 +233,37 @@ class PatientPage:
         try:
             grading = self._consultation.grade(self.image, self._step, self._retry)
         except (InputError, ChannelError) as error:
-            self.failure = str(error)
-            self.progress.value = ""
-            self._say(f"No answer: {error}.", wrong=True)
+            with self._lock:
+                self.failure = str(error)
+                self.progress.value = ""
+                self._say(f"No answer: {error}.", wrong=True)
         else:
-            self.grading = grading
-            self.status.value = ""
-            self.result.value = show.result(grading, self._heading + 1, self.drawn)
-            self.curious.value = show.curious(grading, self.image)
+            with self._lock:
+                self.grading = grading
+                self.status.value = ""
+                self.result.value = show.result(grading, self._heading + 1, self.drawn)
+                self.curious.value = show.curious(grading, self.image)
         finally:
-            self._busy.release()
-            self._enable(not self._closed)
+            with self._lock:
+                self._busy = False
+                self._enable()
+                waiting, self._waiting = self._waiting, None
+                if waiting:
+                    waiting()
 
     def _step(self, done: int, steps: int, name: str) -> None:
         if done == steps or done * 25 // steps > (done - 1) * 25 // steps:  # a browser need not draw every step
-            self.progress.value = show.progress(done, steps, f"step {done} of {steps} of the network")
+            with self._lock:
+                self.progress.value = show.progress(done, steps, f"step {done} of {steps} of the network")
 
     def _retry(self, error) -> None:
         self._say(f"{error}. Trying again ...", wrong=True)
 
     def _say(self, text: str, *, wrong: bool = False) -> None:
-        self.status.value = show.note(text, wrong=wrong)
+        with self._lock:
+            self.status.value = show.note(text, wrong=wrong)
 
-    def _enable(self, on: bool) -> None:
-        self.upload.disabled = self.sample.disabled = not on
-        self.grade.disabled = not (on and self.image is not None)
+    def _enable(self) -> None:
+        with self._lock:
+            self.upload.disabled = self.sample.disabled = self._busy or self._closed
+            self.grade.disabled = self.upload.disabled or self.image is None

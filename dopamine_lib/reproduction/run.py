@@ -70,7 +70,7 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
             write_json(done, record)
         checkpoint.unlink(missing_ok=True)
     lock.unlink(missing_ok=True)
-    return json.loads(done.read_text())
+    return json.loads(done.read_text(encoding="utf-8"))
 
 
 def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> dict:

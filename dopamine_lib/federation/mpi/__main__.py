@@ -40,12 +40,14 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import Parser, chosen_options, experiment_arguments
+from dopamine_lib.machine import safe_output
 
 PATIENCE = 1800.0
 
 
 def _parser(hospitals: int) -> Parser:
-    top = Parser(prog="python -m dopamine_lib.federation.mpi", description=__doc__.partition("\n\n")[0])
+    about = "The same training between processes, over MPI: rank 0 is the server, ranks 1 to K are the hospitals."
+    top = Parser(prog="python -m dopamine_lib.federation.mpi", description=about)
     experiment_arguments(top)
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
@@ -195,6 +197,7 @@ def _check(arguments, size: int) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """Run this rank, or what ``words`` name; returns the exit status: 0, or 2 for bad input."""
+    safe_output()
     words = sys.argv[1:] if words is None else words
     # MPICH and Open MPI both tell a process its place before MPI itself is started
     rank, size = (

@@ -74,7 +74,7 @@ def make_identity(folder: str | Path, name: str) -> str:
 
 def write_public(folder: Path, name: str, public: bytes) -> None:
     """Write one party's public key."""
-    (folder / f"{name}.pub").write_text(public.hex() + "\n")
+    (folder / f"{name}.pub").write_text(public.hex() + "\n", encoding="utf-8")
 
 
 def read_publics(folder: str | Path, hospitals: int) -> dict[int, bytes]:

@@ -80,7 +80,7 @@ class Credentials:
                     raise InputError(f"{beside} is where the certificate of --identity {path} goes: name another file")
                 made = cls.make(name)
                 write_key(path, made.key + made.certificate.encode())
-                beside.write_text(made.certificate)
+                beside.write_text(made.certificate, encoding="utf-8")
                 return made
             pem = read_key(path)
         except OSError as error:
@@ -114,7 +114,7 @@ def fingerprint(certificate: str) -> str:
 def read_certificate(path: str | Path) -> str:
     """The PEM certificate in a file. Raises InputError for a missing file and for one with anything else in it."""
     try:
-        certificate = Path(path).read_text()
+        certificate = Path(path).read_text(encoding="utf-8")
         x509.load_pem_x509_certificate(certificate.encode())
         fingerprint(certificate)
     except OSError as error:
