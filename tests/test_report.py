@@ -108,8 +108,9 @@ def test_report_says_all_that_a_privacy_statement_needs(report, results):
             assert "| **private** |" in line and f"{worst['prv']:.2f}" in line
             assert ("mean over hospitals" in line) == (name == "FPDP")  # after the worst, never alone
     for said in (
-        "one image of one patient",
-        "added or removed",
+        "one patient, with all of their images",
+        "pixel-identical images are one patient's",
+        "one patient added or removed",
         "Poisson, rate 0.03413, 3001 steps",
         "Gaussian noise 1.15 times",
         "10.83 (classic RDP)",  # the golden number, with the mean features' small part
@@ -225,7 +226,9 @@ def test_a_trusted_curator_is_called_one(results, tmp_path):
     bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
     own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
     own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": bound.choice.record()}
-    own["statement"] = privacy_statement(bound, charged=[5862], patients=results["patients"]["train"], seeded=False)
+    own["statement"] = privacy_statement(
+        bound, charged=[5862], patients=results["patients"]["train"], seeded=False, data="aptos"
+    )
     results["settings"]["CDP"] = results["settings"]["FSCDP"] | own
     facts = collect(put_back(composed(results), tmp_path), progress=False)
     assert facts["accounted"]["CDP"].private and "a trusted curator" in markdown(facts)

@@ -75,7 +75,7 @@ def train_targets(experiment: Experiment, name: str, count: int) -> Targets:
 
 
 def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: int = 0) -> np.ndarray:
-    """phi (count, N) of shadow heads, each trained on a random half of all patients; NaN for those in that half.
+    """phi (count, N) of shadow heads, each trained on a random half of all persons; NaN for those in that half.
 
     The halves come in complementary pairs, so half of the models were trained without any given patient. Raises
     InputError for an odd count or fewer than 4, and for any model but the head: others are too slow to train in bulk.
@@ -85,15 +85,18 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)
+    _, person, images = np.unique(experiment.dataset.person, return_inverse=True, return_counts=True)
+    images_of = np.split(person.argsort(kind="stable"), images.cumsum()[:-1])
     patients = []
     for _ in range(count // 2):  # the attacker need not know who is in which hospital
-        for half in np.array_split(rng.permutation(len(experiment.dataset)), 2):
-            patients.append(np.array_split(half, plan.hospitals))
+        for half in np.array_split(rng.permutation(len(images_of)), 2):
+            hospitals = np.array_split(half, plan.hospitals)
+            patients.append([np.concatenate([images_of[one] for one in own]) for own in hospitals])
     x, phi, classes = F.pad(experiment.features, (0, 1), value=1.0), [], len(experiment.dataset.grades)
     for first in range(0, count, TOGETHER):
         some = patients[first : first + TOGETHER]
         terms = (experiment.features, experiment.labels, some, plan.setting, plan.choice)
-        heads = train_heads(*terms, classes=classes, seed=seed + first)
+        heads = train_heads(*terms, classes=classes, seed=seed + first, person=person)
         phi += [confidence(x @ head.T, experiment.dataset.labels) for head in heads]
     for own, members in zip(phi, patients, strict=True):
         own[np.concatenate(members)] = np.nan
@@ -110,16 +113,18 @@ def train_heads(
     *,
     classes: int = 5,
     seed: int = 0,
+    person: np.ndarray | None = None,
 ) -> Tensor:
     """Linear heads (M, classes, p + 1) for the features (N, p) as they are, the bias last, all trained in lock-step.
 
-    patients  for each of M models the indices of its hospitals' patients
+    patients  for each of M models the indices of its hospitals' patients' images
+    person    int (N,), 0 … P-1: who each image belongs to; by default everybody has one
 
     In C, CDP and FSCDP the hospitals' samples and noises add up to one sample and one noise of sigma C, so a model is
     one group. In F and FPDP every hospital that takes part in a round is a group with a model and noise of its own.
     """
     with threads(1):
-        return _Crowd(features, labels, patients, setting, choice, classes, seed).train()
+        return _Crowd(features, labels, patients, setting, choice, classes, seed, person).train()
 
 
 class _Crowd:
@@ -128,12 +133,17 @@ class _Crowd:
     Parameters are (G, classes, p + 1) for G groups of patients; a batch of groups stands where Training has one task.
     """
 
-    def __init__(self, features, labels, patients, setting: Setting, choice: Choice, classes: int, seed: int):
+    def __init__(self, features, labels, patients, setting: Setting, choice: Choice, classes: int, seed: int, person):
         self.setting, self.choice, self.features = setting, choice, features
         self.onehot, self.squares = F.one_hot(labels, classes).float(), features.square().sum(1)
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.models, self.local = len(patients), setting.local_steps > 1
         self.hospitals = patients if self.local else [[np.concatenate(own)] for own in patients]
+        self.person = np.arange(len(features)) if person is None else person
+        self.images = np.bincount(self.person)  # of each person
+        if len(self.images) < len(self.person):  # groups are of persons then, and a sample has one image of each
+            self.hospitals = [[np.unique(self.person[images]) for images in own] for own in self.hospitals]
+        self.by_person, self.first = self.person.argsort(kind="stable"), self.images.cumsum() - self.images
         self.population = torch.tensor([sum(map(len, own)) for own in patients], dtype=torch.float32)[:, None, None]
         self.mean, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
         if choice.mean_noise_multiplier is not None:
@@ -172,7 +182,7 @@ class _Crowd:
         """Algorithm 1, lines 8 to 13, for every group at its own parameters w (G, classes, p + 1)."""
         position, there = poisson_samples(np.array([len(own) for own in groups]), self.setting.sample_rate, self.rng)
         starts = np.cumsum([0, *map(len, groups)])[:-1, None]
-        index = torch.from_numpy(np.concatenate(groups)[starts + position])
+        index = torch.from_numpy(self._one_image(np.concatenate(groups)[starts + position]))
         # an input is a (x - m): the products are taken with x as it is, so that the batch is read twice and not more
         x = self.features.index_select(0, index.flatten()).view(*index.shape, -1)
         m, a = self.mean[model], self.stretch
@@ -190,9 +200,15 @@ class _Crowd:
             sums += self.setting.noise_multiplier * clip * torch.randn(sums.shape, generator=self.noise)
         return sums
 
+    def _one_image(self, people: np.ndarray) -> np.ndarray:
+        """An image of each person, drawn evenly from its own, as ``Hospital`` does."""
+        if len(self.images) == len(self.person):  # everybody has one, which stands for its person
+            return people
+        return self.by_person[self.first[people] + (self.rng.random(people.shape) * self.images[people]).astype(int)]
+
     def _means(self, patients) -> Tensor:
         """The noisy mean features (M, p), as ``Training`` asks for them once."""
-        unit = unit_rows(self.features)
+        unit = unit_rows(self.features) / torch.from_numpy(self.images[self.person]).float()[:, None]
         sums = torch.stack([unit[np.concatenate(own)].sum(0) for own in patients])
         if self.setting.private:
             sums += self.choice.mean_noise_multiplier * torch.randn(sums.shape, generator=self.noise)

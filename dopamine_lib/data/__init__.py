@@ -10,6 +10,13 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.files import MARKERS
 
 SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
+_NO_NUMBERS = "no patient numbers are published, so every image counts as one patient's"
+#: Who is one patient in each source: what a bound per patient rests on.
+PATIENTS = {name: _NO_NUMBERS for name in SOURCES} | {
+    "synthetic": "everybody has one image",
+    "aptos": "pixel-identical images are one patient's; no patient numbers are published, so two eyes of one patient "
+    "count as two patients",
+}
 #: Side of an image in pixels; SqueezeNet's pooling leaves no pixel of a smaller one.
 MIN_SIZE, MAX_SIZE = 16, 1024
 

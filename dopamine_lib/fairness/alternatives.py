@@ -55,6 +55,7 @@ def perturbed_head(
         delta=options.delta,
         randomness=randomness,
         before=None if target is None else MEAN_NOISE,
+        person=dataset.person,
         run=run,
     )
     logits = torch.from_numpy(clip_rows(centred[experiment.test], RADIUS)) @ head.weights.double().T

@@ -46,9 +46,11 @@ class BalancedHead(HeadTask):
         self.scales = math.sqrt(1 - counts), math.sqrt(counts)
 
     def feature_sum(self, index: Tensor) -> Tensor:
-        """The sum (p + classes,) of the module's vectors; one patient moves it by at most 1."""
+        """The sum (p + classes,) of the module's vectors; one person moves it by at most 1."""
         a, b = self.scales
-        return torch.cat([a * super().feature_sum(index), b * self.onehot[index].sum(0)])
+        return torch.cat(
+            [a * super().feature_sum(index), b * (self.onehot[index] * self.shares(index)[:, None]).sum(0)]
+        )
 
     def centre_on(self, mean: Tensor) -> None:
         """Take the noisy mean features and class counts, both per patient, from the released (p + classes,)."""

@@ -4,10 +4,11 @@ Another way to a private head. Multinomial logistic regression on features x of 
 
     J(W) = sum over patients of loss(W; x, y)  +  L / 2 |W|^2,
 
-has one minimiser. How far can one patient move it? Let J' = J + loss_z have the minimiser W' and J have W. The
-gradient of J' at W' is zero, so J's there is minus the new patient's: |grad J(W')| = |grad loss_z(W')| <= G. J is
-L-strongly convex and grad J(W) = 0, so L |W - W'| <= |grad J(W') - grad J(W)| <= G: the minimiser moves by at most
-G / L. A patient's gradient is e (x, 1)^T with the error e = softmax - onehot, whose norm is below sqrt(2); so
+has one minimiser; the loss of a patient with several images is their mean. How far can one patient move it? Let
+J' = J + loss_z have the minimiser W' and J have W. The gradient of J' at W' is zero, so J's there is minus the new
+patient's: |grad J(W')| = |grad loss_z(W')| <= G. J is L-strongly convex and grad J(W) = 0, so
+L |W - W'| <= |grad J(W') - grad J(W)| <= G: the minimiser moves by at most G / L. A patient's gradient is e (x, 1)^T
+with the error e = softmax - onehot, whose norm is below sqrt(2), or a mean of such; so
 G = sqrt(2) R and the sensitivity is
 
     sqrt(2) R / L,    plus  2 t / L  for answers that are only exact to a gradient of norm t.
@@ -60,21 +61,24 @@ def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
     return rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True) / radius)
 
 
-def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: float) -> np.ndarray:
+def solve(
+    rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: float, shares: np.ndarray | None = None
+) -> np.ndarray:
     """The minimiser (classes, p + 1) of J, to a gradient of norm ``TOLERANCE``, by L-BFGS.
 
-    rows float64 (N, p + 1), labels int (N,). Raises RuntimeError if the solver stops earlier: the bound would
-    not hold for its answer.
+    rows float64 (N, p + 1), labels int (N,), shares (N,): a row's part in its patient's loss, by default all of it.
+    Raises RuntimeError if the solver stops earlier: the bound would not hold for its answer.
     """
     onehot = np.eye(classes)[labels]
+    shares = np.ones(len(rows)) if shares is None else shares
 
     def objective(flat):
         weights = flat.reshape(classes, -1)
         logits = rows @ weights.T
         logits -= logits.max(1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(1))
-        loss = log_sum.sum() - (logits * onehot).sum() + regularisation / 2 * (flat @ flat)
-        error = np.exp(logits - log_sum[:, None]) - onehot
+        loss = shares @ (log_sum - (logits * onehot).sum(1)) + regularisation / 2 * (flat @ flat)
+        error = shares[:, None] * (np.exp(logits - log_sum[:, None]) - onehot)
         return loss, (error.T @ rows + regularisation * weights).ravel()
 
     width = classes * rows.shape[1]
@@ -84,6 +88,18 @@ def solve(rows: np.ndarray, labels: np.ndarray, classes: int, regularisation: fl
     if np.linalg.norm(objective(found.x)[1]) > TOLERANCE:
         raise RuntimeError(f"L-BFGS stopped at {found.message}: not exact enough for the bound")
     return found.x.reshape(classes, -1)
+
+
+def person_shares(person: np.ndarray | None, own: np.ndarray) -> np.ndarray | None:
+    """1 over the number of images at ``own`` (n,) that are the same person's: float (n,); None without ``person``.
+
+    >>> person_shares(np.array([4, 4, 7]), np.array([0, 1, 2]))
+    array([0.5, 0.5, 1. ])
+    """
+    if person is None:
+        return None
+    _, whose, images = np.unique(person[own], return_inverse=True, return_counts=True)
+    return 1 / images[whose]
 
 
 @dataclass(frozen=True)
@@ -107,9 +123,10 @@ def output_perturbation(
     delta: float,
     randomness: Randomness,
     before: float | None = None,
+    person: np.ndarray | None = None,
     run: int = 0,
 ) -> Perturbed:
-    """Solve at every hospital, average, perturb: (epsilon, delta) for one patient's image added or removed.
+    """Solve at every hospital, average, perturb: (epsilon, delta) for one patient added or removed.
 
     features (N, p), labels (N,)  of all images
     hospitals       the training indices of each hospital; one array for a trusted curator
@@ -117,13 +134,15 @@ def output_perturbation(
     epsilon         None for the answer without noise
     before          noise multiplier of an earlier Gaussian release that counts as well, e.g. of the mean features:
                     Gaussians compose exactly, 1 / sigma^2 adds up (Dong, Roth, Su 2022, corollary 3.3)
+    person          (N,) who each image belongs to; by default everybody has one
     Raises InputError for arguments out of bounds, or if ``before`` alone spends epsilon.
     """
     moves, patients = sensitivity(regularisation, radius), sum(map(len, hospitals))
     answer = np.zeros((classes, features.shape[1] + 1))
     for own in hospitals:
         share = len(own) / patients
-        answer += share * solve(clip_rows(features[own], radius), labels[own], classes, share * regularisation)
+        rows, shares = clip_rows(features[own], radius), person_shares(person, own)
+        answer += share * solve(rows, labels[own], classes, share * regularisation, shares)
     weights = torch.from_numpy(answer).float()
     if epsilon is None:
         return Perturbed(weights, 0.0, moves)

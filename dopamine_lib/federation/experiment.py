@@ -94,10 +94,15 @@ class Experiment:
     def task(self, run: int = 0) -> Task:
         """The model with this run's initial weights, and its images."""
         net = build(self.options.model, len(self.dataset.grades), self.weights, self.options.public_seed + run)
-        if self.features is not None:
-            return HeadTask(net, self.features, self.labels)
         images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
-        return Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels)
+        if self.features is not None:
+            return self._of_persons(HeadTask(net, self.features, self.labels))
+        return self._of_persons(Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels))
+
+    def _of_persons(self, task: Task) -> Task:
+        """The task, told whose images it has."""
+        task.person = torch.from_numpy(np.array(self.dataset.person))
+        return task
 
     def training(
         self,
@@ -115,7 +120,7 @@ class Experiment:
         task, aggregation, hospital, server  other parts for the Training
         changes                              new values for fields of the plan, e.g. ``choice``
         """
-        plan, task = self.plan(name), self.task(run) if task is None else task
+        plan, task = self.plan(name), self.task(run) if task is None else self._of_persons(task)
         if changes or task.d != plan.d:
             plan = replace(plan, d=task.d, **changes)
         patients = self.patients if plan.setting.federated else [self.train]

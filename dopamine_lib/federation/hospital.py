@@ -9,20 +9,22 @@ from torch import Tensor
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.privacy.dpsgd import Task
-from dopamine_lib.privacy.randomness import Randomness
+from dopamine_lib.privacy.randomness import Randomness, Stream
 
 
 class Hospital:
     """One of K hospitals with its own patients.
 
     number    k, from 0
-    patients  int64 (N_k,), indices of its images in the task
+    patients  int64 (N_k,), indices of its patients' images in the task, which knows whose they are
     run       names the run, so that two runs from one seed draw different samples
     """
 
     def __init__(self, number: int, patients: np.ndarray, task: Task, plan: Plan, randomness: Randomness, run: int = 0):
         self.number, self.patients, self.task, self.plan, self.run = number, torch.as_tensor(patients), task, plan, run
         self.noise = plan.noise
+        _, whose, self._images = task.person[self.patients].unique(return_inverse=True, return_counts=True)
+        self._by_person = self.patients[whose.argsort(stable=True)]
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
         together = plan.setting.local_steps if plan.setting.local_steps > 1 else 32
@@ -32,7 +34,7 @@ class Hospital:
         return len(self.patients)
 
     def sample(self, step: int) -> Tensor:
-        """The Poisson sample of this step, indices into the task (line 8)."""
+        """The Poisson sample of this step, indices into the task (line 8): of a person that is drawn, one image."""
         return self._draw(step)[0]
 
     def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
@@ -73,12 +75,20 @@ class Hospital:
         number, at = divmod(step, self._block)
         if self._drawn != number:
             stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
-            present = stream.uniform(self._block * len(self)).view(self._block, -1) < self.plan.setting.sample_rate
-            who, sizes = self.patients[present.nonzero()[:, 1]], present.sum(1)
+            people = len(self._images)
+            present = stream.uniform(self._block * people).view(self._block, -1) < self.plan.setting.sample_rate
+            who, sizes = self._one_image(present.nonzero()[:, 1], stream), present.sum(1)
             self._samples = who.split(sizes.tolist())
             self._noises = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)
             self._drawn = number
         return self._samples[at], self._noises[at]
+
+    def _one_image(self, people: Tensor, stream: Stream) -> Tensor:
+        """An image of each of ``people``, drawn evenly from the person's own: so no person adds more than C."""
+        if len(self._images) == len(self.patients):  # everybody has one
+            return self._by_person[people]
+        first = self._images.cumsum(0) - self._images
+        return self._by_person[first[people] + (stream.uniform(len(people)) * self._images[people]).long()]
 
 
 def local_change(

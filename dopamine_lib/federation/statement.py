@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dopamine_lib.data import PATIENTS
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -42,11 +43,15 @@ def not_covered(model: str) -> tuple[str, ...]:
     return (
         f"choices: {TUNING[model]}",
         "other models trained on the same patients, which spend theirs besides",
-        "several images of one patient (the bound is then for a group)",
         "test patients: their scores, of every epoch too, are exact",
         "hospital sizes",
         "how long anything takes",
     )
+
+
+def unit(data: str) -> str:
+    """Whom a bound on this data protects: a step samples persons, and takes one image of each."""
+    return f"one patient, with all of their images, of which a step takes one at most ({PATIENTS[data]})"
 
 
 def in_words(bound: dict[str, float | None]) -> str:
@@ -60,6 +65,7 @@ def privacy_statement(
     charged: Sequence[int],
     patients: int,
     seeded: bool,
+    data: str = "synthetic",
     model: str = "head",
     aggregation: str = "plain",
     apart: bool = False,
@@ -68,6 +74,7 @@ def privacy_statement(
 
     charged   noisy steps of each ledger: one for all patients where noise is shared, else one per hospital
     patients  N, training patients in all
+    data      one of ``data.SOURCES``, which knows who is one patient
     apart     whether every party was a process of its own
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
@@ -90,8 +97,8 @@ def privacy_statement(
             "hospitals, which bounds nobody"
         )
     lines = [
-        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: one patient's image. Neighbours: one "
-        "image added or removed (replacing one is both).",
+        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data)}. Neighbours: one "
+        "patient added or removed (replacing one is both).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
         f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
@@ -122,8 +129,8 @@ def privacy_statement(
         )
     rest = "; ".join(not_covered(model)) + ("" if bound.noise.discrete else "; rounding of floating-point noise")
     lines.append(
-        "After training the bound on the released model does not rest on encryption. It assumes honest hospitals, one "
-        "image per patient, and noise that nobody can predict."
+        "After training the bound on the released model does not rest on encryption. It assumes honest hospitals and "
+        "noise that nobody can predict."
     )
     lines.append(f"Not covered: {rest}.")
     return "\n".join(lines)

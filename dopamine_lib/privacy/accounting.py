@@ -3,7 +3,7 @@
 What happened is a ``DpEvent``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``; accountants interpret
 several of them composed. Opacus does the mathematics of the Gaussian: Renyi-DP under Poisson sampling (Mironov, Talwar,
 Zhang 2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding
-or removing one patient's image.
+or removing one patient, of whom a step takes one image at most.
 """
 
 import functools

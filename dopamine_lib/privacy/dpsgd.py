@@ -95,6 +95,8 @@ class Task:
 
     def __init__(self, net: nn.Module, inputs: Callable[[Tensor], Tensor], labels: Tensor, chunk: int | None = None):
         self.net, self.inputs, self.labels, self.chunk = net.eval(), inputs, labels, chunk
+        #: Who each image belongs to, int64 (N,): what one person adds to a sum is bounded, not what one image does.
+        self.person = torch.arange(len(labels))
         self.start = parameters_to_vector(net.parameters()).detach().clone()
         self._keeper = BookKeeper(net)
 

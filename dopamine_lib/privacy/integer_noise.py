@@ -18,7 +18,7 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
     range     a total beyond the range wraps around. That is post-processing of the noisy total, but a program that
               stopped there would give it away, so its probability is charged to delta all the same
 
-The sampler's own error is charged too. Neighbours differ by adding or removing one image.
+The sampler's own error is charged too. Neighbours differ by adding or removing one patient.
 """
 
 import functools

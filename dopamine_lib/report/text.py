@@ -4,7 +4,7 @@ import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.settings import setting
-from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered
+from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 PAGE = """<!doctype html>
@@ -129,13 +129,13 @@ def _epsilons(epsilon: dict | None) -> str:
 def _bounds(facts: dict, bounded: list) -> str:
     patients, model = facts["results"]["patients"]["train"], facts["options"].model
     rows = {
-        "unit": lambda one: "one image of one patient",
-        "adjacency": lambda one: "one image added or removed",
+        "unit": lambda one: unit(facts["options"].data),
+        "adjacency": lambda one: "one patient added or removed",
         "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
         "mechanism": _mechanism,
         "accountants": lambda one: in_words(one.epsilon),
         "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
-        "assumed": lambda one: "honest hospitals, one image per patient, noise that nobody can predict",
+        "assumed": lambda one: "honest hospitals, noise that nobody can predict",
         "not covered": lambda one: (
             "; ".join(not_covered(model)) + ("" if one.bound.noise.discrete else "; rounding of floating-point noise")
         ),

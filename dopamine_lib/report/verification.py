@@ -151,6 +151,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             charged=charged,
             patients=results["patients"]["train"],
             seeded=options.seed is not None,
+            data=options.data,
             model=options.model,
             aggregation=options.aggregation,
             apart=apart,
