@@ -44,9 +44,11 @@ def visit(chromium, address):
     """A function that opens the page in a browser of its own; at the end nothing may have been amiss."""
     opened = []
 
-    def open_page(**options):
+    def open_page(connect=None, **options):
         watched = Watched(chromium, **options)
         opened.append(watched)
+        if connect:
+            watched.page.route_web_socket(re.compile("/channels"), connect)
         watched.page.goto(address)
         watched.page.get_by_role("button", name="Choose a photograph").wait_for()
         return watched.page
@@ -86,11 +88,12 @@ def eyes():
     return files
 
 
-def upload(page, data: bytes, name: str = "eye.jpg") -> None:
-    """Choose a file, as with the mouse."""
+def upload(page, data: bytes | Path, name: str = "eye.jpg") -> None:
+    """Choose a file, as with the mouse: one that lies on disk, or bytes under a name."""
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a photograph").click()
-    chooser.value.set_files({"name": name, "mimeType": "application/octet-stream", "buffer": data})
+    file = data if isinstance(data, Path) else {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    chooser.value.set_files(file)
 
 
 def ask(page) -> None:
@@ -151,6 +154,34 @@ def test_bad_uploads_get_a_sentence_and_the_page_lives_on(visit, eyes):
     upload(page, eyes[1].data)
     ask(page)
     check_answer(page, eyes[1])
+
+
+@pytest.mark.slow
+def test_a_file_larger_than_the_server_lets_through_is_refused_and_the_page_lives_on(visit, tmp_path):
+    page, huge = visit(), tmp_path / "huge.png"
+    with open(huge, "wb") as file:
+        file.truncate(3 * MAX_UPLOAD)
+    for data, name, said in ((huge, "huge.png", "MiB is too much"), (b"x", "next.png", "not a PNG or JPEG image")):
+        upload(page, data, name)
+        page.get_by_role("alert").filter(has_text=f"{name}: ").filter(has_text=said).wait_for()
+
+
+@pytest.mark.slow
+def test_what_was_said_while_a_browser_was_connecting_is_said_again(visit):
+    visit().get_by_text("Ready. ").wait_for()  # the workers have started: a page is ready as soon as it is made
+    states = []
+
+    def connect(socket):
+        def pass_on(message):
+            if b"update_states" in message:  # what a browser begins with: as if it had been sent a little earlier
+                message = message.replace(b"Ready. ", b"Older. ")
+                states.append(message)
+            socket.send(message)
+
+        socket.connect_to_server().on_message(pass_on)
+
+    visit(connect=connect).get_by_text("Ready. ").wait_for()
+    assert states
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_a_file_that_is_not_a_picture_gets_a_sentence(refuses, data, said):
 
 def test_too_many_bytes_are_refused_unread(refuses, monkeypatch):
     monkeypatch.setattr(uploads, "open_image", None)
-    with refuses("eye.png: 32.0 MiB is too much; choose a file of at most 32 MiB"):
+    with refuses("eye.png: more than 32 MiB is too much; choose a smaller file"):
         read_upload(bytes(MAX_UPLOAD + 1), "eye.png")
 
 

@@ -32,9 +32,7 @@ def read_upload(data: bytes, name: str = "") -> Image.Image:
     if not len(data):
         raise InputError(f"{name}: an empty file; choose a PNG or JPEG photograph")
     if len(data) > MAX_UPLOAD:
-        raise InputError(
-            f"{name}: {len(data) / 2**20:.1f} MiB is too much; choose a file of at most {MAX_UPLOAD >> 20} MiB"
-        )
+        raise InputError(f"{name}: more than {MAX_UPLOAD >> 20} MiB is too much; choose a smaller file")
     with warnings.catch_warnings():
         # refused here, so Pillow need not warn of it
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

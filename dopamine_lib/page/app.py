@@ -134,6 +134,7 @@ def _server(folder: Path, host: str, port: int):
         template.mkdir(parents=True)
         (template / "conf.json").write_text(json.dumps({"base_template": "lab"}), encoding="utf-8")
     source = files("dopamine_lib").joinpath("assets/page.html.j2").read_text(encoding="utf-8")
+    source = source.replace("MAX_UPLOAD", str(MAX_UPLOAD))
     (folder / "voila" / "templates" / "page" / "index.html.j2").write_text(source, encoding="utf-8")
     _prepend("JUPYTER_PATH", str(folder))
     _prepend("PYTHONPATH", str(Path(__file__).parents[2]))  # a kernel starts in the private folder
