@@ -54,10 +54,13 @@ def sensitivity(regularisation: float, radius: float) -> float:
 def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
     """Features (N, p) with a 1 for the bias, each row scaled down to norm ``radius``: float64 (N, p + 1).
 
+    A row that is not finite becomes zeros, so that nobody's record decides whether there is an answer.
+
     >>> clip_rows(np.array([[2.0, 2.0]]), radius=1.5)  # the norm was 3
     array([[1. , 1. , 0.5]])
     """
     rows = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+    rows[~np.isfinite(rows).all(axis=1)] = 0
     return rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True) / radius)
 
 
