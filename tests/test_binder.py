@@ -18,7 +18,18 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST = "lab/tree/notebooks/00_start_here.ipynb"
 #: What the image does without: tests, homework's making and grading, the site; and Binder brings a JupyterLab.
 LEFT_OUT = {"furo", "hypothesis", "jupyter-server-mathjax", "jupyterlab", "mpmath", "myst-nb", "nbclient", "nbgrader"}
-LEFT_OUT |= {"nbval", "packaging", "playwright", "pytest", "pytest-timeout", "pyyaml", "ruff", "scikit-image", "sphinx"}
+LEFT_OUT |= {
+    "dp-accounting",
+    "nbval",
+    "packaging",
+    "playwright",
+    "pytest",
+    "pytest-timeout",
+    "pyyaml",
+    "ruff",
+    "scikit-image",
+    "sphinx",
+}
 
 
 def badge(repository: str) -> str:
