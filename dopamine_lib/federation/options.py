@@ -115,14 +115,15 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
 
     With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
     shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
-    and 3). Discrete noise is for noisy sums of hospitals, without the mean features.
+    and 3). Discrete noise is for noisy sums of hospitals, without the mean features. Raises InputError where the run
+    would end without a bound, or the accountant has none to calibrate by.
     """
     declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
     shares, discrete = options.shares(declared, len(sizes)), options.discrete(declared)
     if options.epsilon is not None and declared.private:
         declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
         choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)
-    return Plan(
+    plan = Plan(
         declared,
         replace(choice, mean_noise_multiplier=None) if discrete else choice,
         tuple(sizes) if declared.federated else (sum(sizes),),
@@ -136,3 +137,11 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
         accountant=options.accountant,
         seed=options.public_seed,
     )
+    if plan.setting.private and math.isinf(plan.bound.epsilon(plan.setting.steps)):
+        deltas = (10.0**exponent for exponent in range(-15, 0))
+        least = next((d for d in deltas if math.isfinite(replace(plan.bound, delta=d).epsilon(plan.setting.steps))), 1)
+        raise InputError(
+            f"delta is {options.delta:g}, but {name}'s noise has no bound below {least:g}: its own failures, such as "
+            "overflows, are likelier than that; take a larger delta"
+        )
+    return plan

@@ -116,6 +116,8 @@ def reproduce(
         if workers > 1:  # they load their libraries while this process reads the data
             pool = stack.enter_context(WorkerPool(shared_jobs, workers))
         experiment = Experiment.load(options, progress=progress)
+        for name in options.settings:  # refuses what would end without a bound, before anything is trained
+            experiment.plan(name)
         if pool is not None:
             pool.introduce({"options": asked, "out": str(out)})
         # a file of the same name with other weights is another experiment
