@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--runs", type=int, default=1, metavar="R", help="runs of each candidate (default: 1)")
     search.set_defaults(call=_tune)
 
-    account = commands.add_parser("epsilon", help="compute what DP-SGD spends, by three accountants")
+    account = commands.add_parser("epsilon", help="compute what DP-SGD spends, by four accountants")
     account.add_argument("--noise-multiplier", type=float, required=True, metavar="S", help="sigma")
     account.add_argument("--sample-rate", type=float, required=True, metavar="Q", help="Poisson sampling rate q")
     account.add_argument("--steps", type=int, required=True, metavar="T", help="noisy steps")
@@ -111,6 +111,7 @@ def _tune(arguments) -> None:
 
 
 def _epsilon(arguments) -> None:
+    from dopamine_lib.federation.statement import ACCOUNTANT_NAMES
     from dopamine_lib.privacy.accounting import SampledGaussian, epsilons
 
     event = SampledGaussian(arguments.noise_multiplier, arguments.sample_rate, arguments.steps)
@@ -118,10 +119,9 @@ def _epsilon(arguments) -> None:
     if arguments.json:
         print(json.dumps({"epsilon": spent, "delta": arguments.delta, **vars(event)}))
     else:
-        print(
-            f"epsilon {spent['rdp_classic']:.3f} (classic RDP)  {spent['rdp']:.3f} (improved RDP)  "
-            f"{spent['prv']:.3f} (PRV)  at delta {arguments.delta:g}"
-        )
+        numbers = {key: "-" if value is None else f"{value:.3f}" for key, value in spent.items()}
+        said = "  ".join(f"{numbers[key]} ({name})" for key, name in ACCOUNTANT_NAMES.items())
+        print(f"epsilon {said}  at delta {arguments.delta:g}")
 
 
 def _pretrain(arguments) -> None:

@@ -5,8 +5,7 @@ one run     many canaries, each put among the patients or left out by a fair coi
 many runs   the same release many times with and without one canary; ``checker`` counts, and its bound is compared here
             with all of the accountant's claims: a fault may break one of them long before the others
 
-Both can prove, at their confidence, that more was spent than accounted: a fault of the code, or of the accountant.
-Neither can prove that there is none: another canary or guess might have shown one.
+Both can prove a fault, and neither can prove that there is none: another canary or guess might have shown one.
 """
 
 from collections.abc import Sequence
@@ -124,8 +123,9 @@ class Claim:
 def claims(
     events: DpEvent | Sequence[DpEvent], deltas: Sequence[float] = DELTAS, accountant: str = "prv"
 ) -> tuple[Claim, ...]:
-    """What an accountant claims of ``events``, at several deltas; every claim must hold."""
-    return tuple(Claim(max(0.0, epsilon(events, delta, accountant)), delta) for delta in deltas)
+    """What an accountant claims of ``events``, at those of several deltas where it has a bound; all must hold."""
+    found = [(epsilon(events, delta, accountant), delta) for delta in deltas]
+    return tuple(Claim(spent, delta) for spent, delta in found if spent is not None)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,20 @@ from matplotlib.figure import Figure
 from dopamine_lib.errors import InputError
 from dopamine_lib.pictures import BLACK, BLUE, LIGHT_GREY, RED
 
-MARKS = {"rdp_classic": ("|", "classic RDP"), "rdp": ("2", "improved RDP"), "prv": ("D", "PRV")}
+MARKS = {"rdp_classic": ("|", "classic RDP"), "rdp": ("2", "improved RDP"), "prv": ("D", "PRV"), "pld": ("3", "PLD")}
 
 
 def draw_bounds(rows: list[dict], *, title: str = "empirical and accounted epsilon") -> Figure:
-    """One line per row, from the lower to the smallest upper bound: the true epsilon lies on it, but for bad luck.
+    """One line per row, from the lower to the smallest upper bound: the true epsilon lies on it.
 
-    rows  dicts with "name", "lower" (an audit's bound, or None) and "claimed" (epsilon by accountant)
+    rows  dicts with "name", "lower" (an audit's bound, or None) and "claimed" (epsilon by accountant, or None)
     Raises InputError without rows.
     """
     if not rows:
         raise InputError("there is nothing to draw: give at least one row")
+    rows = [
+        row | {"claimed": {key: value for key, value in row["claimed"].items() if value is not None}} for row in rows
+    ]
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):

@@ -95,7 +95,7 @@ def graded(experiment: Experiment, measure: Measure) -> np.ndarray:
     return np.array([probabilities(experiment, training) for training in runs])
 
 
-def group_epsilons(measure: Measure, boost: float, delta: float, accountant: str = "prv") -> dict[str, float]:
+def group_epsilons(measure: Measure, boost: float, delta: float, accountant: str = "prv") -> dict[str, float | None]:
     """Epsilon of the patients whom group-aware sampling favours, and of the others, who are drawn at q / boost."""
     setting, first = measure.setting, SampledGaussian(measure.choice.mean_noise_multiplier, 1.0, 1)
 

@@ -31,7 +31,7 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hospitals", type=int, default=10, metavar="K", help="how many; 10 in the paper")
     command.add_argument("--split", default="iid", metavar="NAME", help="iid (default), unequal, skewed, quality")
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
-    command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), rdp, rdp_classic")
+    command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")
 
 
 def chosen_options(arguments: argparse.Namespace) -> "Options":

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, DpEvent, SampledGaussian, epsilon
+from dopamine_lib.privacy.accounting import DpEvent, SampledGaussian, epsilon, epsilons
 from dopamine_lib.privacy.dpsgd import GaussianNoise
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
@@ -44,12 +44,12 @@ class Bound:
         return (*first, self.noise.event(steps, colluding))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:
-        """Epsilon by one accountant; None where that accountant has no bound for the noise."""
+        """Epsilon by one accountant, as ``accounting.epsilon``."""
         return epsilon(self.events(steps, colluding), self.delta, accountant)
 
     def epsilons(self, steps: int, colluding: int = 0) -> dict[str, float | None]:
-        """Epsilon by each accountant."""
-        return {accountant: self.epsilon(steps, accountant, colluding) for accountant in ACCOUNTANTS}
+        """Epsilon by each accountant; None where one has no bound."""
+        return epsilons(self.events(steps, colluding), self.delta)
 
     def adversaries(self, steps: int, in_clear: bool = False) -> dict[str, dict[str, float | None] | None]:
         """Epsilons against an outsider, the server, and one curious hospital, which can subtract its own share.

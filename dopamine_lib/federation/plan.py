@@ -69,8 +69,11 @@ class Plan:
             raise InputError("mean features have no discrete noise: with it take mean_noise_multiplier=None")
         if self.discrete and not (self.setting.private and self.setting.federated and self.setting.shared_noise):
             raise InputError(f"{self.setting.name} has no discrete noise: only noisy sums of hospitals can have it")
-        if self.discrete and self.accountant == "prv" and math.isfinite(self.budget):
-            raise InputError("discrete noise has no PRV, so no budget by it: take accountant rdp or rdp_classic")
+        if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
+            raise InputError(
+                f"discrete noise has no {self.accountant.upper()}, so no budget by it: take accountant rdp or "
+                "rdp_classic"
+            )
         if self.aggregation not in AGGREGATIONS:
             raise InputError(f"aggregation is '{self.aggregation}', but must be one of {', '.join(AGGREGATIONS)}")
         if not self.setting.federated and (self.hospitals != 1 or self.aggregation != "plain"):

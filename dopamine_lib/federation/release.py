@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.statement import in_words
-from dopamine_lib.privacy.accounting import ACCOUNTANTS, epsilon
+from dopamine_lib.privacy.accounting import epsilons
 
-#: Rate of false alarms at which a verdict says how many training patients an attack can recognise, and the share
-#: of them from which on it says that this promises next to nothing (epsilon 4.6 and more).
-FALSE_ALARMS, ALMOST_ALL = 0.01, 0.99
-#: Accountants of a folder: for its tens of thousands of unlike steps PRV takes more than a minute.
-COMPOSING = ("rdp_classic", "rdp")
+#: Epsilon beyond which a bound promises next to nothing: an attack with one false alarm in 22,000 could know everybody.
+PROMISES_LITTLE = 10
+#: Rate of false alarms at which a verdict says how many training patients an attack can recognise.
+FALSE_ALARMS = 0.01
 
 
 def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]], *, seeded: bool) -> dict:
@@ -45,9 +44,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
         for event in bounds[name].events(max(map(sum, zip(*charged[name], strict=True))), runs=len(charged[name]))
     ]
     delta = next(iter(bounds.values())).delta
-    together = (
-        {key: epsilon(events, delta, key) if key in COMPOSING else None for key in ACCOUNTANTS} if events else None
-    )
+    together = epsilons(events, delta) if events else None
     return {
         "private": bool(events) and not open_ and not seeded,
         "verdict": _verdict(private, open_, seeded, together, delta, sum(map(len, charged.values()))),
@@ -79,19 +76,15 @@ def _verdict(
         )
     spent = min(value for value in together.values() if value is not None)
     found = min(math.exp(min(spent, 700)) * FALSE_ALARMS + delta, 1 - math.exp(-spent) * (1 - delta - FALSE_ALARMS))
-    all_of_it = (
-        f"{models} model{'s' if models > 1 else ''} of {_names(private)}, epsilon {in_words(together)} together, at "
-        f"delta {delta:g}"
+    little = (
+        " That promises next to nothing: release fewer models, or train with --epsilon."
+        if spent > PROMISES_LITTLE
+        else ""
     )
-    if found > ALMOST_ALL:
-        return (
-            f"Private on paper only: {all_of_it}. That promises next to nothing: an attack that wrongly takes "
-            f"{FALSE_ALARMS:.0%} of other people for training patients could recognise {found:.1%} of the training "
-            "patients. Release fewer models, or train with --epsilon."
-        )
     return (
-        f"Private as a whole: {all_of_it}. Whatever the attack, if it wrongly takes {FALSE_ALARMS:.0%} of other people "
-        f"for training patients, it recognises {found:.1%} of the training patients at most."
+        f"Private as a whole: {models} model{'s' if models > 1 else ''} of {_names(private)}, together epsilon "
+        f"{in_words(together)} at delta {delta:g}. Of all ways to tell its training patients from other people, those "
+        f"that wrongly accuse {FALSE_ALARMS:.0%} of the others recognise {found:.1%} of the patients at most.{little}"
     )
 
 

@@ -1,14 +1,14 @@
-"""What a training run has spent: epsilon by three accountants, its inverse, and the ledger.
+"""What a training run has spent: epsilon by four accountants, its inverse, and the ledger.
 
 What happened is a ``DpEvent``: ``SampledGaussian`` here, ``SampledSkellam`` in ``integer_noise``; accountants interpret
 several of them composed. Opacus does the mathematics of the Gaussian: Renyi-DP under Poisson sampling (Mironov, Talwar,
-Zhang 2019) and the privacy random variable (PRV) accountant (Gopi, Lee, Wutschitz 2021). Neighbours differ by adding
-or removing one patient, of whom a step takes one image at most.
+Zhang 2019) and, in ``prv``, the privacy random variable; ``pld`` is the kit's own. Every answer is an upper bound, or
+None where an accountant has none. Neighbours differ by adding or removing one patient, of whom a step takes one image
+at most.
 """
 
 import functools
 import math
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,15 +16,21 @@ from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import gammaln, logsumexp
 
 from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_whole, check_within
+from dopamine_lib.privacy.gaussian import MIN_SCALE, analytic_epsilon
+from dopamine_lib.privacy.pld import pld_epsilon
+from dopamine_lib.privacy.prv import prv_epsilon
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
+#: Larger ones, for the improved conversion: without them no epsilon below 0.1 comes out, however much the noise.
+LARGE_ORDERS = tuple(round(64 * 2 ** (i / 4)) for i in range(41))
 #: The whole ones, at which the moment is a finite sum and quick to compute.
-WHOLE = tuple(order for order in ORDERS if order == int(order))
-#: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv: numerical, an upper bound.
-ACCOUNTANTS = ("rdp_classic", "rdp", "prv")
+WHOLE = tuple(order for order in ORDERS + LARGE_ORDERS if order == int(order))
+#: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv and pld: numerical.
+ACCOUNTANTS = ("rdp_classic", "rdp", "prv", "pld")
 #: The most steps that can be accounted for, and the least noise multiplier that is searched for.
 MAX_STEPS = 10**7
 MIN_NOISE_MULTIPLIER = 0.2
@@ -39,12 +45,14 @@ class BudgetSpent(Exception):
 class DpEvent(Protocol):
     """A mechanism composed ``steps`` times, as the accountants see it.
 
-    orders  the Renyi orders at which ``rdp`` is known
-    prv     (sigma, q, steps) for the PRV accountant; None for a mechanism that it cannot interpret
+    orders        the Renyi orders at which ``rdp`` is known
+    large_orders  more of them, for the improved conversion alone
+    prv           (sigma, q, steps) for the numerical accountants; None for a mechanism that they cannot interpret
     """
 
     steps: int
     orders: tuple[float, ...]
+    large_orders: tuple[float, ...]
     prv: tuple[float, float, int] | None
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
@@ -73,7 +81,7 @@ class SampledGaussian:
     steps: int
     failure: float = 0.0
 
-    orders = ORDERS
+    orders, large_orders = ORDERS, LARGE_ORDERS
 
     def __post_init__(self):
         check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
@@ -84,7 +92,7 @@ class SampledGaussian:
 
     @property
     def prv(self) -> tuple[float, float, int]:
-        """What Opacus's PRV accountant calls this event."""
+        """What the numerical accountants know this event by."""
         return self.noise_multiplier, self.sample_rate, self.steps
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
@@ -110,19 +118,28 @@ class SampledGaussian:
 def _rdp_per_step(noise_multiplier: float, sample_rate: float, orders: tuple = ORDERS) -> np.ndarray:
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders)))
+    small = [order for order in orders if order < LARGE_ORDERS[0]]
+    large = [large_order_rdp(noise_multiplier, sample_rate, order) for order in orders[len(small) :]]
+    return np.append(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=small), large)
 
 
-@functools.lru_cache(maxsize=4096)
-def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    from opacus.accountants import PRVAccountant
+def large_order_rdp(noise_multiplier: float, sample_rate: float, order: int) -> float:
+    """Renyi-DP of one step at a whole order a >= 2, for q < 1 a sum of a + 1 terms (all at once, unlike Opacus's).
 
-    accountant = PRVAccountant()
-    accountant.history = list(history)
-    with np.errstate(divide="ignore"), warnings.catch_warnings():
-        # a mechanism that samples everybody (q = 1) takes the logarithm of 0; the search's first bound is coarse
-        warnings.simplefilter("ignore", UserWarning)
-        return float(accountant.get_epsilon(delta))
+    ln(sum over l of C(a, l) (1 - q)^(a - l) q^l e^(l (l - 1) / 2 sigma^2)) / (a - 1): Mironov, Talwar, Zhang 2019,
+    section 3.3.
+    """
+    if sample_rate == 1:
+        return order / (2 * noise_multiplier**2)
+    here, log_choose = _log_choose(order)
+    log_weight = (order - here) * math.log1p(-sample_rate) + here * math.log(sample_rate)
+    return max(0.0, logsumexp(log_choose + log_weight + here * (here - 1) / (2 * noise_multiplier**2)) / (order - 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _log_choose(order: int) -> tuple[np.ndarray, np.ndarray]:
+    here = np.arange(order + 1.0)
+    return here, gammaln(order + 1) - gammaln(here + 1) - gammaln(order - here + 1)
 
 
 def rdp_epsilon(rdp: np.ndarray, orders: tuple[float, ...], delta: float, improved: bool = False) -> np.ndarray:
@@ -149,7 +166,8 @@ def epsilon(
 ) -> float | None:
     """Epsilon at ``delta`` of one event, or of several composed; infinity where delta is too small for any.
 
-    accountant  one of ``ACCOUNTANTS``; the result is None for "prv" where an event has no PRV
+    accountant  one of ``ACCOUNTANTS``; the result is None where "prv" or "pld" has no bound: for an event that it
+                cannot interpret, a delta that rounding would drown, or too much work
     orders      of Renyi-DP, by default all that the events have in common: every order gives a bound and the least is
                 taken, so fewer orders give a valid but looser one
     Raises InputError for delta outside (0, 1) or an unknown accountant. FSCDP's 10.83 of Figure 1:
@@ -157,30 +175,90 @@ def epsilon(
     >>> round(epsilon(SampledGaussian(noise_multiplier=1.15, sample_rate=100 / 2930, steps=3001), delta=1e-4), 2)
     10.83
     """
-    check_delta(delta)
     if accountant not in ACCOUNTANTS:
         raise InputError(f"accountant '{accountant}' is unknown; choose one of {', '.join(ACCOUNTANTS)}")
+    if accountant in ("rdp_classic", "rdp"):
+        return _spent(events, delta, functools.partial(_by_rdp, improved=accountant == "rdp", orders=orders))
+    return _spent(events, delta, {"prv": _by_prv, "pld": _by_pld}[accountant])
+
+
+def epsilons(events: DpEvent | Iterable[DpEvent], delta: float) -> dict[str, float | None]:
+    """Epsilon by each accountant; None where one has no bound, an infinite one included."""
     events = tuple(events) if isinstance(events, Iterable) else (events,)
-    if accountant == "prv" and any(event.prv is None for event in events):
-        return None
+    found = {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
+    return {key: None if value is not None and math.isinf(value) else value for key, value in found.items()}
+
+
+def group_epsilon(events: DpEvent | Iterable[DpEvent], images: int, delta: float) -> float | None:
+    """Tight epsilon at ``delta`` for a person with several images, each sampled independently at an event's rate.
+
+    By ``pld.pld_epsilon``, where the pair that dominates is derived; None where an event is not Gaussian. Raises
+    InputError for a number of images outside 1, 2, … 100. FSCDP's, for one image and for two:
+
+    >>> fscdp = SampledGaussian(noise_multiplier=1.15, sample_rate=100 / 2930, steps=3001)
+    >>> [round(group_epsilon(fscdp, images, delta=1e-4), 2) for images in (1, 2)]
+    [8.98, 22.31]
+    """
+    check_whole("number of images", images, 1, 100, "count those of one person")
+    return _spent(events, delta, functools.partial(_by_pld, images=images))
+
+
+def _spent(
+    events: DpEvent | Iterable[DpEvent], delta: float, bound: Callable[[tuple[DpEvent, ...], float], float | None]
+) -> float | None:
+    """``bound`` at what is left of ``delta`` once failures are paid for, with what the noise as it is drawn adds."""
+    check_delta(delta)
+    events = tuple(events) if isinstance(events, Iterable) else (events,)
     events = tuple(event for event in events if event.steps > 0)
     if not events:
         return 0.0
     left = functools.reduce(lambda left, event: event.delta_left(left), events, delta)
-    if left <= 0:
-        return math.inf
-    if accountant == "prv":
-        spent = _prv_epsilon(tuple(event.prv for event in events), left)
-    else:
-        known = set.intersection(*(set(event.orders) for event in events))
-        orders = tuple(order for order in orders or events[0].orders if order in known)
-        spent = float(rdp_epsilon(sum(event.rdp(orders) for event in events), orders, left, accountant == "rdp"))
+    spent = bound(events, left) if left > 0 else math.inf
+    if spent is None:
+        return None
     return functools.reduce(lambda spent, event: event.with_sampler(spent, delta, left), events, spent)
 
 
-def epsilons(events: DpEvent | Iterable[DpEvent], delta: float) -> dict[str, float | None]:
-    """Epsilon by each of the three accountants; None by "prv" where an event has no PRV."""
-    return {accountant: epsilon(events, delta, accountant) for accountant in ACCOUNTANTS}
+def _by_rdp(events: tuple[DpEvent, ...], delta: float, improved: bool, orders: tuple[float, ...] = ()) -> float:
+    known = [event.orders + (event.large_orders if improved else ()) for event in events]
+    common = set.intersection(*map(set, known))
+    orders = tuple(order for order in orders or known[0] if order in common)
+    return float(rdp_epsilon(sum(event.rdp(orders) for event in events), orders, delta, improved))
+
+
+def _by_prv(events: tuple[DpEvent, ...], delta: float) -> float | None:
+    history = _gaussians(events)
+    if history is None or _everybody(history):
+        return _by_pld(events, delta)
+    return prv_epsilon(history, delta, rough=_by_rdp(events, delta, improved=True))
+
+
+def _by_pld(events: tuple[DpEvent, ...], delta: float, images: int = 1) -> float | None:
+    history = _gaussians(events)
+    if history is None:
+        return None
+    if _everybody(history):  # exact: all steps are one release, to which a person's images add up
+        sigma = history[0][0] / images
+        return analytic_epsilon(sigma, delta) if sigma >= MIN_SCALE else math.inf
+    return pld_epsilon(history, delta, images)
+
+
+def _gaussians(events: tuple[DpEvent, ...]) -> tuple[tuple[float, float, int], ...] | None:
+    """(sigma, q, steps), equal ones added up and those at q = 1 made one; None where an event is something else."""
+    if any(event.prv is None for event in events):
+        return None
+    steps, precision = {}, 0.0
+    for sigma, q, times in (event.prv for event in events):
+        if q == 1:  # Dong, Roth, Su 2022, corollary 3.3
+            precision += times / sigma**2
+        else:
+            steps[sigma, q] = steps.get((sigma, q), 0) + times
+    once = ((1 / math.sqrt(precision), 1.0, 1),) if precision else ()
+    return once + tuple((sigma, q, times) for (sigma, q), times in steps.items())
+
+
+def _everybody(history: tuple[tuple[float, float, int], ...]) -> bool:
+    return len(history) == 1 and history[0][1:] == (1.0, 1)
 
 
 def noise_multiplier_for(
@@ -194,22 +272,37 @@ def noise_multiplier_for(
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
     before  what is spent besides
-    Raises InputError for a target that is not positive or that no sigma in [0.2, 1000] meets.
+    Raises InputError for a target that is not positive, that no sigma in [0.2, 1000] meets, or where the accountant
+    has no bound.
 
     >>> round(noise_multiplier_for(3.0, sample_rate=100 / 2930, steps=3001, delta=1e-4, accountant="rdp"), 2)
     2.61
     """
     check_epsilon(target)
 
-    def spent(sigma, accountant=accountant, orders=ORDERS):
-        return epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
+    def spent(sigma, accountant=accountant, orders=()):
+        bound = epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
+        return math.inf if bound is None else bound
 
-    quick = "rdp" if accountant == "prv" else accountant
+    if accountant == "prv":  # slow, and next to the PLD's
+        low = noise_multiplier_for(target, sample_rate, steps, delta, "pld", before)
+        if math.isinf(spent(low)):
+            raise InputError(_no_bound(accountant, delta, steps))
+        return _least_noise(spent, target, low, 1.01 * low)
+    quick = "rdp" if accountant == "pld" else accountant
     high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, MIN_NOISE_MULTIPLIER, 1.0)
-    # of the other orders only those next to the best whole one improve on that, a little; PRV improves a little more
+    # of the other orders only those next to the best whole one improve on that, a little; the PLD improves some more
     best = min(WHOLE, key=lambda order: spent(high, quick, (order,)))
-    near = tuple(order for order in ORDERS if abs(order - best) < 1)
+    near = tuple(order for order in ORDERS + LARGE_ORDERS if abs(order - best) < max(1, 0.3 * best))
     return _least_noise(lambda sigma: spent(sigma, orders=near), target, max(MIN_NOISE_MULTIPLIER, high / 2), high)
+
+
+def _no_bound(accountant: str, delta: float, steps: int) -> str:
+    others = ", ".join(other for other in ACCOUNTANTS if other != accountant)
+    return (
+        f"accountant {accountant} has no bound at delta {delta:g} for {steps} steps of this noise: "
+        f"take another ({others}), or a larger delta"
+    )
 
 
 def _least_noise(spent: Callable[[float], float], target: float, low: float, high: float) -> float:
@@ -221,15 +314,19 @@ def _least_noise(spent: Callable[[float], float], target: float, low: float, hig
         low, high = high, 2 * high
         if high > 1000:
             raise InputError(
-                f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps, or a larger epsilon or delta"
+                f"epsilon {target} needs a noise multiplier beyond 1000: take fewer steps, or a larger epsilon or "
+                "delta; accountant pld needs the least noise"
             )
     while spent(low) <= target:
         if low <= MIN_NOISE_MULTIPLIER:
             return low
         low, high = max(MIN_NOISE_MULTIPLIER, low / 2), low
     ends = math.log(low), math.log(high)
-    # nearly a straight line on logarithmic axes, so a few steps suffice
-    sigma = math.exp(brentq(lambda x: math.log(max(spent(math.exp(x)), 1e-12) / target), *ends, xtol=2e-4))
+
+    def excess(log_sigma):  # nearly a straight line on logarithmic axes, so a few steps suffice
+        return math.log(min(max(spent(math.exp(log_sigma)), 1e-12), 1e12) / target)
+
+    sigma = math.exp(brentq(excess, *ends, xtol=2e-4))
     while spent(sigma) > target:
         sigma *= 1.0002
     return min(sigma, high)
@@ -269,9 +366,11 @@ class Ledger:
     def charge(self, steps: int = 1) -> None:
         """Charge the next ``steps``. Raises BudgetSpent, charging nothing, if they would exceed the budget."""
         if self.charged + steps > self._affordable:
+            bound = self._bound(self.charged + steps, self.accountant)
+            spent = "an epsilon without a bound" if bound is None else f"epsilon {bound:.3f}"
             raise BudgetSpent(
-                f"{steps} more steps would spend epsilon {self._bound(self.charged + steps, self.accountant):.3f}, "
-                f"past the budget of {self.budget}: end here, or begin again with a larger one"
+                f"{steps} more steps would spend {spent}, past the budget of {self.budget}: end here, or begin again "
+                "with a larger one"
             )
         self.charged += steps
 
@@ -287,10 +386,13 @@ class Ledger:
         check_epsilon(self.budget)
 
         def spent(steps: int) -> float:
-            return self._bound(steps, self.accountant)
+            bound = self._bound(steps, self.accountant)
+            return math.inf if bound is None else bound
 
         if planned is not None and spent(planned) <= self.budget:
             return planned
+        if math.isinf(spent(1)):
+            raise InputError(_no_bound(self.accountant, self.delta, 1))
         if spent(0) > self.budget:
             return 0
         low, high = 0, 1024

@@ -219,7 +219,7 @@ class SampledSkellam:
     steps: int
     colluding: int = 0
 
-    orders, prv = ORDERS, None
+    orders, large_orders, prv = ORDERS, (), None
 
     def __post_init__(self):
         check_whole("number of steps", self.steps, 0, MAX_STEPS, "count the noisy steps")

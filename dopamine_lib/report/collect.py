@@ -131,7 +131,7 @@ def _overruled(one: Accounted, audits: list[dict]) -> Accounted:
     for row in audits:
         if row["setting"] == one.name and one.bound is not None:
             spent = replace(one.bound, delta=row["delta"]).epsilons(one.steps)
-            if row["epsilon"] > (spent["rdp"] if spent["prv"] is None else spent["prv"]):
+            if row["epsilon"] > min(value for value in spent.values() if value is not None):
                 why = f"an audit found an epsilon of at least {row['epsilon']:.2f} at delta {row['delta']:g}"
                 return replace(one, private=False, why=why)
     return one

@@ -133,7 +133,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     plan = _replayed(results, options, name)
     bound, charged = plan.bound, [plan.charged(run) for run in range(options.runs)]
     steps = sorted({steps for run in charged for steps in run})
-    for accountant in ACCOUNTANTS:  # the quick ones first: PRV takes long where the noise is absurd
+    for accountant in ACCOUNTANTS:
         spent = {count: bound.epsilon(count, accountant) for count in steps}
         each = [spent[count] for run in charged for count in run]
         mean = None if None in each else float(np.mean(each))
