@@ -13,7 +13,7 @@ EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetenso
 IMAGENET_FILE = "squeezenet1_1-b8a52dc0.pth"
 #: Files of which a folder with a data source has at least one, by source.
 MARKERS = {
-    "retinamnist": ("retinamnist.npz",),
+    "retinamnist": tuple(f"retinamnist{size}.npz" for size in ("", "_64", "_128", "_224")),
     "aptos": ("train.csv",),
     "mnist": ("MNIST/raw", "train-images-idx3-ubyte.gz"),
     "fashion-mnist": ("FashionMNIST/raw", "train-images-idx3-ubyte.gz"),

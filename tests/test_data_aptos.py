@@ -131,15 +131,15 @@ def _picture(width, height):
     "damage, said",
     [
         (lambda folder: (folder / "train.csv").unlink(), "train.csv: no such file"),
-        (_write("train.csv", b""), "no column diagnosis and id_code"),
-        (_write("train.csv", b"id_code,level\neye0,1\n"), "no column diagnosis;"),
+        (_write("train.csv", b""), "no column id_code or image; found nothing"),
+        (_write("train.csv", b"id_code,grade\neye0,1\n"), "no column diagnosis or level; found 'id_code', 'grade'"),
         (_write("train.csv", b"id_code,diagnosis\n\xff,1\n"), "train.csv: not a UTF-8 CSV file"),
         (_table(), "train.csv: no rows"),
         (_table("eye0,5"), "line 2: diagnosis '5' is not a grade; use an integer from 0 to 4"),
         (_table("eye0,1", "eye1,-1"), "line 3: diagnosis '-1'"),
-        (_table("eye0,2.0"), "diagnosis '2.0'"),
+        (_table("eye0,2.5"), "diagnosis '2.5'"),
         (_table("eye0,mild"), "diagnosis 'mild'"),
-        (_table("eye0"), "diagnosis None"),
+        (_table("eye0"), "diagnosis ''"),
         (_table("eye0,1", "eye0,1"), "line 3: id_code 'eye0' occurs twice"),
         (_table("../eye0,1"), "id_code '../eye0' is not a file name"),
         (_table("..,1"), "id_code '..'"),
@@ -147,6 +147,14 @@ def _picture(width, height):
         (_table(r"a\eye0,1"), r"id_code 'a\\eye0'"),
         (_table(",1"), "id_code ''"),
         (_table("eye0,1", "eye99,1"), "eye99: no image with suffix .png, .jpg, .jpeg"),
+        (
+            lambda folder: (folder / "train_images").rename(folder / "images"),
+            "no such folder, nor train; found 'images'",
+        ),
+        (
+            lambda folder: (folder / "train.csv").rename(folder / "grades.csv"),
+            "no such file, nor trainLabels.csv; found",
+        ),
         (_table("eye0,1", "eye1,1"), "2 images of 1 persons are too few"),
         (_write("train_images/eye3.png", b"not a picture"), "eye3.png: not a PNG or JPEG image; give"),
         (_write("train_images/eye3.png", b""), "eye3.png: not a PNG or JPEG image; give"),
@@ -167,6 +175,81 @@ def test_aptos_bad_input(damage, said, make_aptos, tmp_path, monkeypatch, refuse
         load_aptos(folder, size=16)
     # only the pictures of readable sets are cached, and always completely
     assert [path.suffix for path in sorted(cache_dir().iterdir())] in ([], [".json", ".npy"])
+
+
+def _dialect(encoding="utf-8", **replaced):
+    def change(folder):
+        text = (folder / "train.csv").read_text()
+        for old, new in replaced.get("words", ()):
+            text = text.replace(old, new)
+        (folder / "train.csv").write_bytes(text.encode(encoding))
+
+    return change
+
+
+def _nest(folder):
+    inner = folder / "aptos2019-blindness-detection"
+    inner.mkdir()
+    (folder / "train.csv").rename(inner / "train.csv")
+    (inner / "train_images").mkdir()
+    (folder / "train_images").rename(inner / "train_images" / "train_images")
+    (folder / ".DS_Store").write_bytes(b"x"), (folder / "__MACOSX").mkdir()
+
+
+def _as_eyepacs(folder):
+    (folder / "train.csv").rename(folder / "trainLabels.csv")
+    text = (folder / "trainLabels.csv").read_text().replace("id_code,diagnosis", "image,level")
+    (folder / "trainLabels.csv").write_text(text)
+    (folder / "train_images").rename(folder / "train")
+
+
+def _capitals(folder):
+    for path in [*(folder / "train_images").iterdir()]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _dialect(words=[(",", ";")]),
+        _dialect(words=[(",", "\t")]),
+        _dialect(words=[(",", ", ")]),
+        _dialect(words=[("\n", "\r\n")]),
+        _dialect(words=[("\n", "\r")]),
+        _dialect(words=[(",", ";"), ("0\n", "0,0\n"), ("2\n", "2,0\n")]),
+        _dialect(words=[("2\n", "2.0\n"), ("3\n", "3. \n"), ("4\n", "4 \n")]),
+        _dialect(words=[("id_code,diagnosis", "ID_CODE , Diagnosis")]),
+        _dialect(words=[("id_code,", ",id_code,"), ("\neye", "\n0,eye")]),
+        _dialect(words=[("eye59,4\n", "eye59,4\n,\n  \n\n,\n")]),
+        *(_dialect(words=[(",0\n", f"{suffix},0\n")]) for suffix in (".png", ".JPG")),
+        *map(_dialect, ("utf-8-sig", "utf-16")),
+        _nest,
+        _as_eyepacs,
+        _capitals,
+    ],
+    ids="semicolons tabs spaces crlf cr 2,0 2.0 header index blank png JPG bom utf-16 nested eyepacs capitals".split(),
+)
+def test_a_folder_as_people_have_it_gives_the_same_data(change, make_aptos, tmp_path):
+    folder = make_aptos(tmp_path / "aptos")
+    expected = load_aptos(folder, size=16)
+    change(folder)
+    data = load_aptos(folder, size=16)
+    assert np.array_equal(data.labels, expected.labels) and np.array_equal(data.images, expected.images)
+
+
+def test_the_table_itself_is_not_its_folder(make_aptos, tmp_path, refuses):
+    with refuses("train.csv is a file; give the folder"):
+        load_aptos(make_aptos(tmp_path / "aptos") / "train.csv")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_a_damaged_cache_is_made_again(make_aptos, tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv("DOPAMINE_CACHE", str(tmp_path / "cache"))
+    folder = make_aptos(tmp_path / "aptos")
+    expected = np.array(load_aptos(folder, size=16).images)
+    (file,) = (tmp_path / "cache").glob(f"aptos-*{suffix}")
+    file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(load_aptos(folder, size=16).images, expected)
 
 
 def test_aptos_missing_and_empty_folders(tmp_path):

@@ -42,7 +42,7 @@ def test_only_wanted_members_are_unpacked(tmp_path):
         "train_images",
     ]
     assert (tmp_path / "aptos" / "train_images" / "a.png").read_bytes() == b"picture"
-    with pytest.raises(InputError, match="already there; remove it"):
+    with pytest.raises(InputError, match="already there; move it away"):
         unpack(tmp_path / "a.zip", tmp_path / "aptos")
 
 
@@ -176,4 +176,4 @@ def test_torchvision_whole(tmp_path, monkeypatch, capsys):
     assert run(capsys, "mnist", "--out", tmp_path)[0] == 0
     assert names(tmp_path / "mnist") == ["MNIST"]
     status, said = run(capsys, "mnist", "--out", tmp_path)
-    assert status == 2 and "already there; remove it" in said
+    assert status == 2 and "already there; move it away" in said

@@ -1,6 +1,8 @@
 """Loading by name, RetinaMNIST and the benchmarks: images, splits and refusals."""
 
+import ast
 import gzip
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from dopamine_lib.data import load
+import dopamine_lib
+from dopamine_lib.data import load, retinamnist
 from dopamine_lib.data.benchmarks import load_benchmark
 from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.retinamnist import load_retinamnist
 from dopamine_lib.errors import InputError
 
+LIBRARY = Path(dopamine_lib.__file__).parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 
 # --- loading by name -------------------------------------------------------------------------------------
@@ -72,8 +76,42 @@ def test_retinamnist_missing_or_another_file(tmp_path, refuses):
     with refuses("retinamnist.npz: no such file; get it with: python data_download.py"):
         load_retinamnist(tmp_path)
     np.savez(tmp_path / "retinamnist.npz", train_images=np.zeros(3))
-    with refuses("retinamnist.npz: md5 is", "remove it"):
+    with refuses("retinamnist.npz: md5 is", "move it elsewhere"):
         load_retinamnist(tmp_path)
+
+
+def test_retinamnist_in_the_sizes_that_medmnist_publishes_too(tmp_path, monkeypatch, refuses):
+    sizes = {name: size for name, (size, _) in retinamnist.FILES.items()}
+    assert list(sizes.values()) == [28, 64, 128, 224]
+    for name, size in sizes.items():
+        parts = {}
+        for part, n in (("train", 24), ("val", 4), ("test", 6)):
+            parts |= {f"{part}_images": np.full((n, size, size, 3), size, np.uint8), f"{part}_labels": np.zeros((n, 1))}
+        np.savez(tmp_path / name, **parts)
+        md5 = hashlib.md5((tmp_path / name).read_bytes()).hexdigest()
+        monkeypatch.setitem(retinamnist.FILES, name, (size, md5))
+    taken = {size: int(load_retinamnist(tmp_path, size=size).images.max()) for size in (28, 64, 100, 224, 300)}
+    assert taken == {28: 28, 64: 64, 100: 128, 224: 224, 300: 224}
+    alone = tmp_path / "downloads"
+    alone.mkdir()
+    (tmp_path / "retinamnist_224.npz").rename(alone / "retinamnist_224.npz")
+    for place in (alone, alone / "retinamnist_224.npz"):
+        data = load("retinamnist", place)
+        assert data.size == 28 and data.images.max() == 224 and data.sheet.checksum.startswith("md5:")
+
+
+@pytest.mark.parametrize("text", ["remove it", "remove the", "delete"])
+def test_nobody_is_told_to_delete_what_may_be_good(text):
+    sources = [*LIBRARY.rglob("*.py"), LIBRARY.parent / "data_download.py"]
+    strings = [
+        (path.name, node.value)
+        for path in sources
+        for parent in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(parent, ast.Raise | ast.Return)
+        for node in ast.walk(parent)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(strings) > 300 and not [found for found in strings if text in found[1]]
 
 
 # --- torchvision's benchmarks ----------------------------------------------------------------------------

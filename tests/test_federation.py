@@ -143,10 +143,6 @@ def test_the_loop_over_patients_is_the_matrix_products(task, clip):
     for w, groups in ((task.start[1:], group), (task.start, group[1:])):
         with pytest.raises(ValueError, match="length"):
             task.clipped_sums(w, index, clip, groups, 5)
-    task.norms[3] = math.nan
-    assert not torch.isfinite(task.clipped_sums(task.start, index[:1], 0.3)).any()  # seen, and not let through
-    task.norms[3] = math.inf
-    assert not task.clipped_sums(task.start, index[:1], 0.3).any()
 
 
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.9, False), (1.1, False)])

@@ -34,6 +34,7 @@ from dopamine_lib import __main__ as command_line
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.mpi.identities import make_identity
+from dopamine_lib.federation.settings import SETTINGS
 
 #: What stands for a word in capitals.
 MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": "0.03", "S": "1.15", "T": "3001"}
@@ -62,7 +63,7 @@ def alternatives(words) -> list[list[str]]:
 
 
 def meant(word: str) -> str:
-    return MEANT.get(word, "x" if re.fullmatch(r"[A-Z]{2,}", word) and word != "CDP" else word)
+    return MEANT.get(word, "x" if re.fullmatch(r"[A-Z]{2,}", word) and word not in SETTINGS else word)
 
 
 def read_by(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace | None:

@@ -1,9 +1,11 @@
 """A folder is a release: what everything in it spends together, and the statement's words."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from dopamine_lib.auditing.membership import most_true_positives
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.results import table
@@ -33,10 +35,20 @@ def test_five_runs_together_cost_what_composition_says(plans):
     five = released(plans, "FSCDP")
     by_hand = (SampledGaussian(40, 1, 5), SampledGaussian(1.15, 100 / 2930, 5 * 3001))
     assert five["epsilon"]["rdp_classic"] == pytest.approx(epsilon(by_hand, 1e-4), rel=1e-9)
-    assert five["epsilon"]["rdp_classic"] == pytest.approx(28.9, abs=0.05) and "next to nothing" in five["verdict"]
+    assert five["epsilon"]["rdp_classic"] == pytest.approx(28.9, abs=0.05)
+    assert five["verdict"].startswith("Private on paper only") and "5 models of FSCDP" in five["verdict"]
     every = released(plans, "CDP", "FPDP", "FSCDP")
     assert every["private"] and every["epsilon"]["rdp_classic"] == pytest.approx(84.06, abs=0.05)
     assert every["epsilon"]["rdp"] < every["epsilon"]["rdp_classic"]
+
+
+def test_the_verdict_says_what_an_attack_can_do(plans):
+    """At epsilon 1 the bound is that of membership attacks: e f + delta of the patients at f = 1 % false alarms."""
+    bound = replace(plans["FSCDP"], setting=SETTINGS["FSCDP"].with_noise(8.0)).bound
+    folder = release({"FSCDP": bound}, {"FSCDP": [[3001]]}, seeded=False)
+    most = float(most_true_positives(0.01, min(filter(None, folder["epsilon"].values())), 1e-4))
+    assert f"recognises {most:.1%} of the training patients at most" in folder["verdict"] and most < 0.1
+    assert folder["verdict"].startswith("Private as a whole: 1 model of FSCDP")
 
 
 def test_a_patient_is_in_one_hospital_in_all_runs(plans):

@@ -5,7 +5,8 @@ one run     many canaries, each put among the patients or left out by a fair coi
 many runs   the same release many times with and without one canary; ``checker`` counts, and its bound is compared here
             with all of the accountant's claims: a fault may break one of them long before the others
 
-Both can prove a fault, and neither can prove that there is none: another canary or guess might have shown one.
+Both can prove, at their confidence, that more was spent than accounted: a fault of the code, or of the accountant.
+Neither can prove that there is none: another canary or guess might have shown one.
 """
 
 from collections.abc import Sequence

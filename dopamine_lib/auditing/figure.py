@@ -9,7 +9,7 @@ MARKS = {"rdp_classic": ("|", "classic RDP"), "rdp": ("2", "improved RDP"), "prv
 
 
 def draw_bounds(rows: list[dict], *, title: str = "empirical and accounted epsilon") -> Figure:
-    """One line per row, from the lower to the smallest upper bound: the true epsilon lies on it.
+    """One line per row, from the lower to the smallest upper bound: the true epsilon lies on it, but for bad luck.
 
     rows  dicts with "name", "lower" (an audit's bound, or None) and "claimed" (epsilon by accountant, or None)
     Raises InputError without rows.

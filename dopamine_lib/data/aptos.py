@@ -1,11 +1,8 @@
 """APTOS 2019, the paper's data set: fundus images in Kaggle's layout, decoded once and memory-mapped."""
 
-import csv
 import hashlib
-import io
 import json
 import os
-import re
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +14,9 @@ from tqdm.auto import tqdm
 
 from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.folder import find_images, find_table, read_table
 from dopamine_lib.data.images import read_image
-from dopamine_lib.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-_LEVELS = {str(grade): grade for grade in range(len(GRADES))}
 _CACHE_VERSION = 1  # to be raised when the preprocessing changes
 _GET_IT = "get the data with: python data_download.py aptos"
 
@@ -29,22 +24,17 @@ _GET_IT = "get the data with: python data_download.py aptos"
 def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Dataset:
     """Load ``data_dir/train.csv`` and ``data_dir/train_images/ID.png`` (or .jpg, .jpeg).
 
+    ``data.folder`` says which other names and tables are understood.
+
     Images are uint8 (N, size, size, 3), preprocessed by ``images.read_image`` and memory-mapped from the
     kit's cache; labels are int64 (N,) in the order of ``train.csv``. Pixel-identical images count as one
     person. The seeded split is 2931/731 for the whole set and 80/20 for a part of it. Raises InputError, naming
     file and row, for anything missing, unreadable or out of range.
     """
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {_GET_IT}")
-    if not any(folder.iterdir()):
-        raise InputError(f"{folder}: the folder is empty; {_GET_IT}")
-    table = folder / "train.csv"
-    if not table.is_file():
-        raise InputError(f"{table}: no such file; {_GET_IT}")
+    table = find_table(Path(data_dir), _GET_IT)
     content = table.read_bytes()
-    ids, labels = _read_table(table, content)
-    files = _find_images(folder / "train_images", ids)
+    ids, labels = read_table(table, content)
+    files = find_images(table.parent, ids)
     images, hashes = _decode_or_reuse(files, size, content)
     # numbered in order of appearance, so that the split is the same at every image size
     number_of = {pixels: number for number, pixels in enumerate(dict.fromkeys(hashes))}
@@ -74,50 +64,6 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
     )
 
 
-def _read_table(table: Path, content: bytes) -> tuple[list[str], np.ndarray]:
-    """The ids and grades of train.csv, checked row by row."""
-    labels = {}
-    try:
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        missing = {"id_code", "diagnosis"} - set(rows.fieldnames or ())
-        if missing:
-            raise InputError(f"{table}: no column {' and '.join(sorted(missing))}; {_GET_IT}")
-        for row in rows:
-            where, name, grade = f"{table}, line {rows.line_num}", row["id_code"] or "", row["diagnosis"]
-            # a name of these characters cannot leave the image folder
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise InputError(
-                    f"{where}: id_code {name!r} is not a file name; use only letters, digits, '_', '-' and '.'"
-                )
-            if name in labels:
-                raise InputError(f"{where}: id_code {name!r} occurs twice; remove one of the rows")
-            if grade not in _LEVELS:
-                raise InputError(f"{where}: diagnosis {grade!r} is not a grade; use an integer from 0 to 4")
-            labels[name] = _LEVELS[grade]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: not a UTF-8 CSV file ({error}); {_GET_IT}") from None
-    if not labels:
-        raise InputError(f"{table}: no rows; {_GET_IT}")
-    return list(labels), np.array(list(labels.values()), dtype=np.int64)
-
-
-def _find_images(folder: Path, ids: list[str]) -> list[Path]:
-    """The image file of each id."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {_GET_IT}")
-    present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-    files = []
-    for name in ids:
-        found = [name + suffix for suffix in SUFFIXES if name + suffix in present]
-        if not found:
-            raise InputError(
-                f"{folder / name}: no image with suffix {', '.join(SUFFIXES)} for this id_code of train.csv; "
-                "add the file or remove the row"
-            )
-        files.append(folder / found[0])
-    return files
-
-
 def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.ndarray, list[str]]:
     """Pixels, memory-mapped uint8 (N, size, size, 3), and a hash of each image, from the cache or into it."""
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}\n".encode() + content)
@@ -126,8 +72,14 @@ def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.n
         key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     pixel_file = cache_dir() / f"aptos-{size}-{key.hexdigest()[:16]}.npy"
     hash_file = pixel_file.with_suffix(".json")
-    if not (pixel_file.exists() and hash_file.exists()):
+    try:
+        return _decoded(pixel_file, hash_file)
+    except (OSError, EOFError, ValueError):  # not there yet, or damaged from outside
         _decode(files, size, pixel_file, hash_file)
+    return _decoded(pixel_file, hash_file)
+
+
+def _decoded(pixel_file: Path, hash_file: Path) -> tuple[np.ndarray, list[str]]:
     return np.load(pixel_file, mmap_mode="r"), json.loads(hash_file.read_text(encoding="utf-8"))
 
 

@@ -77,7 +77,7 @@ def _three_channels(data: ArrayLike) -> np.ndarray:
 
 
 def _get_again(name: str) -> str:
-    return f"remove the folder and run: python data_download.py {name}"
+    return f"move them away and run: python data_download.py {name}"
 
 
 def _find_root(name: str, source: type, folder: Path) -> Path:

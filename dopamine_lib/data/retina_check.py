@@ -1,8 +1,9 @@
 """Does a picture look like a photograph of the retina at all? A model grades a picture of a cat, too.
 
 Two kinds of picture are known: as the camera takes it, a bright red-orange field in a dark surround; and after
-subtraction of a Gaussian blur (as APTOS 2019 is often distributed), a patterned field in a flat grey surround. The
-check sees only the form and colour of a thumbnail. It warns and does not refuse, and it is not a test of quality.
+subtraction of a Gaussian blur (as APTOS 2019 is often distributed), a patterned field in a flat grey surround, or one
+that fills the picture, where the subtraction leaves bright rims in the corners. The check sees only the form and
+colour of a thumbnail. It warns and does not refuse, and it is not a test of quality.
 """
 
 import numpy as np
@@ -23,7 +24,8 @@ _CORNERS = (slice(None, 3), slice(-3, None))
 def retina_warning(image: Image.Image) -> str | None:
     """A warning for a picture that does not look like a fundus photograph, None for one that does."""
     thumbnail = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
-    return None if _as_taken(thumbnail) or _blur_subtracted(thumbnail) else WARNING
+    known = _as_taken(thumbnail) or _blur_subtracted(thumbnail) or _blur_subtracted_to_the_rim(thumbnail)
+    return None if known else WARNING
 
 
 def _corners(thumbnail: np.ndarray) -> np.ndarray:
@@ -47,4 +49,17 @@ def _blur_subtracted(thumbnail: np.ndarray) -> bool:
         and corners.std(axis=1).max() < 6
         and np.abs(thumbnail[_FIELD].mean(axis=0) - 128).max() < 40
         and thumbnail[_FIELD].std() > 1
+    )
+
+
+def _blur_subtracted_to_the_rim(thumbnail: np.ndarray) -> bool:
+    """Each sixteenth of the picture near mid-grey on average, and the field a little warmer: other textures are not."""
+    blocks = thumbnail.reshape(4, SIDE // 4, 4, SIDE // 4, 3).mean(axis=(1, 3))
+    red, green, blue = thumbnail[_FIELD].mean(axis=0)
+    return bool(
+        np.abs(blocks - 128).max() < 32
+        and blocks.std(axis=(0, 1)).max() < 8
+        and 1 < thumbnail[_FIELD].std() < 20
+        and red > blue + 2
+        and red >= green >= blue - 1
     )

@@ -1,4 +1,4 @@
-"""RetinaMNIST: 1,600 small fundus images with five grades, from MedMNIST v2."""
+"""RetinaMNIST: 1,600 fundus images with five grades, from MedMNIST v2, which publishes them in four sizes."""
 
 import hashlib
 from pathlib import Path
@@ -14,25 +14,36 @@ FILE_NAME = "retinamnist.npz"
 URL = "https://zenodo.org/records/10519652/files/retinamnist.npz?download=1"
 MD5 = "bd4c0672f1bba3e3a89f0e4e876791e4"
 MAX_BYTES = 4_000_000
+#: All published files: the side of their images in pixels, and their checksum.
+FILES = {
+    FILE_NAME: (28, MD5),
+    "retinamnist_64.npz": (64, "afda852cc34dcda56f86ad2b2457dbcc"),
+    "retinamnist_128.npz": (128, "e48e916a24454daf90583d4e6efb1a18"),
+    "retinamnist_224.npz": (224, "eae7e3b6f3fcbda4ae613ebdcbe35348"),
+}
 
 
 def load_retinamnist(data_dir: str | Path, *, size: int = 28, seed: int = 0) -> Dataset:
-    """Load the published file, which is ``data_dir`` or in it, with the published split.
+    """Load a published file, which is ``data_dir`` or in it, with the published split.
+
+    Of several in a folder it takes the one with the smallest images of at least ``size`` pixels, or else the largest.
 
     The training images are the published 1,080 for training and 120 for validation, which are ``validation``;
-    the test images are the published 400. Images are uint8 (1600, size, size, 3), resized bilinearly from 28 by 28
-    pixels. ``seed`` changes nothing, because the split is published. Raises InputError where the file is missing
-    or is not the published one.
+    the test images are the published 400. Images are uint8 (1600, size, size, 3), resized bilinearly. ``seed`` changes
+    nothing, because the split is published. Raises InputError where the file is missing or is not a published one.
     """
     path = Path(data_dir)
     if path.is_dir():
-        path = path / FILE_NAME
+        here = [path / name for name in FILES if (path / name).is_file()]
+        fitting = [file for file in here if FILES[file.name][0] >= size]
+        path = (fitting or here[::-1] or [path / FILE_NAME])[0]
     if not path.is_file():
         raise InputError(f"{path}: no such file; get it with: python data_download.py retinamnist")
-    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    if md5 != MD5:
+    with open(path, "rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 not in {published for _, published in FILES.values()}:
         raise InputError(
-            f"{path}: md5 is {md5}, the published file has {MD5}; remove it and get it again with: "
+            f"{path}: md5 is {md5}, which no published file has ({FILE_NAME}: {MD5}); move it elsewhere and run: "
             "python data_download.py retinamnist"
         )
     with np.load(path, allow_pickle=False) as published:
@@ -52,7 +63,7 @@ def load_retinamnist(data_dir: str | Path, *, size: int = 28, seed: int = 0) -> 
         sheet=Datasheet(
             source="RetinaMNIST of MedMNIST v2 (Yang et al., 2023), Zenodo record 10519652",
             licence="CC BY 4.0",
-            checksum=f"md5:{MD5}",
+            checksum=f"md5:{md5}",
             notes=(
                 "published split; training = published training and validation images",
                 "no patient numbers are published, so every image counts as one person",

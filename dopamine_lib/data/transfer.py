@@ -107,7 +107,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: already there; remove it to fetch it again")
+        raise InputError(f"{target}: already there; move it away to fetch it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         # one folder down, because a temporary directory is closed to other users
@@ -136,7 +136,7 @@ def unpack_zip(archive: str | Path, target: str | Path, *, prefix: str, max_byte
                 with opened.open(member) as packed, open(path, "xb") as file:
                     shutil.copyfileobj(packed, file)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{archive}: damaged or encrypted zip ({error}); remove it and get it again") from None
+        raise InputError(f"{archive}: damaged or encrypted zip ({error}); move it away and get it again") from None
 
 
 def _refuse_unsafe(archive: str | Path, members: list[zipfile.ZipInfo], max_bytes: int, max_files: int) -> None:

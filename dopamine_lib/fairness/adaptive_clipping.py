@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.dpsgd import shorten_rows
 from dopamine_lib.privacy.head import HeadTask
 
 
@@ -84,12 +84,14 @@ class AdaptiveHead(HeadTask):
         check_within("max_grad_norm", max_grad_norm, 0, 1e6, "it is the unit of a message: take 1")
         clip = math.exp(w[-1])
         x, error = self._clipped_errors(w, index, math.inf)
+        error = error.double()
         norms = error.norm(dim=1) * self.norms[index]
-        error *= clip_factors(norms, clip)[:, None]
+        a = self.clip.gradient_scale
+        error = shorten_rows(error * (a / clip), norms * (a / clip), a).to(w.dtype)
         bits = (norms <= clip).to(w.dtype) - 0.5
         group = torch.zeros_like(index) if group is None else group
         counts = w.new_zeros(groups).index_add(0, group, bits)
-        sums = self._sums(x, error, group, groups) * (self.clip.gradient_scale / clip)
+        sums = self._sums(x, error, group, groups)
         return max_grad_norm * torch.cat([sums, self.clip.bit_scale * counts[:, None]], dim=1)
 
     def _matrix(self, w: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ G = sqrt(2) R and the sensitivity is
     sqrt(2) R / L,    plus  2 t / L  for answers that are only exact to a gradient of norm t.
 
 (The solver's W~ with |grad J(W~)| <= t lies within t / L of W.) Noise is Gaussian, calibrated exactly
-(``gaussian.analytic_sigma``). The bound is central: the party that solves holds the data. With hospitals, each
-solves for its own N_k patients at L N_k / N, and the mean weighted by N_k / N is released: a patient moves its
-hospital's answer by sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L again, so K shares of noise
-under secure aggregation give the same bound for one message. The sizes N_k are public and fixed, as in training.
-(Adding or removing a patient then means including or leaving out its loss, at the same weights.)
+(``gaussian.analytic_sigma``). The bound is central: the party that solves holds the data. With hospitals, each solves
+for its own N_k patients at L N_k / N, and the mean weighted by N_k / N is released: a patient moves its hospital's
+answer by sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L again, so K shares of noise under
+secure aggregation give that bound for one message, against the server and outsiders alike; a curious hospital
+subtracts its own share, and the others' patients have sqrt((K - 1) / K) of the noise left against it. The sizes N_k
+are public and fixed, as in training. (Adding or removing a patient then means including or leaving out its loss, at
+the same weights.)
 """
 
 import math
@@ -54,10 +56,13 @@ def sensitivity(regularisation: float, radius: float) -> float:
 def clip_rows(features: np.ndarray, radius: float) -> np.ndarray:
     """Features (N, p) with a 1 for the bias, each row scaled down to norm ``radius``: float64 (N, p + 1).
 
+    A row that is not finite becomes zeros, so that nobody's record decides whether there is an answer.
+
     >>> clip_rows(np.array([[2.0, 2.0]]), radius=1.5)  # the norm was 3
     array([[1. , 1. , 0.5]])
     """
     rows = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+    rows[~np.isfinite(rows).all(axis=1)] = 0
     return rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True) / radius)
 
 

@@ -6,10 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness, Stream
+
+
+class NotFinite(InputError):
+    """A model with a NaN or an infinity: training diverged, or whoever sent it means no good."""
 
 
 class Hospital:
@@ -111,10 +116,15 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     """The messages (d,) of hospitals of one task in a round, by number: lines 6 to 16.
 
     In Algorithm 1 a message is the noisy gradient sum; in F and FPDP it is the change of the model, weighted by the
-    hospital's patients.
+    hospital's patients. Raises NotFinite for such a w, before anything is computed from a patient.
     """
     if not hospitals:
         return {}
+    if not torch.isfinite(w).all():
+        raise NotFinite(
+            f"the model of round {round_number} has values that are not finite, and no patient is put to it: take a "
+            "smaller learning rate, or ask the server what it sent"
+        )
     plan, task = hospitals[0].plan, hospitals[0].task
     if plan.setting.local_steps > 1:
         return {h.number: h.local_change(w, round_number) * (len(h) / plan.population) for h in hospitals}

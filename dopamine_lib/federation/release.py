@@ -11,10 +11,9 @@ from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.statement import in_words
 from dopamine_lib.privacy.accounting import epsilons
 
-#: Epsilon beyond which a bound promises next to nothing: an attack with one false alarm in 22,000 could know everybody.
-PROMISES_LITTLE = 10
-#: Rate of false alarms at which a verdict says how many training patients an attack can recognise.
-FALSE_ALARMS = 0.01
+#: Rate of false alarms at which a verdict says how many training patients an attack can recognise, and the share
+#: of them from which on it says that this promises next to nothing (epsilon 4.6 and more).
+FALSE_ALARMS, ALMOST_ALL = 0.01, 0.99
 
 
 def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]], *, seeded: bool) -> dict:
@@ -76,15 +75,19 @@ def _verdict(
         )
     spent = min(value for value in together.values() if value is not None)
     found = min(math.exp(min(spent, 700)) * FALSE_ALARMS + delta, 1 - math.exp(-spent) * (1 - delta - FALSE_ALARMS))
-    little = (
-        " That promises next to nothing: release fewer models, or train with --epsilon."
-        if spent > PROMISES_LITTLE
-        else ""
+    all_of_it = (
+        f"{models} model{'s' if models > 1 else ''} of {_names(private)}, epsilon {in_words(together)} together, at "
+        f"delta {delta:g}"
     )
+    if found > ALMOST_ALL:
+        return (
+            f"Private on paper only: {all_of_it}. That promises next to nothing: an attack that wrongly takes "
+            f"{FALSE_ALARMS:.0%} of other people for training patients could recognise {found:.1%} of the training "
+            "patients. Release fewer models, or train with --epsilon."
+        )
     return (
-        f"Private as a whole: {models} model{'s' if models > 1 else ''} of {_names(private)}, together epsilon "
-        f"{in_words(together)} at delta {delta:g}. Of all ways to tell its training patients from other people, those "
-        f"that wrongly accuse {FALSE_ALARMS:.0%} of the others recognise {found:.1%} of the patients at most.{little}"
+        f"Private as a whole: {all_of_it}. Whatever the attack, if it wrongly takes {FALSE_ALARMS:.0%} of other people "
+        f"for training patients, it recognises {found:.1%} of the training patients at most."
     )
 
 

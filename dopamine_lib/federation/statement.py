@@ -27,8 +27,8 @@ APART["plain"] = "The server of this run added the messages in the clear: it saw
 ACCOUNTANT_NAMES = {"rdp_classic": "classic RDP", "rdp": "improved RDP", "prv": "PRV", "pld": "PLD"}
 #: Who chose learning rate, clipping norm and averaging, which no epsilon includes.
 TUNING = {
-    "head": "learning rate, clip and averaging were chosen on validation patients of APTOS-2019 and RetinaMNIST, which "
-    "belong to their training patients",
+    "head": "learning rate, clip, averaging and the mean features' noise were chosen on validation patients of "
+    "APTOS-2019 and RetinaMNIST, who are training patients held back and then trained on",
     "cnn": "learning rate and clip are starting values that nobody has tuned",
     "squeezenet": "learning rate and clip are the paper's authors', who do not say on whose images they chose them",
 }

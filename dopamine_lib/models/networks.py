@@ -8,6 +8,7 @@ No model uses batch normalisation: statistics over other patients would carry th
 Features are normalised image by image for the same reason.
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -252,7 +253,8 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
         key.update(np.ascontiguousarray(images[start : start + 512]))
     path = cache_dir() / f"features-{key.hexdigest()[:32]}.npy"
     if path.exists():
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        with contextlib.suppress(OSError, EOFError, ValueError):  # damaged from outside: computed again below
+            return torch.from_numpy(np.load(path, allow_pickle=False))
     net = backbone(weights, seed)
     features = torch.empty(len(images), FEATURES)
     for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):

@@ -10,9 +10,15 @@ instantiated  make G^T X for each sample, and use it twice: for the norm and for
 
 Once the factors f of all samples are known, a group's sum is (f G)^T X over its samples and positions at once, or f
 times the instantiated gradients. Nothing is differentiated a second time.
+
+The bound on a patient is a bound on these sums as they are rounded. An instantiated gradient is the very vector that
+is added, whatever was rounded before. With Gram matrices the norm is taken in float64, and what float32 can add to a
+sum of P products, P + 1 roundings of the products' own norm A = sum of |x_p| |g_p|, is added to it. Where A is many
+times the norm, because positions cancel, this would clip far too much: such a layer is instantiated, in float64.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +35,12 @@ MEMORY = 16
 CACHED = 2**18
 #: The same on a GPU, where launching a kernel costs more than memory does.
 CACHED_GPU = 2**24
+#: A / |G^T X| up to which Gram matrices do: about 2 in training.
+MOST_CANCELLED = 8
+#: The longest input for which they do: with it every number of a clipped gradient that counts has all its digits.
+LONGEST_INPUT = 2.0**100
+#: Squares of which float32 gives the sum to a millionth: 80 in each lane of a vector register.
+MOST_SQUARES = 640
 
 
 def cheaper_by_gram(positions: int, inputs: int, outputs: int) -> bool:
@@ -38,6 +50,19 @@ def cheaper_by_gram(positions: int, inputs: int, outputs: int) -> bool:
     (True, False)
     """
     return positions**2 * (inputs + outputs) <= MEMORY * inputs * outputs
+
+
+def matrix_norms(matrices: Tensor) -> Tensor:
+    """Norms float64 (B,) of matrices (B, O, m), exact to a millionth whatever their size.
+
+    >>> matrix_norms(torch.full((1, 100, 100), 1e30))
+    tensor([1.0000e+32], dtype=torch.float64)
+    """
+    if matrices.shape[2] <= MOST_SQUARES:  # at the price of float32
+        norms = torch.linalg.vector_norm(torch.linalg.vector_norm(matrices, dim=2).double(), dim=1)
+        if norms.isfinite().all():
+            return norms
+    return torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)  # where squares overflowed, too
 
 
 class _Anchor(torch.autograd.Function):
@@ -56,7 +81,10 @@ class _Anchor(torch.autograd.Function):
 
 @dataclass
 class _Kept:
-    """What is kept of a layer: X as ``inputs`` (B, P, D) and G as ``outputs`` (B, P, O), or ``gradients`` (B, O D)."""
+    """What is kept of a layer: X as ``inputs`` (B, P, D) and G as ``outputs`` (B, P, O), or ``gradients`` (B, O D).
+
+    squares  float64 (B,), the gradients' squared norms; not finite where a gradient is not, which is then kept as zeros
+    """
 
     squares: Tensor
     inputs: Tensor | None = None
@@ -83,13 +111,30 @@ class _Layer:
         if self.pointwise:  # a view: the images are in channels_last memory
             inputs = inputs.reshape(len(x), -1, self.depth)
         if cheaper_by_gram(outputs.shape[1], self.depth, self.out):
-            inputs = inputs if self.pointwise else self._in_weight_order(inputs)
-            products = torch.bmm(inputs, inputs.mT)
-            if self.module.bias is not None:
-                products += 1  # a bias is the weight of one more input, which is 1 everywhere
-            return _Kept((products * torch.bmm(outputs, outputs.mT)).sum((1, 2)), inputs=inputs, outputs=outputs)
-        gradients = self._instantiate(inputs, outputs).flatten(1)
-        return _Kept(torch.linalg.vector_norm(gradients, dim=1).square(), gradients=gradients)
+            kept = self._by_gram(inputs if self.pointwise else self._in_weight_order(inputs), outputs)
+            if kept is not None:
+                return kept
+            inputs, outputs = inputs.double(), outputs.double()
+        gradients = self._instantiate(inputs, outputs).to(x.dtype)
+        squares = matrix_norms(gradients).square()
+        if not squares.isfinite().all():
+            gradients[~squares.isfinite()] = 0
+        return _Kept(squares, gradients=gradients.flatten(1))
+
+    def _by_gram(self, inputs: Tensor, outputs: Tensor) -> _Kept | None:
+        """What to keep without instantiating; None where that is not exact enough for some sample, or not finite."""
+        x, g = inputs.double(), outputs.double()
+        products, derivatives = torch.bmm(x, x.mT), torch.bmm(g, g.mT)
+        if self.module.bias is not None:
+            products += 1  # a bias is the weight of one more input, which is 1 everywhere
+        longest = products.diagonal(dim1=1, dim2=2).amax()
+        products *= derivatives
+        uncancelled = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)  # A
+        norms = products.flatten(1).sum(1).clamp_min(0).sqrt()
+        if not (longest <= LONGEST_INPUT**2 and (uncancelled <= MOST_CANCELLED * norms).all()):
+            return None
+        rounding = (x.shape[1] + 1) * torch.finfo(inputs.dtype).eps / 2 * uncancelled
+        return _Kept((norms + rounding).square(), inputs=inputs, outputs=outputs)
 
     def add(self, total: Tensor, kept: _Kept, factors: Tensor, rows: slice) -> None:
         """Add the clipped gradients of the samples ``rows`` to ``total`` (d,)."""
@@ -151,16 +196,19 @@ class _Layer:
 class Book:
     """One batch after its forward and backward pass: the norm of every sample's gradient, and what the sums need.
 
-    norms  (B,)
+    norms  float64 (B,), not finite where a gradient is not
     """
 
     def __init__(self, kept: list[tuple[_Layer, _Kept]]):
         self._kept = kept
-        self.norms = sum(entry.squares for _, entry in kept).clamp_min(0).sqrt()
+        self.norms = sum(entry.squares for _, entry in kept).sqrt()
 
     def add_to(self, sums: Tensor, factors: Tensor, group: list[int]) -> None:
-        """Add factors[i] times sample i's gradient to row group[i] of ``sums`` (groups, d); ``group`` ascends."""
-        first = 0
+        """Add factors[i] times sample i's gradient to row group[i] of ``sums`` (groups, d); ``group`` ascends.
+
+        A sample without a finite norm needs the factor 0, as ``clip_factors`` gives it.
+        """
+        factors, first = factors.to(sums.dtype), 0
         while first < len(group):
             last = first + group[first:].count(group[first])
             for layer, entry in self._kept:
@@ -171,31 +219,40 @@ class Book:
 class BookKeeper:
     """Opens a ``Book`` for any batch of a net made of Conv2d (groups=1), Linear and layers without parameters.
 
-    A layer without parameters must treat every sample alone, or no per-sample gradient exists.
-    Raises InputError for any other layer and for parameters used twice.
+    Raises InputError for any other layer, for parameters used twice, and for a net that does not treat every sample
+    alone: no per-sample gradient exists then, and one patient moves all the others'. The last is tried out on noise,
+    with the first batch's shape.
     """
 
     def __init__(self, net: nn.Module):
-        self.net, self.layers = net, []
+        self.net, self.layers, self._tried = net, [], False
         start, seen = 0, set()
         for name, module in net.named_modules():
-            own = [p for p in module.parameters(recurse=False)]
+            own = dict(module.named_parameters(recurse=False))
+            what = f"layer '{name}' ({type(module).__name__})"
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # in whatever mode, with or without parameters
+                raise InputError(
+                    f"{what} has statistics of batches; replace it: nn.GroupNorm(…, affine=False) has none"
+                )
             if not own:
                 continue
-            what = f"layer '{name}' ({type(module).__name__})"
-            if type(module) not in (nn.Conv2d, nn.Linear) or getattr(module, "groups", 1) != 1:
+            plain = type(module) in (nn.Conv2d, nn.Linear) and own.keys() <= {"weight", "bias"}
+            if not plain or getattr(module, "groups", 1) != 1:
                 raise InputError(
                     f"{what} has no per-sample gradient here: Conv2d with groups=1, Linear and layers without "
                     "parameters have one; replace it"
                 )
-            if not seen.isdisjoint(own):
+            if not seen.isdisjoint(own.values()):
                 raise InputError(f"{what} shares parameters with another layer; give each layer its own")
-            seen.update(own)
+            seen.update(own.values())
             self.layers.append(_Layer(name, module, start))
             start = self.layers[-1].end
 
     def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Book:
         """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net."""
+        if not self._tried:
+            self._refuse_mixed_samples(parameters, x)
+            self._tried = True
         kept: dict[_Layer, _Kept] = {}
         anchor = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
         hooks = [layer.module.register_forward_hook(self._hook(layer, anchor, kept)) for layer in self.layers]
@@ -207,6 +264,22 @@ class BookKeeper:
             for hook in hooks:
                 hook.remove()
         return Book(list(kept.items()))
+
+    @torch.no_grad()
+    def _refuse_mixed_samples(self, parameters: dict[str, Tensor], like: Tensor) -> None:
+        """Raise InputError unless a sample's scores stay what they are beside others: usual, large and NaN."""
+        draws = torch.Generator().manual_seed(0)
+        one, usual, large = torch.randn(3, *like.shape[1:], generator=draws).to(like)
+        alone, *beside = (
+            functional_call(self.net, parameters, (torch.stack([one, other]),))[0]
+            for other in (one, usual, 1e3 * large, one * math.nan)
+        )
+        for scores in beside:
+            if not torch.allclose(scores, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max()), equal_nan=True):
+                raise InputError(
+                    "the net's scores of a sample depend on the others in its batch (or on chance), so that no sample "
+                    "has a gradient of its own; take out what averages or normalises over the batch"
+                )
 
     @staticmethod
     def _hook(layer: _Layer, anchor: Tensor, kept: dict) -> Callable:

@@ -22,15 +22,32 @@ from dopamine_lib.privacy.randomness import Stream
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
+#: Numbers below it have lost digits (they are subnormal), so that nothing is scaled by them.
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     """1 / max(1, norm / C) for each of the norms (B,): Algorithm 1, line 11.
 
-    >>> clip_factors(torch.tensor([0.5, 2.0]), max_grad_norm=1.0)
-    tensor([1.0000, 0.5000])
+    What has no finite norm counts as zero: whether a message fails must not tell who is in it. So does what is longer
+    than C by more than float32's range.
+
+    >>> clip_factors(torch.tensor([0.5, 2.0, math.inf, math.nan]), max_grad_norm=1.0)
+    tensor([1.0000, 0.5000, 0.0000, 0.0000])
     """
-    return 1 / (norms / max_grad_norm).clamp_min(1)
+    factors = 1 / (norms / max_grad_norm).clamp_min(1)
+    return torch.where(factors >= SMALLEST, factors, 0)  # not so for NaN
+
+
+def shorten_rows(rows: Tensor, norms: Tensor, max_grad_norm: float) -> Tensor:
+    """Rows (B, m) times the clip factors of ``norms`` (B,), float64 so that they are exact; zero where not finite.
+
+    >>> shorten_rows(torch.tensor([[3.0, 4.0], [math.nan, 0.0]]), torch.tensor([5.0, math.nan]).double(), 1.0)
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    clipped = (rows * clip_factors(norms, max_grad_norm)[:, None]).to(rows.dtype)
+    return torch.where(clipped.abs() >= SMALLEST, clipped, 0)
 
 
 def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -> float:
@@ -83,11 +100,12 @@ class GaussianNoise:
 class Task:
     """A classifier and its images as functions of a flat parameter vector w (d,).
 
-    net     module from a batch of inputs to logits, made of Conv2d, Linear and layers without parameters
+    net     module from a batch of inputs to logits, made of Conv2d, Linear and layers without parameters, which treats
+            every sample alone
     inputs  function from int64 indices (B,) to the net's inputs (B, ...)
     labels  int64 (N,)
     chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size
-    Everything is computed on w's device. Raises InputError for a net with other layers.
+    Everything is computed on w's device. Raises InputError for a net with other layers, or one that mixes samples.
     """
 
     #: Threads that training takes: a small model is faster on one. None for all.
@@ -110,9 +128,10 @@ class Task:
     ) -> Tensor:
         """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and line 13's sum.
 
-        w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d). An infinite
-        ``max_grad_norm`` clips nothing. An empty batch gives zeros. With w = 0 the gradient of the first of two
-        classes at x = 3 is (-1.5, 1.5) for W and (-0.5, 0.5) for b, of norm sqrt(5); here it is clipped to 1:
+        w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d). Whatever the image
+        and w, a sample's own vector is no longer than C (1 + 1e-6) in float32, and zero where its gradient is not
+        finite. An infinite ``max_grad_norm`` clips nothing. An empty batch gives zeros. With w = 0 the gradient of the
+        first of two classes at x = 3 is (-1.5, 1.5) for W and (-0.5, 0.5) for b, of norm sqrt(5); clipped to 1:
 
         >>> x, y = torch.tensor([[3.0], [0.0]]), torch.tensor([0, 1])
         >>> task = Task(nn.Linear(1, 2), lambda index: x[index], y)

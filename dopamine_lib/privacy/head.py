@@ -7,15 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dopamine_lib.privacy.dpsgd import Task, clip_factors
+from dopamine_lib.errors import InputError
+from dopamine_lib.privacy.dpsgd import Task, shorten_rows
 
 #: Centred features have norms of about 0.6; stretched by this, they train at the learning rates of uncentred ones.
 STRETCH = 2.0
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Features (N, p), each row shortened to norm 1 if it is longer."""
-    return features * clip_factors(features.norm(dim=1), 1.0)[:, None]
+    """Features (N, p), each row shortened to norm 1 if it is longer, and zero if it is not finite."""
+    finite = torch.where(_norms(features).isfinite()[:, None], features, 0)
+    return shorten_rows(finite, _norms(finite), 1.0)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Norms (N,) of rows (N, p) in float64: exact, and without overflow."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
 
 def for_raw_features(matrix: Tensor, mean: Tensor, stretch: float) -> Tensor:
@@ -63,7 +70,10 @@ class HeadTask(Task):
 
         Features of different patients are alike. What they share takes up most of every gradient's norm, and clipping
         and noise are relative to that norm: without the shared part the same noise hides less of the rest.
+        Raises InputError for a mean that is not finite.
         """
+        if not torch.isfinite(mean).all():
+            raise InputError("the mean features are not finite, and nobody is centred on them: begin the run again")
         self.mean, self.stretch = mean, STRETCH
         self._set_features(STRETCH * (self._fixed - mean))
 
@@ -76,7 +86,8 @@ class HeadTask(Task):
 
     def _set_features(self, features: Tensor) -> None:
         self.features = F.pad(features, (0, 1), value=1.0)  # the bias is one more input
-        self.norms = self.features.norm(dim=1)
+        self.features[~_norms(features).isfinite()] = 0  # such a patient has no gradient
+        self.norms = _norms(self.features)
 
     def clipped_sums(
         self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
@@ -105,7 +116,7 @@ class HeadTask(Task):
         x = self.features[index]
         error = torch.softmax(x @ self._matrix(w).T, dim=1) - self.onehot[index]
         error *= self.weights[self.labels[index], None]
-        return x, error * clip_factors(error.norm(dim=1) * self.norms[index], max_grad_norm)[:, None]
+        return x, shorten_rows(error, _norms(error) * self.norms[index], max_grad_norm)
 
     def _sums(self, x: Tensor, error: Tensor, group: Tensor | None, groups: int) -> Tensor:
         """Each group's sum of e x^T, as (groups, d), for x (B, p + 1), error (B, classes) and group (B,) or None."""

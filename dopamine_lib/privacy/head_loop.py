@@ -9,6 +9,8 @@ import math
 import numpy as np
 from numba import njit
 
+from dopamine_lib.privacy.dpsgd import SMALLEST
+
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")  # sums in any order, so that they use vector registers
 def add_clipped(
@@ -24,16 +26,17 @@ def add_clipped(
 ) -> None:
     """Add the clipped gradient of each patient in ``index`` to its group's row of ``sums`` (groups, d).
 
-    w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones; norms (N,)
-    of these rows; labels (N,); weights (classes,) of the loss; index and group (B,). All floats are of one type, in
-    which everything is computed. Raises IndexError for a patient or group that does not exist, and ValueError for a
-    wrong length of w, sums or group.
+    w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones, but
+    a row of zeros where features are not finite; labels (N,); weights (classes,) of the loss; index and group (B,).
+    These floats are of one type; the ``norms`` (N,) of the features' rows are float64, and so are the gradients'
+    norms. Raises IndexError for a patient or group that does not exist, and ValueError for a wrong length of w, sums
+    or group.
     """
     classes, p = len(weights), features.shape[1] - 1
     if not len(w) == sums.shape[1] == classes * (p + 1) or len(group) != len(index):  # nothing here checks bounds
         raise ValueError("w, sums or group has another length")
     number = weights.dtype.type  # plain 0 and 1 would turn float32 into float64
-    zero, one, max_norm = number(0), number(1), number(max_grad_norm)
+    zero, one = number(0), number(1)
     error = np.empty_like(weights)
     for i in range(len(index)):
         patient = index[i]
@@ -45,17 +48,19 @@ def add_clipped(
             for j in range(p):
                 logit += row[j] * x[j]
             error[c] = logit
-        highest, whole, square = error.max(), zero, zero
+        highest, whole, square = error.max(), zero, 0.0
         for c in range(classes):
             error[c] = math.exp(error[c] - highest)
             whole += error[c]
         for c in range(classes):  # softmax less onehot, weighted
             error[c] = weights[grade] * (error[c] / whole - (one if c == grade else zero))
-            square += error[c] * error[c]
+            square += np.float64(error[c]) * np.float64(error[c])
         norm = math.sqrt(square) * norms[patient]  # |(e x^T, e)| = |e| |(x, 1)|
-        clip = one if norm <= max_norm else max_norm / norm  # a NaN must not pass unclipped
+        clip = 1.0 if norm <= max_grad_norm else max_grad_norm / norm
         for c in range(classes):
-            row, clipped = total[c * p : (c + 1) * p], clip * error[c]
+            row, clipped = total[c * p : (c + 1) * p], number(clip * error[c])
+            if not abs(clipped) >= SMALLEST:  # nor is a NaN
+                continue
             for j in range(p):
                 row[j] += clipped * x[j]
-            total[classes * p + c] += clipped
+            total[classes * p + c] += clipped * features[patient, p]

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.hospital import NotFinite
 from dopamine_lib.federation.settings import Choice
+from dopamine_lib.federation.training import Training
 
 #: Factors tried around the present choice.
 LEARNING_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -26,6 +28,13 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
         choice = replace(
             present, learning_rate=rate * present.learning_rate, max_grad_norm=clip * present.max_grad_norm
         )
-        runs = (experiment.training(name, run, choice=choice).run() for run in range(experiment.options.runs))
-        scored.append((float(np.mean([experiment.accuracy(training) for training in runs])), choice))
+        runs = (experiment.training(name, run, choice=choice) for run in range(experiment.options.runs))
+        scored.append((float(np.mean([_accuracy(experiment, training) for training in runs])), choice))
     return sorted(scored, key=lambda pair: -pair[0])
+
+
+def _accuracy(experiment: Experiment, training: Training) -> float:
+    try:
+        return experiment.accuracy(training.run())
+    except NotFinite:  # a rate so large that training diverges
+        return 0.0

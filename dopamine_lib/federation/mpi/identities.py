@@ -66,7 +66,7 @@ def make_identity(folder: str | Path, name: str) -> str:
         write_key(folder / f"{name}.key", f"{private.hex()}\n".encode())
         write_public(folder, name, public)
     except FileExistsError:
-        raise InputError(f"{folder / name}.key is there already; remove it first to give {name} a new one") from None
+        raise InputError(f"{folder / name}.key is there already; move it away first to give {name} a new one") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
     return fingerprint(public)

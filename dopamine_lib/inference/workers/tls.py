@@ -93,7 +93,9 @@ class Credentials:
                 f"{path} does not hold a private key and its certificate; name a file that does, or a new one"
             ) from error
         if key.public_key() != certificate.public_key():
-            raise InputError(f"{path}: the key does not belong to the certificate; delete the file, it is made again")
+            raise InputError(
+                f"{path}: the key does not belong to the certificate; move the file away, and it is made again"
+            )
         begin = pem.index(b"-----BEGIN CERTIFICATE-----")
         return cls(pem[begin:].decode(), pem[:begin])
 
