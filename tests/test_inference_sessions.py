@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
-from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.network.plan import MOST_BYTES, Plan
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
-from dopamine_lib.models.networks import HALF, to_input
+from dopamine_lib.models.networks import HALF, squeezenet, to_input
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8)).astype(np.float32)
 
@@ -56,6 +57,48 @@ def test_a_damaged_plan_is_refused(small, change, refuses):
     change(record)
     with refuses():
         Plan.from_json(json.dumps(record))
+
+
+def layer(kind, shape, source=0, **fields):
+    return {"kind": kind, "name": kind, "sources": [source], "shape": shape, "scale": 1.0} | fields
+
+
+def convolution(shape, kernel, padding=0):
+    branch = {"channels": shape[0], "kernel": kernel, "stride": [1, 1], "padding": [padding, padding]}
+    return layer("Convolution", shape, flat=False, branches=[branch])
+
+
+WINDOWS = [[0, 2**12]] * 2**12
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "said"),
+    [
+        ([1, 1024, 1024], [convolution([2**25, 1, 1], [1024, 1024])], "bytes of memory"),  # 128 TiB of masked weights
+        ([1, 512, 512], [convolution([2**13, 1, 1], [512, 512])], "bytes of memory"),
+        ([1, 1, 2**20], [layer("MaxPool", [1, 1, 1], kernel=[1, 2**20], stride=[1, 1], ceil=False)], "both together"),
+        ([1, 4096, 8192], [layer("ReLU", [1, 4096, 8192], i, shift=0) for i in range(50)], "bytes of memory"),
+        ([1, 4096, 8192], [layer("Raise", [1, 4096, 8192], i, shift=0) for i in range(4000)], "bytes of memory"),
+        ([64, 512, 512], [convolution([64, 512, 512], [127, 127], 63)], "multiplications"),
+        ([1, 4096, 4096], [layer("AveragePool", [1, 4096, 4096], rows=WINDOWS, columns=WINDOWS)], "multiplications"),
+    ],
+)
+def test_a_plan_that_would_cost_too_much_is_refused_before_anything_is_allocated(shape, layers, said, refuses):
+    channels = shape[0] * [0.5]
+    record = {"shape": shape, "scale": 256.0, "mean": channels, "std": channels, "noise_bits": 3, "steps": layers}
+    text = json.dumps(record)
+    tracemalloc.start()
+    try:
+        with refuses(said):
+            Plan.from_json(text)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_squeezenet_at_the_largest_size_is_not_too_much():
+    plan, _ = compile_model(squeezenet(5), 224, torch.rand(1, 3, 224, 224))
+    assert max(plan.held()) * (1024 / 224) ** 2 < 0.9 * MOST_BYTES
 
 
 def test_pixels_out_of_range_are_refused_and_cost_no_randomness(small, refuses):

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers import crypto_provider as crypto_provider_module
 from dopamine_lib.inference.workers import provider as provider_module
+from dopamine_lib.inference.workers import server as server_module
 from dopamine_lib.inference.workers.client import PatientClient
 from dopamine_lib.inference.workers.commands import parse_address
 from dopamine_lib.inference.workers.control import Tag
@@ -271,6 +273,72 @@ def test_rude_clients_leave_the_others_untouched(model, start, identities):
             assert name
     until(lambda: not workers.provider._channels and not workers.crypto_provider._channels)
     assert not workers.crypto_provider._waiting
+
+
+@contextlib.contextmanager
+def silent_strangers(address, count):
+    """Connections that never say a word, and are made again as soon as they are closed."""
+    ended = threading.Event()
+
+    def stranger():
+        while not ended.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(address, 2) as sock:
+                sock.settimeout(0.5)
+                while not ended.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        sock.recv(1)
+                        break
+
+    threads = [threading.Thread(target=stranger, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(10)
+
+
+def test_strangers_who_say_nothing_shut_no_patient_out(model, start, monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 8)
+    monkeypatch.setattr(server_module, "GRACE", 0.1)
+    workers = start()
+    with silent_strangers(workers.provider.address, 20), silent_strangers(workers.crypto_provider.address, 20):
+        until(lambda: len(workers.provider._handshakes) == len(workers.crypto_provider._handshakes) == 8)
+        for k in range(3):
+            with workers.client(0) as client:
+                query(model, client, [k])
+        assert len(workers.provider._handshakes) <= 8
+    until(lambda: not workers.provider._handshakes)
+
+
+def test_one_address_with_many_handshakes_makes_room_before_another(monkeypatch, start):
+    """Loopback has more than one address."""
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr(server_module, "GRACE", 0.1)
+    server = start().provider
+    with contextlib.ExitStack() as stack:
+        quiet = stack.enter_context(socket.create_connection(server.address, source_address=("127.0.0.2", 0)))
+        until(lambda: len(server._handshakes) == 1)
+        others = [stack.enter_context(socket.create_connection(server.address)) for _ in range(8)]
+        until(lambda: len(select.select(others, [], [], 0)[0]) == 5)  # these were closed: three have a place
+        until(lambda: [host for host, _ in server._handshakes.values()] == ["127.0.0.2"] + 3 * ["127.0.0.1"])
+        assert not select.select([quiet], [], [], 0)[0]  # still open, though the oldest of all
+
+
+def test_one_patient_alone_cannot_take_all_places(model, start, monkeypatch):
+    workers = start(sessions=4)
+    with workers.client(0), workers.client(0):
+        with pytest.raises(ChannelError, match="try again later"):
+            workers.client(0)
+        with workers.client(1) as other:
+            query(model, other, [0])
+    monkeypatch.setattr(server_module, "MAX_OF_ONE", 1)
+    with workers.client(2) as client:
+        with pytest.raises(ChannelError, match="closed the connection"):
+            workers.client(2)
+        query(model, client, [1])
 
 
 def test_a_command_out_of_turn_ends_the_session_only(model, start):

@@ -32,9 +32,13 @@ LAYERS: tuple[type[Layer], ...] = (
     Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear, ArgMax,
 )  # fmt: skip
 
-#: No layer may have more elements than this: a plan arrives over the network.
+#: A plan arrives over the network, so its costs are bounded before anything is allocated: elements of a layer, layers,
+#: bytes that a party holds for one query and the session, and multiplications and additions of a query. SqueezeNet at
+#: 1024 pixels takes two thirds of the bytes.
 MOST_ELEMENTS = 2**25
 MOST_LAYERS = 2**12
+MOST_BYTES = 2**32
+MOST_WORK = 2**34
 #: Tags of the messages that belong to no operation. Tags from 0xC000 on are free for other uses of the channel.
 DIGEST, MODEL, QUERY, ANSWER = 0xBFFC, 0xBFFD, 0xBFFE, 0xBFFF
 _NAMES = {DIGEST: "plan's digest", MODEL: "masked weights", QUERY: "query's number", ANSWER: "answer's share"}
@@ -90,6 +94,14 @@ class Plan:
         least, most = (0, 0) if self.answer == GRADE else (1, self.layers[-1].bits - 6)
         if not least <= self.noise_bits <= most:
             raise InputError(f"the answer's noise has {self.noise_bits} bits; it must have {least} to {most}")
+        held = max(self.held())
+        if held > MOST_BYTES:
+            raise InputError(
+                f"a query takes {held} bytes of memory, more than the {MOST_BYTES} allowed; use a smaller size"
+            )
+        work = sum(layer.work(shapes[layer.sources[0]]) for layer in self.layers)
+        if work > MOST_WORK:
+            raise InputError(f"a query takes {work} multiplications and additions, more than the {MOST_WORK} allowed")
 
     @cached_property
     def operations(self) -> list[tuple[int, Operation]]:
@@ -119,6 +131,15 @@ class Plan:
         """Number of logits."""
         last = self.layers[-1]
         return math.prod(self.layers[last.sources[0] - 1].shape if self.answer == GRADE else last.shape)
+
+    def held(self) -> tuple[int, int]:
+        """Bytes that the patient and the provider hold for one query and the session, at most."""
+        operations = [operation for _, operation in self.operations]
+        values = sum(layer.bits // 8 * math.prod(layer.shape) for layer in self.layers)
+        both = values + sum(operation.weight_masks.nbytes for operation in operations)
+        patient = sum(operation.patient.nbytes for operation in operations)
+        provider = sum(operation.provider.nbytes + operation.corrections.nbytes for operation in operations)
+        return both + patient, both + provider
 
     def costs(self) -> dict[str, int]:
         """Payload bytes and rounds of one query, and the bytes of a session's set-up.

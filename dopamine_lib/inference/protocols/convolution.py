@@ -139,7 +139,8 @@ class Convolution(Layer):
         read = self.read_shape(inputs[0])
         for branch in self.branches:
             options = zip(branch.kernel, branch.stride, branch.padding, strict=True)
-            if not all(0 <= p < k and s >= 1 for k, s, p in options) or read[0] * prod(branch.kernel) > MOST_INPUTS:
+            fits = all(0 <= p < k and s >= 1 for k, s, p in options) and branch.channels >= 1
+            if not fits or read[0] * prod(branch.kernel) > MOST_INPUTS:
                 raise InputError(
                     f"layer '{self.name}': {branch} is out of bounds; padding must be below the kernel's size"
                 )
@@ -147,6 +148,10 @@ class Convolution(Layer):
         if len(sizes) != 1:
             raise InputError(f"layer '{self.name}': its convolutions give the sizes {sorted(sizes)}; they must agree")
         return (sum(branch.channels for branch in self.branches), *sizes.pop())
+
+    def work(self, input_shape: Shape) -> int:
+        channels, *size = self.read_shape(input_shape)[0], *self.shape[1:]
+        return prod(size) * sum(branch.channels * channels * prod(branch.kernel) for branch in self.branches)
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [ConvolutionOperation(self, input_shape)]

@@ -139,6 +139,9 @@ class NormalisedLinear(Layer):
             raise InputError(f"layer '{self.name}': it needs features (C, 1, 1), not {inputs[0]}")
         return self.shape
 
+    def work(self, input_shape: Shape) -> int:
+        return input_shape[0] * self.shape[0]
+
     def operations(self, input_shape: Shape) -> list[Operation]:
         lift = TruncationOperation(input_shape, 0, bits=64)
         return [lift, NormalisedOperation(input_shape[0], self.shape[0], self.inverse_bits)]

@@ -168,6 +168,10 @@ class Layer:
         """The operations it takes, in order; none where each party computes on its own."""
         return []
 
+    def work(self, input_shape: Shape) -> int:
+        """Multiplications and additions of either party, at least: a plan's are bounded before it is believed."""
+        return math.prod(self.shape)
+
     def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
         """Either party's share of the output, from its shares of the inputs: ``runs`` are the layer's operations.
 

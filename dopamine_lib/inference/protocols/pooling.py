@@ -26,6 +26,8 @@ from dopamine_lib.inference.protocols.comparison import LIMIT, Comparison
 from dopamine_lib.inference.protocols.convolution import pair
 from dopamine_lib.inference.protocols.operation import Layer, Operation, Own, Party, Run, Shape
 
+#: Rows and columns of a window whose maximum is taken; each takes a comparison.
+MOST_COMPARED = 2**10
 #: (begin, end) of each window along one axis.
 Windows = tuple[tuple[int, int], ...]
 
@@ -74,6 +76,12 @@ class MaxPool(Layer):
         compiler.append(cls, name, module(compiler.value.images), kernel=kernel, stride=stride, ceil=module.ceil_mode)
 
     def output_shape(self, *inputs: Shape) -> Shape:
+        compared = sum(min(k, n) for k, n in zip(self.kernel, inputs[0][1:], strict=True))
+        if min(*self.kernel, *self.stride) < 1 or compared > MOST_COMPARED:
+            raise InputError(
+                f"layer '{self.name}': windows {self.kernel} every {self.stride} are out of bounds; sides must be "
+                f"positive, and both together at most {MOST_COMPARED}"
+            )
         sizes = zip(inputs[0][1:], self.kernel, self.stride, strict=True)
         return (inputs[0][0], *(pooled_length(n, k, s, self.ceil) for n, k, s in sizes))
 
@@ -179,6 +187,10 @@ class AveragePool(Layer):
         if not inside:
             raise InputError(f"layer '{self.name}': a window does not lie in the input's {height}x{width}")
         return (channels, len(self.rows), len(self.columns))
+
+    def work(self, input_shape: Shape) -> int:
+        rows, columns = (sum(b - a for a, b in windows) for windows in (self.rows, self.columns))
+        return input_shape[0] * (rows * input_shape[2] + len(self.rows) * columns)
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return average_pool(inputs[0], self.rows, self.columns)

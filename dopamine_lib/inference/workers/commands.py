@@ -66,7 +66,9 @@ def add_party(commands: Any) -> None:
     _model_arguments(provider, required=False)
     _peer_arguments(provider, "crypto-provider", CRYPTO_PROVIDER_PORT)
     _patients_argument(provider)
-    provider.add_argument("--sessions", type=int, default=4, help="patients served at once (default: 4)")
+    provider.add_argument(
+        "--sessions", type=int, default=4, help="sessions at once, half of them of one patient (default: 4)"
+    )
     provider.add_argument("--ahead", type=int, default=2, help="queries prepared ahead for all of them (default: 2)")
     provider.set_defaults(call=_provider)
 

@@ -25,7 +25,7 @@ from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 #: Tags from here on are control messages'; the protocols' own stay below.
 CONTROL = 0xC000
 SESSION_BYTES, SEED_BYTES, FINGERPRINT_BYTES, DIGEST_BYTES = 16, 16, 32, 32
-MAX_TEXT = 16 * 2**20
+MAX_TEXT = 2 * 2**20
 
 
 class Tag(enum.IntEnum):

@@ -14,7 +14,7 @@ from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control
 from dopamine_lib.inference.workers.control import Tag
-from dopamine_lib.inference.workers.server import ThreadingServer, log
+from dopamine_lib.inference.workers.server import MAX_CONNECTIONS, MAX_OF_ONE, ThreadingServer, log
 from dopamine_lib.inference.workers.tls import Address, Credentials
 
 PROVIDER = "provider"
@@ -36,6 +36,10 @@ class CryptoProviderServer(ThreadingServer):
         super().__init__(address, credentials, {PROVIDER: provider} | patients)
         self._waiting: dict[bytes, tuple[bytes, str, bytes]] = {}
         self._waiting_lock = threading.Lock()
+
+    def quota(self, name: str) -> int:
+        """The provider needs a connection for every session; the rest is for patients, who join one and leave."""
+        return MAX_CONNECTIONS - MAX_OF_ONE if name == PROVIDER else MAX_OF_ONE
 
     def talk(self, channel: Channel, name: str) -> None:
         """A provider opens a session, a patient joins one."""

@@ -8,6 +8,7 @@ that every session may always have.
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from dopamine_lib.inference.network.parties import Provider
@@ -29,7 +30,8 @@ class ProviderServer(ThreadingServer):
     crypto_provider       (address, PEM certificate)
     plan, weights         the compiled model
     grades                names of the model's answers, in the order of its logits
-    sessions              patients served at once; as many again may wait
+    sessions              patients served at once; as many again may wait. Where several patients are known, none of
+                          them may have more than half as many
     ahead                 queries prepared ahead, over all sessions, besides one per session
 
     A query of a SqueezeNet at 224 pixels takes about 0.1 GB. A session keeps its buffers until it ends, so there are
@@ -57,10 +59,15 @@ class ProviderServer(ThreadingServer):
         self._card = json.dumps({"plan": plan.to_json(), "grades": list(grades)})
         self._seats, self._places = threading.Semaphore(sessions), threading.Semaphore(2 * sessions)
         self._spare = threading.Semaphore(ahead)
+        self._most_of_one = 2 * sessions if len(patients) == 1 else max(1, sessions // 2)
+        self._places_of: Counter[str] = Counter()
 
     def talk(self, channel: Channel, name: str) -> None:
         """One patient's session, if there is a seat for it."""
-        if not self._places.acquire(blocking=False):
+        with self._lock:
+            free = self._places_of[name] < self._most_of_one and self._places.acquire(blocking=False)
+            self._places_of[name] += free
+        if not free:
             control.send_number(channel, Tag.STATUS, Status.BUSY)
             return
         try:
@@ -72,6 +79,8 @@ class ProviderServer(ThreadingServer):
             finally:
                 self._seats.release()
         finally:
+            with self._lock:
+                self._places_of[name] -= 1
             self._places.release()
 
     def _seated(self, channel, name: str) -> None:
