@@ -43,6 +43,7 @@ def not_covered(model: str) -> tuple[str, ...]:
     return (
         f"choices: {TUNING[model]}",
         "other models trained on the same patients, which spend theirs besides",
+        "the weights that training starts from, if the same patients were in what those were trained on",
         "test patients: their scores, of every epoch too, are exact",
         "hospital sizes",
         "how long anything takes",
@@ -98,7 +99,7 @@ def privacy_statement(
         )
     lines = [
         f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data)}. Neighbours: one "
-        "patient added or removed (replacing one is both).",
+        "patient added or removed (replacing one is two such changes).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
         f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
