@@ -122,7 +122,9 @@ def test_fashion_mnist_as_debian_ships_it(check_dataset):
     data = load("fashion-mnist", FASHION_MNIST)
     check_dataset(data)
     assert data.images.shape == (70_000, 28, 28, 3) and data.grades[9] == "Ankle boot"
-    assert data.counts() == {"train": [6000] * 10, "validation": [600] * 10, "test": [1000] * 10}
+    counts = data.counts()
+    assert counts["train"] == [6000] * 10 and counts["test"] == [1000] * 10
+    assert np.abs(np.array(counts["validation"]) - 600).max() < 6 * 24  # six standard deviations
     assert (data.images[..., 0] == data.images[..., 2]).all()
     with gzip.open(FASHION_MNIST / "t10k-labels-idx1-ubyte.gz") as file:
         assert np.array_equal(data.labels[data.test], np.frombuffer(file.read()[8:], dtype=np.uint8))
@@ -148,7 +150,7 @@ def mnist(tmp_path):
 def test_mnist_in_torchvisions_layout(mnist, check_dataset):
     data = load_benchmark("mnist", mnist, size=16)
     check_dataset(data)
-    assert data.images.shape == (250, 16, 16, 3) and len(data.validation) == 20
+    assert data.images.shape == (250, 16, 16, 3) and 0 < len(data.validation) < 60
     assert data.grades[0] == "0 - zero"
     assert not np.array_equal(load_benchmark("mnist", mnist, seed=1).validation, data.validation)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dopamine_lib.auditing.membership import confidence
-from dopamine_lib.data.dataset import split_by_person
+from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, split_by_person
 from dopamine_lib.data.hospitals import split_hospitals
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
@@ -39,8 +39,7 @@ def other_split(experiment: Experiment, seed: int) -> Experiment:
     dataset, terms = experiment.dataset, experiment.options
     if seed == terms.public_seed:
         return experiment
-    share = len(dataset.test) / len(dataset)
-    parts = split_by_person(dataset.labels, dataset.person, test_fraction=share, seed=seed)
+    parts = split_by_person(dataset.person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
     dataset = replace(dataset, **dict(zip(("train", "validation", "test"), parts, strict=True)))
     dealt = experiment.dealt(split_hospitals(dataset, terms.hospitals, split=terms.split, seed=seed))
     return replace(dealt, dataset=dataset, train=dataset.train, test=dataset.test)

@@ -13,11 +13,22 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from dopamine_lib.data.cache import cache_dir, cached
-from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.dataset import (
+    APTOS_IMAGES,
+    APTOS_TEST,
+    GRADE_PROPORTIONS,
+    GRADES,
+    Dataset,
+    Datasheet,
+    content_checksum,
+    split_by_person,
+)
 from dopamine_lib.data.folder import find_images, find_table, read_table
-from dopamine_lib.data.images import read_image
+from dopamine_lib.data.images import open_image, prepare
 
-_CACHE_VERSION = 1  # to be raised when the preprocessing changes
+_CACHE_VERSION = 2  # to be raised when the preprocessing changes
+#: A folder whose number of images is within this share of APTOS's is taken for APTOS as published.
+_ABOUT = 0.1
 _GET_IT = "get the data with: python data_download.py aptos"
 
 
@@ -28,19 +39,19 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
 
     Images are uint8 (N, size, size, 3), preprocessed by ``images.read_image`` and memory-mapped from the
     kit's cache; labels are int64 (N,) in the order of ``train.csv``. Pixel-identical images count as one
-    person. The seeded split is 2931/731 for the whole set and 80/20 for a part of it. Raises InputError, naming
-    file and row, for anything missing, unreadable or out of range.
+    person, whose number is a hash of the pixels in the file. The seeded split approximates the paper's 2931/731:
+    ``split_by_person``. A set of about APTOS's size is declared to have the paper's 2931 training patients, which is
+    public; for any other no number is published. Raises InputError, naming file and row, for anything missing,
+    unreadable or out of range.
     """
     table = find_table(Path(data_dir), _GET_IT)
     content = table.read_bytes()
     ids, labels = read_table(table, content)
     files = find_images(table.parent, ids)
     images, hashes = _decode_or_reuse(files, size, content)
-    # numbered in order of appearance, so that the split is the same at every image size
-    number_of = {pixels: number for number, pixels in enumerate(dict.fromkeys(hashes))}
-    person = np.array([number_of[pixels] for pixels in hashes])
-    fraction = APTOS_TEST / APTOS_IMAGES if len(ids) == APTOS_IMAGES else 0.2
-    train, validation, test = split_by_person(labels, person, test_fraction=fraction, seed=seed)
+    person = np.array([int(pixels[:15], 16) for pixels in hashes])  # 60 bits: positive, and no two meet by chance
+    train, validation, test = split_by_person(person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
+    published = abs(len(ids) - APTOS_IMAGES) <= _ABOUT * APTOS_IMAGES
     return Dataset(
         name="aptos",
         images=images,
@@ -53,19 +64,20 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
         sheet=Datasheet(
             source="APTOS 2019 Blindness Detection (Kaggle, Aravind Eye Hospital)",
             licence="competition data: research use only, never redistribute",
-            checksum="sha256:" + hashlib.sha256(content + "".join(hashes).encode()).hexdigest(),
+            checksum=content_checksum(images, labels, test),
             notes=(
-                f"{len(ids)} of {APTOS_IMAGES} labelled images, resized and cropped to {size}x{size} pixels; "
-                "files of exactly that size are left as they are",
-                _describe_duplicates(labels, person),
+                f"resized and cropped to {size}x{size} pixels; files of exactly that size are left as they are",
+                "pixel-identical images count as one person",
                 "no patient numbers are published: two eyes of one patient count as two persons",
             ),
+            patients=APTOS_IMAGES - APTOS_TEST if published else None,
+            proportions={"grade": dict(zip(GRADES, GRADE_PROPORTIONS, strict=True))},
         ),
     )
 
 
 def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.ndarray, list[str]]:
-    """Pixels, memory-mapped uint8 (N, size, size, 3), and a hash of each image, from the cache or into it."""
+    """Pixels, memory-mapped uint8 (N, size, size, 3), and a hash of each file's own pixels, cached."""
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}\n".encode() + content)
     for path in files:
         stat = path.stat()
@@ -90,12 +102,12 @@ def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings(), cached(pixel_file) as temporary, open(temporary, "wb") as pixels:
-            # read_image refuses large images with one line of its own
+            # open_image refuses large images with one line of its own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(pixels, header)
-            decoded = pool.map(lambda path: read_image(path, size).tobytes(), files)
-            for image in tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=None):
-                hashes.append(hashlib.sha256(image).hexdigest())
+            decoded = pool.map(lambda path: _prepared(path, size), files)
+            for image, own in tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=None):
+                hashes.append(own)
                 pixels.write(image)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -103,7 +115,19 @@ def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> 
         temporary.write_text(json.dumps(hashes), encoding="utf-8")
 
 
-def _describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:
+def _prepared(path: Path, size: int) -> tuple[bytes, str]:
+    """A picture as the model sees it, and a hash of it as it is in the file: the same at every ``size``."""
+    image = open_image(path)
+    own = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+    return prepare(image, size).tobytes(), own
+
+
+def describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:
+    """How many images of a set, with labels and persons int (N,), are pixel-identical, in one sentence.
+
+    >>> describe_duplicates(np.array([0, 1, 2]), np.array([7, 7, 9]))
+    '1 groups of pixel-identical images (2 images, 1 groups with conflicting grades)'
+    """
     grades_of = defaultdict(list)
     for number, label in zip(person.tolist(), labels.tolist(), strict=True):
         grades_of[number].append(label)
@@ -111,5 +135,5 @@ def _describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:
     conflicting = sum(len(set(grades)) > 1 for grades in groups)
     return (
         f"{len(groups)} groups of pixel-identical images ({sum(map(len, groups))} images, {conflicting} "
-        "groups with conflicting grades): a group counts as one person"
+        "groups with conflicting grades)"
     )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torchvision import datasets
 
 from dopamine_lib.data.cache import cache_dir, cached
-from dopamine_lib.data.dataset import Dataset, Datasheet, split_by_person
+from dopamine_lib.data.dataset import Dataset, Datasheet, content_checksum, split_by_person
 from dopamine_lib.data.images import resize_all
 from dopamine_lib.errors import InputError
 
@@ -29,7 +29,7 @@ def load_benchmark(name: str, data_dir: str | Path, *, size: int | None = None, 
     A folder that has the four ``.gz`` files themselves (Debian's dataset-fashion-mnist) is accepted as well; they
     are unpacked into the kit's cache. Images are uint8 (70000 or 60000, size, size, 3), by default 28 or 32 pixels
     wide, grey repeated in three channels; grades are the names of the classes. The split is the published one,
-    with a seeded, stratified tenth of the training images as validation. Raises InputError for an unknown name,
+    with a seeded tenth of the training images as validation. Raises InputError for an unknown name,
     and where files are missing or damaged.
     """
     if name not in BENCHMARKS:
@@ -49,14 +49,13 @@ def load_benchmark(name: str, data_dir: str | Path, *, size: int | None = None, 
         raise InputError(f"{root}: damaged {name} files ({reason}); {_get_again(name)}") from None
     index, train = np.arange(len(images)), len(parts[0].data)
     # the published test part stays; a tenth of the training part becomes validation
-    _, _, validation = split_by_person(labels[:train], index[:train], test_fraction=0.1, seed=seed)
-    checksum = hashlib.sha256(images)
-    checksum.update(labels)
+    _, _, validation = split_by_person(index[:train], test_fraction=0.1, seed=seed)
+    classes = parts[0].classes
     return Dataset(
         name=name,
         images=images if size is None else resize_all(images, size),
         labels=labels,
-        grades=tuple(parts[0].classes),
+        grades=tuple(classes),
         person=index,
         train=index[:train],
         validation=validation,
@@ -64,8 +63,10 @@ def load_benchmark(name: str, data_dir: str | Path, *, size: int | None = None, 
         sheet=Datasheet(
             source=f"torchvision.datasets.{class_name}",
             licence=licence,
-            checksum=f"sha256:{checksum.hexdigest()}",
+            checksum=content_checksum(images, labels, index[train:]),
             notes=("published split", "every image counts as one person"),
+            patients=train,
+            proportions={"grade": dict.fromkeys(classes, 1 / len(classes))},
         ),
     )
 

@@ -1,5 +1,6 @@
 """One interface for every source of images, and the split into training, validation and test patients."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +12,8 @@ GRADES = ("No DR", "Mild DR", "Moderate DR", "Severe DR", "Proliferative DR")
 
 #: The labelled images of APTOS 2019, and the paper's test patients among them (section 4.1).
 APTOS_IMAGES, APTOS_TEST = 3662, 731
+#: Proportions of the five grades among them.
+GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
 
 #: The share of the training patients that validates choices.
 VALIDATION_FRACTION = 0.1
@@ -18,12 +21,19 @@ VALIDATION_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Datasheet:
-    """What a reader must know of a data set to judge a number obtained with it."""
+    """What a reader must know of a data set to judge a number obtained with it. It is released, so it must be public.
+
+    checksum     of what is public, or of the test images alone: nothing in it depends on a training patient
+    patients     training patients as the source publishes them; None where it publishes no number
+    proportions  published shares of the values of "grade" and of attributes, by name
+    """
 
     source: str
     licence: str
     checksum: str
     notes: tuple[str, ...] = ()
+    patients: int | None = None
+    proportions: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class Dataset:
 
     images       uint8 (N, H, W, 3), possibly memory-mapped
     labels       int64 (N,), index into ``grades``
-    person       int64 (N,), shared by the images of one person (pixel-identical files)
+    person       int64 (N,), shared by the images of one person (pixel-identical files). A person's number depends on
+                 nobody else: it decides the person's part and hospital
     train, test  int64 indices into the images; no person is in both
     validation   a part of ``train``: the server's small set D_G of section 3, which decides hyperparameters
     attributes   str arrays (N,) by name, what else is known of each image: age band, camera, eye, …
@@ -83,42 +94,57 @@ class Dataset:
         }
 
 
+def place(person: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """Where each person falls in [0, 1): float64 (N,), uniform, from a keyed hash of its own number alone.
+
+    person   int64 (N,)
+    purpose  separates draws that must not depend on each other; ``seed`` is public, so the hash hides nothing
+    What is decided by it stays as it is when other patients come or go, as neighbouring data sets must.
+
+    >>> people = np.array([3, 5, 8])
+    >>> bool((place(people, "part", 0)[1:] == place(people[1:], "part", 0)).all())
+    True
+    """
+    people, inverse = np.unique(person.astype("<i8"), return_inverse=True)
+    prefix = hashlib.blake2b(f"{purpose} {seed} ".encode(), digest_size=8)
+    hashes = []
+    for number in people:
+        own = prefix.copy()
+        own.update(number.tobytes())
+        hashes.append(own.digest())
+    return (np.frombuffer(b"".join(hashes), "<u8") >> np.uint64(11))[inverse] / 2.0**53
+
+
 def split_by_person(
-    labels: np.ndarray, person: np.ndarray, *, test_fraction: float, seed: int
+    person: np.ndarray, *, test_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split so that no person is in two parts and every grade keeps its proportion.
+    """Split so that a person's part depends on that person alone, and on ``test_fraction`` and the public seed.
 
-    labels, person  int (N,). Persons are stratified by the label of their first image, so the parts have their
-                    sizes up to the images of one person
-    Returns sorted index arrays ``(train, validation, test)``; validation is a tenth of train and within it.
+    person  int64 (N,); all images of a person go to the same part
+    Returns sorted index arrays ``(train, validation, test)``; validation is a tenth of train and within it. Sizes and
+    grades keep their proportions on average, with a binomial spread (at the paper's 2931 and 731: 24 images). Exact
+    sizes or exact strata are impossible here: the last person dealt would depend on all before.
 
-    >>> train, validation, test = split_by_person(np.arange(20) % 2, np.arange(20), test_fraction=0.2, seed=0)
+    >>> train, validation, test = split_by_person(np.arange(3662), test_fraction=APTOS_TEST / APTOS_IMAGES, seed=0)
     >>> len(train), len(validation), len(test)
-    (16, 1, 4)
+    (2923, 307, 739)
 
     Raises InputError where a part would be empty.
     """
-    rng = np.random.default_rng(seed)
-    _, first, number_of, images_of = np.unique(person, return_index=True, return_inverse=True, return_counts=True)
-    order = rng.permutation(len(first))
-    # shuffled, then sorted by grade and dealt out evenly: a stratified draw. People with several images come
-    # first in their grade, so that the single images after them make up the exact size
-    order = order[np.lexsort((-images_of[order], labels[first[order]]))]
-
-    def deal(people: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        due, dealt, chosen = 0.0, 0, np.zeros(len(people), dtype=bool)
-        for i, images in enumerate(images_of[people]):
-            due += images * fraction
-            if due - dealt >= images - 1e-6:
-                chosen[i], dealt = True, dealt + images
-        return people[chosen], people[~chosen]
-
-    test_people, train_people = deal(order, test_fraction)
-    validation_people, _ = deal(train_people, VALIDATION_FRACTION)
-    parts = [np.flatnonzero(np.isin(number_of, people)) for people in (train_people, validation_people, test_people)]
-    if min(map(len, parts)) == 0:
+    at, validated = place(person, "part", seed), test_fraction + VALIDATION_FRACTION * (1 - test_fraction)
+    parts = at >= test_fraction, (at >= test_fraction) & (at < validated), at < test_fraction
+    train, validation, test = map(np.flatnonzero, parts)
+    if min(len(validation), len(test), len(train) - len(validation)) == 0:
         raise InputError(
-            f"{len(labels)} images of {len(first)} persons are too few to split into training, validation "
-            "and test patients; at least 20 are needed"
+            f"{len(person)} images of {len(np.unique(person))} persons are too few to split into training, validation "
+            "and test patients; with 100 no part is empty"
         )
-    return tuple(parts)
+    return train, validation, test
+
+
+def content_checksum(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> str:
+    """SHA-256 of the images uint8 (N, H, W, 3) and labels (N,) at ``index``, for a data sheet."""
+    found = hashlib.sha256(labels[index].astype("<i8"))
+    for i in index:
+        found.update(np.ascontiguousarray(images[i]))
+    return f"sha256:{found.hexdigest()}"

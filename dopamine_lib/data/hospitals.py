@@ -1,12 +1,13 @@
 """The division of training patients among hospitals: equal, unequal, or skewed in grades or image quality.
 
-Every image is in exactly one hospital, and all images of one person are in the same one. The sizes are public,
-because the federated average weighs by them.
+All images of one person are in one hospital, which depends on that person and the public seed alone: a patient more or
+less moves nobody else. So a hospital's number of patients is as private as its patients. What is public, and what the
+training divides and weighs by, is its share of the declared number: ``hospital_shares`` and ``declared_sizes``.
 """
 
 import numpy as np
 
-from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.data.dataset import Dataset, place
 from dopamine_lib.errors import InputError
 
 SPLITS = ("iid", "unequal", "skewed", "quality")
@@ -17,70 +18,110 @@ CONCENTRATION = 0.5
 def split_hospitals(dataset: Dataset, hospitals: int = 10, *, split: str = "iid", seed: int = 0) -> list[np.ndarray]:
     """Sorted indices of the training images of each hospital.
 
-    split  ``iid``      equal shares at random, whose sizes differ by at most one (the paper, section 4)
-           ``unequal``  shares at random, whose sizes fall off as 1, 1/2, … 1/K
+    split  ``iid``      equal shares at random (the paper, section 4)
+           ``unequal``  shares at random, which fall off as 1, 1/2, … 1/K
            ``skewed``   each grade dealt by Dirichlet weights
-           ``quality``  each camera dealt by Dirichlet weights, or where no camera is known, each quarter of the
-                        images by sharpness
+           ``quality``  each camera dealt by Dirichlet weights, or where no camera is known, each half octave of
+                        sharpness
+    The shares hold on average: sizes have a binomial spread, and a small hospital may be empty. It then sends noise
+    like any other.
 
     >>> from dopamine_lib.data.synthetic import load_synthetic
-    >>> data = load_synthetic(n=100, size=28)  # 81 of the patients are for training
+    >>> data = load_synthetic(n=100, size=28)
     >>> for split in ("iid", "unequal"):
     ...     [len(images) for images in split_hospitals(data, 4, split=split)]
-    [21, 20, 20, 20]
-    [39, 19, 13, 10]
+    [26, 21, 15, 15]
+    [38, 17, 13, 9]
 
-    Raises InputError for an unknown split, and for more hospitals than persons.
+    Raises InputError for an unknown split, and for more hospitals than declared patients.
     """
-    people, first, images_of = np.unique(dataset.person[dataset.train], return_index=True, return_counts=True)
-    if split not in SPLITS:
-        raise InputError(f"split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
-    if not 1 <= hospitals <= len(people):
-        raise InputError(f"{hospitals} hospitals for {len(people)} training patients; choose 1 to {len(people)}")
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
-    # shuffled, with persons with several images first: the single images then even out the sizes
-    order = rng.permutation(len(people))
-    order = order[np.argsort(-images_of[order], kind="stable")]
-    if split == "iid":
-        owner = _fill(images_of[order], np.full(hospitals, len(dataset.train) / hospitals))
-    elif split == "unequal":
-        shares = 1 / np.arange(1, hospitals + 1)
-        owner = _fill(images_of[order], shares / shares.sum() * len(dataset.train))
+    weights = _Weights(dataset, hospitals, split, seed)
+    kinds, kind_of = np.unique(_kinds(dataset, split), return_inverse=True)
+    at = place(dataset.person[dataset.train], f"hospital {split}", seed)
+    owner = np.empty(len(at), dtype=np.int64)
+    for number, kind in enumerate(kinds):
+        edges = np.cumsum(weights.of(str(kind)))[:-1]
+        owner[kind_of == number] = np.searchsorted(edges, at[kind_of == number], "right")
+    return [dataset.train[owner == k] for k in range(hospitals)]
+
+
+def hospital_shares(dataset: Dataset, hospitals: int = 10, *, split: str = "iid", seed: int = 0) -> np.ndarray:
+    """Each hospital's public share of the patients, float64 (K,): what ``split_hospitals`` gives it on average.
+
+    Grades and cameras have their published proportions; where none are published, hospitals count as equal. Raises
+    InputError as ``split_hospitals`` does.
+
+    >>> from dopamine_lib.data.synthetic import load_synthetic
+    >>> hospital_shares(load_synthetic(n=100, size=28), 4, split="unequal").round(2).tolist()
+    [0.48, 0.24, 0.16, 0.12]
+    """
+    return _Weights(dataset, hospitals, split, seed).shares()
+
+
+def declared_sizes(patients: int, shares: np.ndarray) -> tuple[int, ...]:
+    """``patients`` divided by public shares (K,), rounded by largest remainder; at least one patient each.
+
+    >>> declared_sizes(2931, np.full(10, 0.1))
+    (294, 293, 293, 293, 293, 293, 293, 293, 293, 293)
+    """
+    due = shares * (patients - len(shares))
+    sizes = 1 + np.floor(due).astype(int)
+    sizes[np.argsort(np.floor(due) - due, kind="stable")[: patients - sizes.sum()]] += 1
+    return tuple(sizes.tolist())
+
+
+class _Weights:
+    """The weights by which patients of a kind (a grade, a camera, …) are dealt to K hospitals; all of it is public."""
+
+    def __init__(self, dataset: Dataset, hospitals: int, split: str, seed: int):
+        if split not in SPLITS:
+            raise InputError(f"split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
+        patients = dataset.sheet.patients or len(dataset.train)
+        if not 1 <= hospitals <= patients:
+            raise InputError(f"{hospitals} hospitals for {patients} training patients; choose 1 to {patients}")
+        self.hospitals, self.split, self.seed = hospitals, split, seed
+        self.proportions = dataset.sheet.proportions.get({"skewed": "grade", "quality": "camera"}.get(split), {})
+
+    def of(self, kind: str) -> np.ndarray:
+        """Shares (K,) of the patients of one kind."""
+        if self.split == "iid":
+            return np.full(self.hospitals, 1 / self.hospitals)
+        if self.split == "unequal":
+            shares = 1 / np.arange(1, self.hospitals + 1)
+            return shares / shares.sum()
+        # a stream for each kind: whether another occurs changes nothing
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), *kind.encode()])
+        return rng.dirichlet(np.full(self.hospitals, CONCENTRATION))
+
+    def shares(self) -> np.ndarray:
+        """Shares (K,) of all patients."""
+        if self.split in ("iid", "unequal"):
+            return self.of("")
+        if not self.proportions:
+            return np.full(self.hospitals, 1 / self.hospitals)
+        return sum(part * self.of(kind) for kind, part in self.proportions.items()) / sum(self.proportions.values())
+
+
+def _kinds(dataset: Dataset, split: str) -> np.ndarray:
+    """What a training image's hospital depends on beside chance, as text (n,), the same for all images of a person."""
+    if split == "skewed":
+        own = np.array(dataset.grades)[dataset.labels[dataset.train]]
+    elif split == "quality" and "camera" in dataset.attributes:
+        own = dataset.attributes["camera"][dataset.train]
+    elif split == "quality":
+        own = np.array([_half_octave(dataset.images[i]) for i in dataset.train])
     else:
-        kind = dataset.labels if split == "skewed" else _camera(dataset)
-        owner = _dirichlet(kind[dataset.train][first[order]], hospitals, rng)
-    owner_of_person = np.empty(len(people), dtype=np.int64)
-    owner_of_person[order] = owner
-    owner_of_image = owner_of_person[np.searchsorted(people, dataset.person[dataset.train])]
-    return [dataset.train[owner_of_image == k] for k in range(hospitals)]
+        return np.full(len(dataset.train), "")
+    # of a person with several the first in alphabetical order: it depends on no order of the images
+    order = np.lexsort((own, dataset.person[dataset.train]))
+    _, first, inverse = np.unique(dataset.person[dataset.train][order], return_index=True, return_inverse=True)
+    shared = np.empty_like(own)
+    shared[order] = own[order][first][inverse]
+    return shared
 
 
-def _fill(images_of: np.ndarray, due: np.ndarray) -> np.ndarray:
-    """Deal persons one by one to the hospital that lacks most of its ``due`` number of images."""
-    lacking, owner = due.astype(float).copy(), np.empty(len(images_of), dtype=np.int64)
-    for i, images in enumerate(images_of):
-        owner[i] = np.argmax(lacking)
-        lacking[owner[i]] -= images
-    if len(np.unique(owner)) < len(due):
-        raise InputError(f"{len(images_of)} patients leave one of {len(due)} hospitals empty; take fewer hospitals")
-    return owner
-
-
-def _dirichlet(kind: np.ndarray, hospitals: int, rng: np.random.Generator) -> np.ndarray:
-    """Deal the persons of each kind by weights drawn from Dirichlet(CONCENTRATION); no hospital stays empty."""
-    owner = np.empty(len(kind), dtype=np.int64)
-    for value in np.unique(kind):
-        members = np.flatnonzero(kind == value)
-        owner[members] = rng.choice(hospitals, size=len(members), p=rng.dirichlet(np.full(hospitals, CONCENTRATION)))
-    for empty in np.setdiff1d(np.arange(hospitals), owner):
-        owner[np.flatnonzero(owner == np.bincount(owner).argmax())[0]] = empty
-    return owner
-
-
-def _camera(dataset: Dataset) -> np.ndarray:
-    """The camera of each image as a number, or where cameras are unknown, its quarter by sharpness."""
-    if "camera" in dataset.attributes:
-        return np.unique(dataset.attributes["camera"], return_inverse=True)[1]
-    grey = np.array([image.mean(axis=2, dtype=np.float32) for image in dataset.images])
-    sharpness = np.abs(np.diff(grey, axis=1)).mean((1, 2)) + np.abs(np.diff(grey, axis=2)).mean((1, 2))
-    return np.searchsorted(np.quantile(sharpness, [0.25, 0.5, 0.75]), sharpness)
+def _half_octave(image: np.ndarray) -> str:
+    """A photograph's sharpness, the mean step between neighbouring pixels, by thresholds that no data decide."""
+    grey = image.mean(axis=2, dtype=np.float32)
+    step = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+    return str(int(np.floor(2 * np.log2(max(step, 1 / 256)))))

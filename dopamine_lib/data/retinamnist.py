@@ -21,6 +21,8 @@ FILES = {
     "retinamnist_128.npz": (128, "e48e916a24454daf90583d4e6efb1a18"),
     "retinamnist_224.npz": (224, "eae7e3b6f3fcbda4ae613ebdcbe35348"),
 }
+#: Shares of the five grades among the published file's 1,200 training and validation images.
+PROPORTIONS = (0.450, 0.117, 0.195, 0.178, 0.060)
 
 
 def load_retinamnist(data_dir: str | Path, *, size: int = 28, seed: int = 0) -> Dataset:
@@ -68,5 +70,7 @@ def load_retinamnist(data_dir: str | Path, *, size: int = 28, seed: int = 0) -> 
                 "published split; training = published training and validation images",
                 "no patient numbers are published, so every image counts as one person",
             ),
+            patients=train + validation,
+            proportions={"grade": dict(zip(GRADES, PROPORTIONS, strict=True))},
         ),
     )

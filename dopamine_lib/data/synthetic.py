@@ -6,22 +6,27 @@ here, independently of each other; ``fundus`` and ``photograph`` make the pictur
 is involved, so a model's score here says nothing of its worth in a clinic.
 """
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dopamine_lib.data.cache import cache_dir, cached
-from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, GRADES, Dataset, Datasheet, split_by_person
+from dopamine_lib.data.dataset import (
+    APTOS_IMAGES,
+    APTOS_TEST,
+    GRADE_PROPORTIONS,
+    GRADES,
+    Dataset,
+    Datasheet,
+    content_checksum,
+    split_by_person,
+)
 from dopamine_lib.data.photograph import PRIVATE_CAMERAS, PUBLIC_CAMERAS, photograph
 from dopamine_lib.errors import InputError
 
 #: Part of the name under which the pictures are cached; to be raised with any change of them.
 VERSION = 3
-
-#: Proportions of the five grades among the labelled images of APTOS 2019.
-GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
 
 AGE_BANDS, AGE_PROPORTIONS = ("<40", "40-60", ">60"), (0.18, 0.47, 0.35)
 EYES, EYE_PROPORTIONS = ("left", "right"), (0.46, 0.54)
@@ -75,26 +80,31 @@ def make_population(
 def load_synthetic(*, n: int = APTOS_IMAGES, size: int = 64, seed: int = 0) -> Dataset:
     """The private population as a data set, drawn at first use and memory-mapped from the cache afterwards.
 
-    Arguments and errors as for ``make_population``; also raises InputError for fewer than 20 patients, which are
-    too few to split.
+    Arguments and errors as for ``make_population``; also raises InputError for patients too
+    few to split.
     """
     _check(n, size, seed, "private")
-    labels, severity, attributes = describe(n, seed, "private")
-    person = np.arange(n)
-    train, validation, test = split_by_person(labels, person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
+    labels, _, attributes = describe(n, seed, "private")
+    person, fraction = np.arange(n), APTOS_TEST / APTOS_IMAGES
+    train, validation, test = split_by_person(person, test_fraction=fraction, seed=seed)
     images = _cached_images(n, size, seed)
     notes = (
         "No real patient: drawn from random numbers, to teach methods; scores here say nothing of a clinic.",
         f"Grades in the proportions of APTOS 2019: {', '.join(f'{100 * p:.2f} %' for p in GRADE_PROPORTIONS)}.",
-        f"As graders disagree, {100 * np.mean(severity != labels):.1f} % of the patients are drawn with the lesions "
-        "of a neighbouring grade; no model can be right about all of these.",
+        f"As graders disagree, about {100 * (1 - np.array(GRADE_PROPORTIONS) @ np.diag(GRADER)):.0f} % of the patients "
+        "are drawn with the lesions of a neighbouring grade; no model can be right about all of these.",
         "Age band, camera and eye side change the image and are independent of the grade.",
     )
     sheet = Datasheet(
         source=f"made by this kit, generator version {VERSION}, seed {seed}, {n} patients, {size}x{size} pixels",
         licence="CC0-1.0",
-        checksum=f"sha256:{hashlib.sha256(images).hexdigest()}",
+        checksum=content_checksum(images, labels, test),
         notes=notes,
+        patients=n - round(n * fraction),
+        proportions={
+            "grade": dict(zip(GRADES, GRADE_PROPORTIONS, strict=True)),
+            "camera": {camera.name: camera.share for camera in PRIVATE_CAMERAS},
+        },
     )
     return Dataset("synthetic", images, labels, GRADES, person, train, validation, test, sheet, attributes)
 

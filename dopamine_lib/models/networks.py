@@ -247,7 +247,7 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
 
     The cache's key is a hash of the pixels, the weights (or the seed of a random start) and the version of this recipe.
     """
-    key = hashlib.sha256(b"features 1")
+    key = hashlib.sha256(b"features 2")
     key.update(json.dumps([weights.sha256 or f"random {seed}", weights.mean, weights.std, images.shape]).encode())
     for start in range(0, len(images), 512):
         key.update(np.ascontiguousarray(images[start : start + 512]))
@@ -258,7 +258,10 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
     net = backbone(weights, seed)
     features = torch.empty(len(images), FEATURES)
     for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
-        features[start : start + BATCH] = net(to_input(images[start : start + BATCH], weights.mean, weights.std))
+        batch = images[start : start + BATCH]
+        # a short batch is filled up: kernels go by its size, and an image's features must not tell how many there are
+        full = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
+        features[start : start + BATCH] = net(to_input(full, weights.mean, weights.std))[: len(batch)]
     features = normalise_features(features)
     with cached(path) as temporary:
         np.save(temporary, features.numpy())
