@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet, split_by_person
@@ -29,6 +29,7 @@ def make(n=600, seed=0, cameras=True):
 DATASET = make()
 
 
+@settings(deadline=None)
 @given(kind=st.sampled_from(SPLITS), hospitals=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_every_patient_is_in_exactly_one_hospital(kind, hospitals, seed):
     parts = split_hospitals(DATASET, hospitals, split=kind, seed=seed)
@@ -39,6 +40,7 @@ def test_every_patient_is_in_exactly_one_hospital(kind, hospitals, seed):
     assert not np.isin(np.concatenate(parts), DATASET.test).any()
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     kind=st.sampled_from(SPLITS),
     cameras=st.booleans(),

@@ -226,9 +226,8 @@ def test_a_trusted_curator_is_called_one(results, tmp_path):
     bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
     own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
     own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": bound.choice.record()}
-    own["statement"] = privacy_statement(
-        bound, charged=[5862], patients=results["patients"]["train"], seeded=False, data="aptos"
-    )
+    n, counted = results["patients"]["train"], results["patients"]["counted"]
+    own["statement"] = privacy_statement(bound, charged=[5862], patients=n, seeded=False, counted=counted, data="aptos")
     results["settings"]["CDP"] = results["settings"]["FSCDP"] | own
     facts = collect(put_back(composed(results), tmp_path), progress=False)
     assert facts["accounted"]["CDP"].private and "a trusted curator" in markdown(facts)

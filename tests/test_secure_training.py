@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
@@ -129,11 +130,15 @@ def test_a_plan_that_contradicts_itself_is_refused(task, refuses):
 
 
 def test_patients_and_task_must_be_those_of_the_plan(task):
-    """Fewer hospitals would carry less noise than is accounted for, and other sizes another rate."""
+    """Fewer hospitals would carry less noise than is accounted for; how many patients each has is its own affair, up to
+    what a sum of floats is bounded for."""
     plan, patients = make_training(task).plan, np.array_split(np.arange(PATIENTS), HOSPITALS)
-    for others in (patients[:3], [*patients[:4], patients[4][:-1]]):
-        with pytest.raises(ValueError, match="not those of the plan"):
-            Training(plan, task, others, Randomness(3))
+    with pytest.raises(ValueError, match="not those of the plan"):
+        Training(plan, task, patients[:3], Randomness(3))
+    Training(plan, task, [*patients[:4], patients[4][:-1]], Randomness(3))
+    few = replace(plan, sizes=(1,) * HOSPITALS)
+    with pytest.raises(InputError, match="hospital 0 holds more than 38 patients.*declare more with --patients"):
+        Training(few, task, [np.arange(PATIENTS), *patients[1:]], Randomness(3))
     with pytest.raises(ValueError, match="not those of the plan"):
         Training(replace(plan, d=1), task, patients, Randomness(3))
     with pytest.raises(ValueError, match="reaches no other"):

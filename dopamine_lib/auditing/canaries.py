@@ -106,13 +106,13 @@ class Scene:
             patients[0] = np.append(patients[0], hospitals * self.patients)
         choice = Choice(self.learning_rate, self.max_grad_norm, momentum=self.momentum)
         direction, unit = self.direction(task), self.max_grad_norm
-        if declared.local_steps > 1:  # sizes are public: the scale they give a change says nothing
-            unit *= -self.learning_rate / (self.sample_rate * sum(map(len, patients)))
+        if declared.local_steps > 1:
+            unit *= -self.learning_rate / (self.sample_rate * hospitals * self.patients)
 
         def look(messages, total):
             return float((total if declared.shared_noise else messages[0]) @ direction) / unit
 
-        plan = Plan.of(declared, choice, task, patients)
+        plan = Plan(declared, choice, (self.patients,) * hospitals, task.d)  # declared without the canary
         return Training(plan, task, patients, randomness, aggregation=Watcher(look, self.rounds), run=run)
 
     def make_task(self) -> Task:
@@ -248,7 +248,8 @@ def canary_run(
         for k, message in ({0: total} if setting.shared_noise else messages).items():
             sums[k] += message
 
-    plan = Plan.of(setting, choice, task, patients, delta=delta)
+    declared = np.bincount(home, minlength=len(patients))  # as if all canaries were in
+    plan = Plan(setting, choice, tuple(declared.tolist()), task.d, delta=delta)
     training = Training(plan, task, patients, randomness, aggregation=Watcher(look))
     if plant is not None:
         plant(training)

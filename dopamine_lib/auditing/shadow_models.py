@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dopamine_lib.auditing.membership import confidence
 from dopamine_lib.data.dataset import APTOS_IMAGES, APTOS_TEST, split_by_person
-from dopamine_lib.data.hospitals import split_hospitals
+from dopamine_lib.data.hospitals import declared_sizes, hospital_shares, split_hospitals
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.hospital import local_change
@@ -41,7 +41,9 @@ def other_split(experiment: Experiment, seed: int) -> Experiment:
         return experiment
     parts = split_by_person(dataset.person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
     dataset = replace(dataset, **dict(zip(("train", "validation", "test"), parts, strict=True)))
-    dealt = experiment.dealt(split_hospitals(dataset, terms.hospitals, split=terms.split, seed=seed))
+    shares = hospital_shares(dataset, terms.hospitals, split=terms.split, seed=seed)
+    patients = split_hospitals(dataset, terms.hospitals, split=terms.split, seed=seed)
+    dealt = experiment.dealt(patients, declared_sizes(sum(experiment.sizes), shares))
     return replace(dealt, dataset=dataset, train=dataset.train, test=dataset.test)
 
 

@@ -76,7 +76,7 @@ class _Weights:
     def __init__(self, dataset: Dataset, hospitals: int, split: str, seed: int):
         if split not in SPLITS:
             raise InputError(f"split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
-        patients = dataset.sheet.patients or len(dataset.train)
+        patients = dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
         if not 1 <= hospitals <= patients:
             raise InputError(f"{hospitals} hospitals for {patients} training patients; choose 1 to {patients}")
         self.hospitals, self.split, self.seed = hospitals, split, seed

@@ -42,7 +42,7 @@ def perturbed_head(
     total = sum(task.feature_sum(torch.as_tensor(own)) for own in hospitals)
     if target is not None:
         total = total + randomness.stream("output perturbation", run, "centre").normal(len(total), MEAN_NOISE)
-    centred = (STRETCH * (experiment.features - total / len(experiment.train))).numpy()
+    centred = (STRETCH * (experiment.features - total / sum(experiment.sizes))).numpy()
     dataset: Dataset = experiment.dataset
     head = output_perturbation(
         centred,
@@ -54,6 +54,7 @@ def perturbed_head(
         epsilon=target,
         delta=options.delta,
         randomness=randomness,
+        sizes=experiment.sizes if federated else None,
         before=None if target is None else MEAN_NOISE,
         person=dataset.person,
         run=run,

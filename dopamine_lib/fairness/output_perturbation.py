@@ -15,15 +15,15 @@ G = sqrt(2) R and the sensitivity is
 
 (The solver's W~ with |grad J(W~)| <= t lies within t / L of W.) Noise is Gaussian, calibrated exactly
 (``gaussian.analytic_sigma``). The bound is central: the party that solves holds the data. With hospitals, each solves
-for its own N_k patients at L N_k / N, and the mean weighted by N_k / N is released: a patient moves its hospital's
+for its own patients at L N_k / N, and the mean weighted by N_k / N is released: a patient moves its hospital's
 answer by sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L again, so K shares of noise under
 secure aggregation give that bound for one message, against the server and outsiders alike; a curious hospital
-subtracts its own share, and the others' patients have sqrt((K - 1) / K) of the noise left against it. The sizes N_k
-are public and fixed, as in training. (Adding or removing a patient then means including or leaving out its loss, at
-the same weights.)
+subtracts its own share, and the others' patients have sqrt((K - 1) / K) of the noise left against it. N_k is
+the declared size, public and fixed, as in training: whoever comes or goes, the weights stay.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,7 @@ def output_perturbation(
     epsilon: float | None,
     delta: float,
     randomness: Randomness,
+    sizes: Sequence[int] | None = None,
     before: float | None = None,
     person: np.ndarray | None = None,
     run: int = 0,
@@ -137,15 +138,16 @@ def output_perturbation(
     hospitals       the training indices of each hospital; one array for a trusted curator
     regularisation  L for all patients together
     epsilon         None for the answer without noise
+    sizes           declared patients of each hospital; None where all are equal
     before          noise multiplier of an earlier Gaussian release that counts as well, e.g. of the mean features:
                     Gaussians compose exactly, 1 / sigma^2 adds up (Dong, Roth, Su 2022, corollary 3.3)
     person          (N,) who each image belongs to; by default everybody has one
     Raises InputError for arguments out of bounds, or if ``before`` alone spends epsilon.
     """
-    moves, patients = sensitivity(regularisation, radius), sum(map(len, hospitals))
+    moves, sizes = sensitivity(regularisation, radius), sizes or [1] * len(hospitals)
     answer = np.zeros((classes, features.shape[1] + 1))
-    for own in hospitals:
-        share = len(own) / patients
+    for own, declared in zip(hospitals, sizes, strict=True):
+        share = declared / sum(sizes)
         rows, shares = clip_rows(features[own], radius), person_shares(person, own)
         answer += share * solve(rows, labels[own], classes, share * regularisation, shares)
     weights = torch.from_numpy(answer).float()

@@ -29,6 +29,9 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
         "--seed", type=int, metavar="N", help="repeatable, for teaching (default: the operating system's randomness)"
     )
     command.add_argument("--hospitals", type=int, default=10, metavar="K", help="how many; 10 in the paper")
+    command.add_argument(
+        "--patients", type=int, metavar="N", help="training patients, declared to everybody (default: as published)"
+    )
     command.add_argument("--split", default="iid", metavar="NAME", help="iid (default), unequal, skewed, quality")
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
     command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")

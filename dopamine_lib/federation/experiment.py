@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dopamine_lib import data
-from dopamine_lib.data.dataset import Dataset
-from dopamine_lib.data.hospitals import split_hospitals
+from dopamine_lib.data.dataset import VALIDATION_FRACTION, Dataset
+from dopamine_lib.data.hospitals import declared_sizes, hospital_shares, split_hospitals
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.federation.aggregation import Aggregation
 from dopamine_lib.federation.hospital import Hospital
@@ -33,8 +33,8 @@ class Experiment:
     """What the options name, ready to train any of the settings; ``replace`` makes a variation of it.
 
     features  float32 (N, p) for the model "head", else None
-    sizes     training patients of each hospital
-    patients  their indices, one array per hospital; None for a hospital in another process
+    sizes     declared training patients of each hospital: public, and what everything is divided by
+    patients  the true ones' indices, one array per hospital; None for a hospital in another process
     train, test  indices of the images that are trained on and of those that are scored
     """
 
@@ -57,8 +57,10 @@ class Experiment:
         Raises InputError for data or weights that are not there.
         """
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
-        patients = split_hospitals(dataset, options.hospitals, split=options.split, seed=options.public_seed)
-        sizes = tuple(map(len, patients))
+        terms = {"split": options.split, "seed": options.public_seed}
+        patients = split_hospitals(dataset, options.hospitals, **terms)
+        declared = options.patients or dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
+        sizes = declared_sizes(declared, hospital_shares(dataset, options.hospitals, **terms))
         if party is not None:
             dataset = dataset.rows(dataset.test if party == SERVER else patients[party])
             patients = [dataset.train if k == party else None for k in range(len(sizes))]
@@ -68,14 +70,25 @@ class Experiment:
             features = extract_features(weights, dataset.images, seed=options.public_seed, progress=progress)
         return cls(options, dataset, weights, features, sizes, tuple(patients), dataset.train, dataset.test)
 
-    def dealt(self, patients: list[np.ndarray]) -> "Experiment":
-        """The same with its training patients dealt anew: one array of indices per hospital."""
-        sizes, train = tuple(map(len, patients)), np.sort(np.concatenate(patients))
-        return replace(self, patients=tuple(patients), sizes=sizes, train=train)
+    @property
+    def counted(self) -> bool:
+        """Whether the declared number of patients is their count, for want of a published or given one."""
+        return self.options.patients is None and self.dataset.sheet.patients is None
+
+    def dealt(self, patients: list[np.ndarray], sizes: tuple[int, ...] | None = None) -> "Experiment":
+        """The same with its training patients dealt anew: one array of indices per hospital.
+
+        sizes  their declared numbers; by default equal shares of the declared number of all
+        """
+        if sizes is None:
+            sizes = declared_sizes(sum(self.sizes), np.full(len(patients), 1 / len(patients)))
+        return replace(self, patients=tuple(patients), sizes=sizes, train=np.sort(np.concatenate(patients)))
 
     def held_out(self) -> "Experiment":
         """The same without the validation patients, which are scored instead: for choices made by looking."""
-        fit = self.dealt([np.intersect1d(own, self.dataset.fit) for own in self.patients])
+        declared, shares = round(sum(self.sizes) * (1 - VALIDATION_FRACTION)), np.array(self.sizes) / sum(self.sizes)
+        fit = [np.intersect1d(own, self.dataset.fit) for own in self.patients]
+        fit = self.dealt(fit, declared_sizes(declared, shares))
         return replace(fit, test=self.dataset.validation)
 
     @property

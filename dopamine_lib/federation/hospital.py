@@ -60,7 +60,8 @@ class Hospital:
 
     def local_change(self, w: Tensor, round_number: int) -> Tensor:
         """The change (d,) of the model over a round's local steps, in F and FPDP."""
-        steps, expected_batch = self.plan.setting.local_steps, self.plan.setting.sample_rate * len(self)
+        steps, declared = self.plan.setting.local_steps, self.plan.sizes[self.number]
+        expected_batch = self.plan.setting.sample_rate * declared
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
             return self.noisy_sum(local, round_number * steps + i)
@@ -102,7 +103,7 @@ def local_change(
     """How w (…, d) changes over ``steps`` steps of SGD at one hospital: lines 14 and 15 with its own momentum.
 
     noisy_sum       function from the weights and the step's number to the gradient sum (…, d), lines 8 to 13
-    expected_batch  q N_k; for several models at once (…, 1)
+    expected_batch  q N_k, of the declared N_k; for several models at once (…, 1)
     Momentum starts at zero in every round, so a message depends on this round's samples alone.
     """
     local, velocity = w, torch.zeros_like(w)
@@ -116,7 +117,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     """The messages (d,) of hospitals of one task in a round, by number: lines 6 to 16.
 
     In Algorithm 1 a message is the noisy gradient sum; in F and FPDP it is the change of the model, weighted by the
-    hospital's patients. Raises NotFinite for such a w, before anything is computed from a patient.
+    hospital's declared patients. Raises NotFinite for such a w, before anything is computed from a patient.
     """
     if not hospitals:
         return {}
@@ -127,7 +128,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
         )
     plan, task = hospitals[0].plan, hospitals[0].task
     if plan.setting.local_steps > 1:
-        return {h.number: h.local_change(w, round_number) * (len(h) / plan.population) for h in hospitals}
+        return {h.number: h.local_change(w, round_number) * (plan.sizes[h.number] / plan.population) for h in hospitals}
     if len(hospitals) == 1:  # putting it through a batch of hospitals would take longer than its step
         return {hospitals[0].number: hospitals[0].noisy_sum(w, round_number)}
     # each hospital's noisy_sum, with all gradients out of one batch
@@ -140,7 +141,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
 def contribute_features(hospitals: list[Hospital]) -> dict[int, Tensor]:
     """The messages (d,) that ask once for the patients' mean features: noisy sums, padded with zeros.
 
-    They are divided by an average hospital's patients, which makes them as small as other messages.
+    They are divided by an average hospital's declared patients, which makes them as small as other messages.
     """
     messages = {}
     for hospital in hospitals:

@@ -23,6 +23,8 @@ class Options:
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
     dropout  probability that a hospital vanishes in a round
+    patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
+              none, for their count, which is then public
     Raises InputError for a value out of bounds.
     """
 
@@ -43,6 +45,7 @@ class Options:
     noise: str = "float"
     least: int | None = None
     dropout: float = 0.0
+    patients: int | None = None
 
     def __post_init__(self):
         for name in self.settings:
@@ -69,6 +72,10 @@ class Options:
             raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
         if self.least is not None and not 2 <= self.least <= self.hospitals:
             raise InputError(f"least is {self.least}, but must lie in [2, {self.hospitals}], the number of hospitals")
+        if self.patients is not None and not self.hospitals <= self.patients <= 10**9:
+            raise InputError(
+                f"patients is {self.patients}, but must lie in [{self.hospitals}, 1e9]: every hospital has one"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, but must lie in [0, 1): it is a probability")
         if self.noise == "integer" and self.epsilon is not None:
@@ -111,7 +118,7 @@ class Options:
 
 
 def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan:
-    """The plan of the setting called ``name`` under these options, for hospitals of these sizes and d parameters.
+    """The plan of the setting called ``name`` under these options, for hospitals of declared sizes and d parameters.
 
     With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
     shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1

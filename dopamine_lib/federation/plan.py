@@ -29,7 +29,8 @@ AGGREGATIONS = ("plain", "bfv", "masks")
 class Plan:
     """A setting as it is run.
 
-    sizes        patients of each hospital; where nothing is federated, all of them as one
+    sizes        declared patients of each hospital, by which sums are divided and weighed; where nothing is federated,
+                 all of them as one. They are public constants, and may differ from the true numbers, which are private
     d            parameters of the model
     aggregation  how messages are added: "plain", "bfv" or "masks"
     discrete     whether the noise is discrete and added to integers, instead of floats that are rounded afterwards
@@ -85,7 +86,7 @@ class Plan:
 
     @classmethod
     def of(cls, setting: Setting, choice: Choice, task: Task, patients: Sequence[np.ndarray], **terms: Any) -> "Plan":
-        """The plan for a task and its hospitals' patients, one index array per hospital."""
+        """The plan for a task and hospitals whose numbers of patients are public: one index array per hospital."""
         return cls(setting, choice, tuple(map(len, patients)), task.d, **terms)
 
     @property
@@ -95,8 +96,16 @@ class Plan:
 
     @property
     def population(self) -> int:
-        """N, all hospitals' patients."""
+        """N, all hospitals' declared patients."""
         return sum(self.sizes)
+
+    @property
+    def most_patients(self) -> int:
+        """The most patients that one hospital may hold: all declared ones, and room for the chance that dealt them.
+
+        What adding in float32 is bounded for, so that a hospital's true number need not be known.
+        """
+        return most_in_a_sum(1.0, self.population)
 
     @property
     def survivors(self) -> int:
@@ -121,7 +130,7 @@ class Plan:
             clip,
             self.hospitals,
             self.d,
-            patients=most_in_a_sum(q, max(self.sizes)),
+            patients=most_in_a_sum(q, self.most_patients),
             total_range=find_layout(self.layout).total_range,
             sample_rate=q,
             steps=self.setting.rounds,

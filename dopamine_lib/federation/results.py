@@ -50,6 +50,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         plan.bound,
         charged=charged,
         patients=plan.population,
+        counted=experiment.counted,
         seeded=options.seed is not None,
         data=options.data,
         model=options.model,
@@ -90,6 +91,7 @@ def assemble(
     asked       the options as plain data
     account     does jobs of ``do_account``, in order
     randomness  where it came from in an unseeded run
+    Numbers of training patients are the declared ones; "counted" says whether that is their count.
     """
     options = experiment.options
     charged = {name: [record["charged"] for record in own] for name, own in records.items()}
@@ -106,7 +108,7 @@ def assemble(
         "weights": experiment.weights.source,
         "weights_sha256": experiment.weights.sha256,
         "delta": options.delta,
-        "patients": {"train": sum(experiment.sizes), "test": len(experiment.test)},
+        "patients": {"train": sum(experiment.sizes), "test": len(experiment.test), "counted": experiment.counted},
         "hospitals": list(experiment.sizes),
         "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",
         "options": asked,

@@ -13,7 +13,7 @@ class Server:
     Algorithm 1 gets by stepping at every hospital and averaging the weights.
 
     start       w (d,) at the beginning; several models at once are (…, d)
-    population  N, all hospitals' patients; one number, or one per model as a Tensor that broadcasts
+    population  N, all hospitals' declared patients; one number, or one per model as a Tensor that broadcasts
     """
 
     def __init__(self, start: Tensor, setting: Setting, choice: Choice, population: int | Tensor):
@@ -21,10 +21,11 @@ class Server:
         self.setting, self.choice, self.population, self.steps = setting, choice, population, 0
 
     def step(self, total: Tensor, present: int | Tensor) -> None:
-        """Step on a round's total (d,), which holds hospitals of ``present`` patients.
+        """Step on a round's total (d,), which holds hospitals of ``present`` declared patients.
 
-        In Algorithm 1 the total is divided by the expected batch, which is public; the size of the batch that was drawn
-        is not (register, row 2). In F and FPDP it is the weighted mean of the hospitals' changes.
+        In Algorithm 1 the total is divided by the declared expected batch, which is public; the true number of patients
+        and the size of the batch that was drawn are not (register, row 2). In F and FPDP it is the weighted mean of the
+        hospitals' changes.
         """
         if self.setting.local_steps > 1:
             self.average_step(total * (self.population / present))

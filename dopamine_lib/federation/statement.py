@@ -45,7 +45,6 @@ def not_covered(model: str) -> tuple[str, ...]:
         "other models trained on the same patients, which spend theirs besides",
         "the weights that training starts from, if the same patients were in what those were trained on",
         "test patients: their scores, of every epoch too, are exact",
-        "hospital sizes",
         "how long anything takes",
     )
 
@@ -66,6 +65,7 @@ def privacy_statement(
     charged: Sequence[int],
     patients: int,
     seeded: bool,
+    counted: bool = False,
     data: str = "synthetic",
     model: str = "head",
     aggregation: str = "plain",
@@ -74,7 +74,8 @@ def privacy_statement(
     """The statement that goes with every result, in plain words.
 
     charged   noisy steps of each ledger: one for all patients where noise is shared, else one per hospital
-    patients  N, training patients in all
+    patients  N, declared training patients in all
+    counted   whether that is their count, which the run then makes public
     data      one of ``data.SOURCES``, which knows who is one patient
     apart     whether every party was a process of its own
 
@@ -103,7 +104,8 @@ def privacy_statement(
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
         f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
-        f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} training patients.",
+        f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} declared training patients"
+        + (", which is their count: this run makes it public." if counted else "."),
         f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",
     ]
     if not setting.federated:

@@ -174,7 +174,7 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
         "licence": dataset.sheet.licence,
         "checksum": dataset.sheet.checksum,
         "notes": list(dataset.sheet.notes),
-        "grades": dict(zip(dataset.grades, dataset.counts()["train"], strict=True)),
+        "grades": dict(zip(dataset.grades, dataset.counts()["test"], strict=True)),
         "cannot": cannot_say(dataset),
     }
     return rows, sheet, None

@@ -76,8 +76,9 @@ def _opening(facts: dict) -> str:
     results, options = facts["results"], facts["options"]
     return (
         f"{plain(results['data'])}, {plain(results['model'])} on {plain(results['weights'])}; "
-        f"{results['patients']['train']} training patients in {options.hospitals} hospitals ({plain(options.split)} "
-        f"split), {results['patients']['test']} test images, runs of each setting: {options.runs}. "
+        f"{results['patients']['train']} declared training patients in {options.hospitals} hospitals "
+        f"({plain(options.split)} split), {results['patients']['test']} test images, runs of each setting: "
+        f"{options.runs}. "
         "Intended for teaching and for reproducing the paper's Figure 1: not a medical device, not for diagnosis."
     )
 
@@ -243,7 +244,7 @@ def _sheet(facts: dict) -> str:
     counts = ", ".join(f"{plain(grade)} {count}" for grade, count in sheet["grades"].items())
     return _list(
         f"source: {plain(sheet['source'])}; licence: {plain(sheet['licence'])}; checksum: {plain(sheet['checksum'])}",
-        f"training images by grade: {counts}",
+        f"test images by grade: {counts}; how many training patients have which grade is not released",
         *map(plain, sheet["notes"]),
     )
 

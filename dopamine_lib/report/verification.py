@@ -150,6 +150,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             bound,
             charged=charged,
             patients=results["patients"]["train"],
+            counted=results["patients"]["counted"],
             seeded=options.seed is not None,
             data=options.data,
             model=options.model,
