@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.statement import in_words
-from dopamine_lib.privacy.accounting import epsilons
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, epsilon
 
 #: Rate of false alarms at which a verdict says how many training patients an attack can recognise, and the share
 #: of them from which on it says that this promises next to nothing (epsilon 4.6 and more).
@@ -36,6 +36,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
     """
     private = [name for name, bound in bounds.items() if bound.setting.private]
     open_ = [name for name in bounds if name not in private]
+    # PRV takes seconds for unlike events, and is no tighter than the PLD
     # a patient is in one hospital in all runs; taking the worst-off hospital of every setting can only be too much
     events = [
         event
@@ -43,7 +44,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
         for event in bounds[name].events(max(map(sum, zip(*charged[name], strict=True))), runs=len(charged[name]))
     ]
     delta = next(iter(bounds.values())).delta
-    together = epsilons(events, delta) if events else None
+    together = {key: epsilon(events, delta, key) if key != "prv" else None for key in ACCOUNTANTS} if events else None
     return {
         "private": bool(events) and not open_ and not seeded,
         "verdict": _verdict(private, open_, seeded, together, delta, sum(map(len, charged.values()))),

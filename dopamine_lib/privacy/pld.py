@@ -34,6 +34,7 @@ MAX_EPSILON = 1e6
 MIN_DELTA = 1e-290
 
 
+@functools.lru_cache(maxsize=4096)
 def pld_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, images: int = 1) -> float | None:
     """An upper bound on epsilon at ``delta`` of (sigma, q, steps) composed, within about 1e-4 of the least.
 

@@ -1,5 +1,6 @@
 """Opacus's privacy random variable (PRV) accountant within limits: an upper bound on epsilon, or none."""
 
+import functools
 import math
 import warnings
 
@@ -12,6 +13,7 @@ MAX_POINTS = 2**20
 DELTA_ERROR = 1e-3
 
 
+@functools.lru_cache(maxsize=4096)
 def prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, rough: float) -> float | None:
     """Epsilon at ``delta`` of (sigma, q, steps) composed; None where the accountant cannot keep its promise.
 
