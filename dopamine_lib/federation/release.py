@@ -36,7 +36,6 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
     """
     private = [name for name, bound in bounds.items() if bound.setting.private]
     open_ = [name for name in bounds if name not in private]
-    # PRV takes seconds for unlike events, and is no tighter than the PLD
     # a patient is in one hospital in all runs; taking the worst-off hospital of every setting can only be too much
     events = [
         event
@@ -44,6 +43,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
         for event in bounds[name].events(max(map(sum, zip(*charged[name], strict=True))), runs=len(charged[name]))
     ]
     delta = next(iter(bounds.values())).delta
+    # PRV takes seconds for unlike events, and is no tighter than the PLD
     together = {key: epsilon(events, delta, key) if key != "prv" else None for key in ACCOUNTANTS} if events else None
     return {
         "private": bool(events) and not open_ and not seeded,
