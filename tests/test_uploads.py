@@ -1,7 +1,9 @@
 """Uploads: every kind of PNG and JPEG becomes the right picture, everything else is refused in one sentence."""
 
 import io
+import resource
 import struct
+import sys
 import warnings
 import zlib
 
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dopamine_lib.data import uploads
+from dopamine_lib.data import decoding, uploads
+from dopamine_lib.data.decoding import open_apart
 from dopamine_lib.data.images import MAX_PIXELS, prepare, read_image
 from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
 from dopamine_lib.errors import InputError
@@ -253,3 +256,45 @@ def test_both_outcomes_occur():
 
 def test_the_limit_leaves_room_for_a_camera():
     assert uploads.MAX_UPLOAD >= 20e6 and MAX_PIXELS >= 24e6
+
+
+# decoding in a process of its own
+
+
+def test_what_is_decoded_apart_is_the_same(tmp_path, refuses):
+    data = encoded(SMOOTH, "JPEG")
+    (tmp_path / "eye.jpg").write_bytes(data)
+    here = np.asarray(read_upload(data, "eye.jpg"))
+    for source in (io.BytesIO(data), tmp_path / "eye.jpg"):
+        assert np.array_equal(np.asarray(open_apart(source, "eye.jpg")), here)
+    assert np.array_equal(np.asarray(read_upload(data, "eye.jpg", open_apart)), here)
+    with refuses("eye.png: not a PNG or JPEG image"):
+        open_apart(io.BytesIO(b"nothing"), "eye.png")
+    with refuses("no.png", "get the file again"):
+        open_apart(tmp_path / "no.png")
+
+
+def many_scans(repeats):
+    """A progressive JPEG whose last refinement comes again and again: for each, the whole picture is gone through."""
+    data = encoded(Image.new("L", (800, 800), 90), "JPEG", progressive=True, quality=50)
+    start = data.rindex(b"\xff\xda")
+    last = data[start:-2]
+    return data[:-2] + repeats * last + data[-2:]
+
+
+def test_a_picture_that_takes_more_time_than_any_photograph_is_given_up(monkeypatch, refuses):
+    monkeypatch.setattr(decoding, "SECONDS", 1)
+    assert open_apart(io.BytesIO(many_scans(3)), "eye.jpg").size == (800, 800)
+    with refuses("eye.jpg: decoding it takes more than 1 s"):
+        open_apart(io.BytesIO(many_scans(10_000)), "eye.jpg")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not keep to a limit on memory")
+def test_a_picture_that_takes_more_memory_than_any_photograph_is_given_up(monkeypatch, refuses):
+    bomb = encoded(Image.new("RGBA", (6000, 6000), (9, 9, 9, 9)))
+    assert len(bomb) < 300_000
+    monkeypatch.setattr(decoding, "MEMORY", 2**29)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with refuses("bomb.png: ", "memory"):
+        open_apart(io.BytesIO(bomb), "bomb.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB, in this process

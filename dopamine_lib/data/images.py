@@ -48,6 +48,8 @@ def open_image(source: str | Path | BinaryIO, name: str = "") -> Image.Image:
         raise InputError(f"{name}: not a PNG or JPEG image; give a file of one of these kinds") from None
     except Image.DecompressionBombError:
         raise InputError(f"{name}: too many pixels; give a picture of at most {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise InputError(f"{name}: there is not enough memory to decode it; save it smaller, as a JPEG") from None
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: not a readable PNG or JPEG image ({reason}); get the file again") from None

@@ -3,11 +3,13 @@
     image = read_upload(data, "eye.jpg")        # PIL, RGB, upright
     pixels = prepare(image, 64)                 # dopamine_lib.data.images: as the model sees it
 
-Decoding is done by ``data.images.open_image``, the same for a data set, for ``infer`` and for an upload.
+Decoding is done by ``data.images.open_image``, the same for a data set, for ``infer`` and for an upload; for the last
+two in a process of its own (``data.decoding``).
 """
 
 import io
 import warnings
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -19,11 +21,12 @@ from dopamine_lib.errors import InputError
 MAX_UPLOAD = 32 * 2**20
 
 
-def read_upload(data: bytes, name: str = "") -> Image.Image:
+def read_upload(data: bytes, name: str = "", opening: Callable[..., Image.Image] = open_image) -> Image.Image:
     """The uploaded picture, RGB and upright, from any kind of PNG or JPEG.
 
-    name  the browser's name for the file; used only in messages, shortened and without control characters, but not
-          escaped for HTML
+    name     the browser's name for the file; used only in messages, shortened and without control characters, but not
+             escaped for HTML
+    opening  ``images.open_image``, or ``decoding.open_apart`` for what a stranger may have made
     Raises InputError, with a sentence for the person who uploaded, for a file that is empty, larger than
     ``MAX_UPLOAD`` bytes or ``data.images.MAX_PIXELS`` pixels (read from its header, before anything is decoded),
     damaged, animated, or neither PNG nor JPEG.
@@ -36,7 +39,7 @@ def read_upload(data: bytes, name: str = "") -> Image.Image:
     with warnings.catch_warnings():
         # refused here, so Pillow need not warn of it
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return open_image(io.BytesIO(data), name)
+        return opening(io.BytesIO(data), name)
 
 
 def _shown(name: str) -> str:

@@ -17,6 +17,7 @@ import ipywidgets as widgets
 from PIL import Image
 
 from dopamine_lib.data.dataset import GRADES
+from dopamine_lib.data.decoding import open_apart
 from dopamine_lib.data.retina_check import retina_warning
 from dopamine_lib.data.synthetic import MAX_SIZE, MIN_SIZE, describe, make_population
 from dopamine_lib.data.uploads import MAX_UPLOAD, read_upload
@@ -130,7 +131,7 @@ class PatientPage:
     def take(self, data: bytes, name: str = "") -> None:
         """Take an uploaded file's bytes. Bad ones are reported on the page, which is then without a picture."""
         try:
-            image = read_upload(data, name)
+            image = read_upload(data, name, open_apart)
         except InputError as error:
             self.upload.value = ()  # so that the same file may be chosen again
             self._show(None, refusal=str(error))

@@ -172,7 +172,8 @@ def _patient(arguments) -> None:
     credentials = _credentials(arguments, "patient")
     if credentials is None:
         return
-    from dopamine_lib.data.images import read_image
+    from dopamine_lib.data.decoding import open_apart
+    from dopamine_lib.data.images import prepare
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
@@ -183,7 +184,7 @@ def _patient(arguments) -> None:
     peers = [_endpoint(arguments, role) for role in ("provider", "crypto-provider")]
     kernels.active()
     with _one_line_for_a_break(), PatientClient(credentials, *peers) as client:
-        image = read_image(arguments.image, client.size)
+        image = prepare(open_apart(arguments.image), client.size)
         _print(client.infer(image).record(), arguments.json)
 
 

@@ -181,7 +181,8 @@ def _serve(parent: Parent, server) -> None:
 
 
 def _patient(parent: Parent, credentials: tls.Credentials) -> None:
-    from dopamine_lib.data.images import read_image
+    from dopamine_lib.data.decoding import open_apart
+    from dopamine_lib.data.images import prepare
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
@@ -195,7 +196,7 @@ def _patient(parent: Parent, credentials: tls.Credentials) -> None:
                 if "prepare" in asked:
                     parent.say(ready=client.prepare(asked["prepare"]))
                 else:
-                    parent.say(answer=client.infer(read_image(asked["image"], client.size)).record())
+                    parent.say(answer=client.infer(prepare(open_apart(asked["image"]), client.size)).record())
             except InputError as error:  # found before anything was sent: the session goes on
                 parent.say(**{"wrong input": str(error)})
             except ChannelError as error:  # nor is there a new session just now; the next question may find one
