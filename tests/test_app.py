@@ -22,6 +22,7 @@ from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.images import prepare
 from dopamine_lib.models.checkpoints import save_model
 from dopamine_lib.models.networks import HALF, build, to_input
+from dopamine_lib.page.app import most_kernels, refusal
 from dopamine_lib.page.process_memory import children, together
 from dopamine_lib.page.widget import samples
 
@@ -153,6 +154,40 @@ class Visitor:
         """Process numbers of the three workers, from the panel for the curious."""
         panel = self.states[self.find("HTMLModel", "what each of the three saw")]["value"]
         return [int(pid) for pid in re.findall(r"process (\d+)", panel)]
+
+
+def test_a_page_from_elsewhere_starts_no_kernel_and_kernels_are_capped(app):
+    def kernels():
+        return [pid for pid in children(app.process.pid) if b"ipykernel" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    before = kernels()
+    for headers in (
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+        {
+            "Sec-Fetch-Site": "same-site",
+            "Sec-Fetch-Mode": "navigate",
+            "Sec-Fetch-Dest": "iframe",
+            "Sec-Fetch-User": "?1",
+        },
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            get(app.address, **headers)
+        assert refusal(headers, 0, 1)
+    assert kernels() == before
+    for headers in (
+        {},
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "iframe"},
+        {
+            "Sec-Fetch-Site": "cross-site",
+            "Sec-Fetch-Mode": "navigate",
+            "Sec-Fetch-Dest": "document",
+            "Sec-Fetch-User": "?1",
+        },
+    ):
+        assert refusal(headers, 1, 2) is None and refusal(headers, 2, 2)[0] == 503
+    assert 2 <= most_kernels() <= 50
 
 
 def test_two_visitors_at_once_are_both_answered_by_the_same_backend(app, model):

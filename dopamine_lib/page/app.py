@@ -13,12 +13,14 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.commands import add_answer
+from dopamine_lib.machine import memory_size
 
 PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
 TITLE = "A grade for your retina scan"
@@ -32,6 +34,8 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; frame-ancestors 'self'; form-action 'self'"
 )
 CHECK = 0.5  # seconds between two looks at whether the workers live
+#: Bytes of memory for one visitor's kernel, and how many kernels there may be whatever the memory.
+KERNEL_MEMORY, FEWEST, MOST = 300_000_000, 2, 50
 IDLE = 600  # seconds until the kernel of a visitor who left without notice is ended
 
 
@@ -103,8 +107,10 @@ def _server(folder: Path, host: str, port: int):
     # Jupyter's validator would spend three seconds on a grammar of web addresses, none of which is checked here
     sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat
+    from tornado.web import HTTPError
     from voila.app import Voila
     from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
+    from voila.tornado.handler import TornadoVoilaHandler
 
     from dopamine_lib.data.uploads import MAX_UPLOAD
 
@@ -112,13 +118,25 @@ def _server(folder: Path, host: str, port: int):
         def check_xsrf_cookie(self) -> None:
             """A browser that leaves sends no copy of its cookie; only it knows its kernel's number."""
 
+    class PageHandler(TornadoVoilaHandler):
+        starting = 0
+
+        async def get(self, path: str | None = None) -> None:
+            """The page, with a kernel for whoever may have one."""
+            kernels = len(self.kernel_manager.list_kernel_ids()) + PageHandler.starting
+            if refused := refusal(self.request.headers, kernels, most_kernels()):
+                raise HTTPError(*refused)
+            PageHandler.starting += 1
+            try:
+                await super().get(path)
+            finally:
+                PageHandler.starting -= 1
+
+    ours = {TornadoVoilaHandler: PageHandler, VoilaShutdownKernelHandler: ShutdownHandler}
+
     class PageServer(Voila):
         def init_handlers(self):
-            handlers = [list(handler) for handler in super().init_handlers()]
-            for handler in handlers:
-                if handler[1] is VoilaShutdownKernelHandler:
-                    handler[1] = ShutdownHandler
-            return [tuple(handler) for handler in handlers]
+            return [(path, ours.get(kind, kind), *rest) for path, kind, *rest in super().init_handlers()]
 
         def launch_browser(self) -> None:  # Voila calls this when it listens
             at = f"[{self.ip}]" if ":" in self.ip else self.ip
@@ -169,6 +187,29 @@ def _server(folder: Path, host: str, port: int):
     choices.theme, choices.strip_sources, choices.file_allowlist = "light", True, ["$^"]  # no file is served
     server.setup_template_dirs()
     return server
+
+
+def refusal(headers: Mapping[str, str], kernels: int, most: int) -> tuple[int, str] | None:
+    """Status and reason for not giving this visitor a kernel beside the ``kernels`` there are; None to give one.
+
+    A page from elsewhere may ask for ours as a picture, a frame or a script, as often as it likes; browsers say so in
+    these headers (W3C, Fetch Metadata Request Headers). An address typed or a link clicked is welcome.
+
+    >>> refusal({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}, 0, 10)
+    (403, 'asked for by a page from elsewhere')
+    """
+    clicked = [headers.get(f"Sec-Fetch-{name}") for name in ("Mode", "Dest", "User")] == ["navigate", "document", "?1"]
+    if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not clicked:
+        return 403, "asked for by a page from elsewhere"
+    if kernels >= most:
+        return 503, f"{kernels} visitors are as many as this machine has memory for; try again later"
+    return None
+
+
+def most_kernels() -> int:
+    """How many visitors' kernels may take half of this machine's memory."""
+    memory = memory_size()
+    return MOST if memory is None else min(MOST, max(FEWEST, memory // 2 // KERNEL_MEMORY))
 
 
 def _prepend(name: str, path: str) -> None:
