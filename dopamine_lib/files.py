@@ -28,14 +28,37 @@ def _umask() -> int:
     return mask
 
 
+def _sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on disk: a new name is lost with the power even if the file was synced."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that keeps no names apart
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and have their names on disk."""
+    new = [made for made in (folder, *folder.parents) if not made.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in new:
+        _sync_folder(made.parent)
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
+    On success file and name are on disk: a ledger that was saved outlives the power, and so do keys.
     private  only the owner may read the file, whatever rights others have elsewhere
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".dopamine-{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -47,6 +70,7 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[P
             with contextlib.suppress(OSError):  # some drives know no rights, and everybody may read there anyway
                 os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,11 +78,12 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[P
 def write_key(path: str | os.PathLike, data: bytes) -> None:
     """Write a secret into a new file that only its owner can read. Raises FileExistsError rather than replace one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as secret:
         secret.write(data)
         secret.flush()
         os.fsync(secret.fileno())
+    _sync_folder(path.parent)
 
 
 def read_key(path: str | os.PathLike) -> bytes:

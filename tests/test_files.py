@@ -48,6 +48,25 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files by /proc")
+@pytest.mark.parametrize("write", ["atomic", "key"])
+def test_a_file_and_its_name_are_on_disk_when_it_is_written(write, tmp_path, monkeypatch):
+    """After the file's own content, its folder is synced, and so is the folder of every folder that was made."""
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")) or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("replace") or replace(*names))
+    path = tmp_path / "new" / "runs" / "file"
+    if write == "atomic":
+        with atomic_path(path) as temporary:
+            temporary.write_text("x")
+        written = [str(temporary), "replace"]
+    else:
+        write_key(path, b"x")
+        written = [str(path)]
+    assert set(done[:2]) == {str(tmp_path), str(tmp_path / "new")}
+    assert done[2:] == [*written, str(path.parent)]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="rights are POSIX's")
 def test_a_key_is_for_its_owner_only_and_never_replaced(tmp_path):
     path = tmp_path / "keys" / "one.key"

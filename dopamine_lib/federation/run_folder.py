@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path
+from dopamine_lib.files import atomic_path, make_folder
 
 
 def write_json(path: Path, value: object) -> None:
@@ -51,7 +51,7 @@ def writing(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def claim(out: Path, asked: dict, resume: bool) -> Iterator[None]:
     """Keep ``out`` for this process: two that resume the same run would spend its budget twice."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with FileLock(out / ".lock", timeout=0):
         check_out(out, asked, resume)
         for torn in [*out.glob(".dopamine-*"), *out.glob("runs/.dopamine-*")]:  # what a killed process was writing
