@@ -54,13 +54,16 @@ class Kept:
         if wire.number == 0 and experiment.options.aggregation == "bfv":
             hospital = training.aggregation.hospital
             self.group, encrypt = hospital.group, hospital.message
-            hospital.message = lambda number, values: self.sent.append(values) or encrypt(number, values)
+            hospital.message = lambda number, values, context: (
+                self.sent.append(values) or encrypt(number, values, context)
+            )
         return training
 
 
 def shorten(name: str, rounds: int) -> None:
-    """Fewer rounds; and room in messages for the few patients here, whose steps are large."""
-    SETTINGS[name] = replace(SETTINGS[name], rounds=rounds)
+    """Fewer rounds, all hospitals where two would hide nothing, and room in messages for few patients' large steps."""
+    more = {"participation": 1.0} if name == "F" else {}
+    SETTINGS[name] = replace(SETTINGS[name], rounds=rounds, **more)
     CHOICES["head"][name] = replace(CHOICES["head"][name], reach=64.0)
 
 

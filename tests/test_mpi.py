@@ -85,7 +85,8 @@ def quick(options, tmp_path_factory):
 
 def one_process(options, name, kind, noise, rounds, patch):
     """The model of the same run in one process, as its file has it."""
-    patch.setitem(settings.SETTINGS, name, replace(settings.SETTINGS[name], rounds=rounds))
+    more = {"participation": 1.0} if name == "F" else {}
+    patch.setitem(settings.SETTINGS, name, replace(settings.SETTINGS[name], rounds=rounds, **more))
     patch.setitem(settings.CHOICES["head"], name, replace(settings.CHOICES["head"][name], reach=64.0))
     experiment = Experiment.load(Options(**options, settings=(name,), aggregation=kind, noise=noise), progress=False)
     training = experiment.training(name).run()
@@ -231,6 +232,39 @@ def test_a_run_that_broke_off_goes_on_to_the_same_model(options, tmp_path):
     assert all(np.array_equal(models[0][key], models[1][key]) for key in models[1])
     finished = command("lives", options, tmp_path / "whole", "--resume")
     assert finished.returncode == 2 and "finished run" in finished.stderr
+
+
+@pytest.mark.slow
+def test_a_run_is_not_resumed_without_a_hospitals_ledger(options, tmp_path):
+    """Hospital 0's checkpoint gone, the ledger had started at 0; each hospital now has its own charge on its disk."""
+    assert command("killed", options, tmp_path / "out").returncode != 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "out" / "runs").iterdir()}
+    names = ["FSCDP-0-hospital-0.json", "FSCDP-0-hospital-1.json", "FSCDP-0.safetensors"]
+    assert sorted(path.name for path in kept) == names
+    for lost, who in zip(names, ("hospital 0 (rank 1)", "hospital 1 (rank 2)", "hospital 0 (rank 1)"), strict=True):
+        (tmp_path / "out" / "runs" / lost).unlink()
+        refused = command("lives", options, tmp_path / "out", "--resume")
+        assert refused.returncode == 2 and f"{who} have 0 epochs in the ledger" in refused.stderr
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert command("lives", options, tmp_path / "out", "--resume").returncode == 0
+    assert not list((tmp_path / "out" / "runs").glob("*hospital*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("odd, value", [("--epsilon", ("1", "50")), ("--seed", ("5", "6"))])
+def test_a_server_with_other_options_than_the_hospitals_is_refused(odd, value, options, tmp_path):
+    more = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ["--data", "aptos", "--data-dir", options["data_dir"], "--size", "32", "--weights", "random"]
+    ranks = [
+        ["-n", str(n), sys.executable, "-W", "ignore", "-m", "dopamine_lib.federation.mpi", *words]
+        + ["--aggregation", "plain", "--out", str(tmp_path / "out"), odd, own]
+        for n, own in zip((1, 2), value, strict=True)
+    ]
+    command = [MPIEXEC, *ranks[0], ":", *ranks[1]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | more)
+    assert ended.returncode == 2 and odd[2:] + " = " in ended.stderr and "start all ranks with the same" in ended.stderr
+    assert "Traceback" not in ended.stderr and not (tmp_path / "out" / "results.json").exists()
 
 
 def test_bad_input_is_one_line():

@@ -37,6 +37,7 @@ def task():
 
 def make_training(task, name="FSCDP", kind="plain", *, rounds=12, discrete=False, choice=None, **terms):
     declared, choice = replace(SETTINGS[name], rounds=rounds), choice or CHOICES[name]
+    declared = replace(declared, participation=0.6) if name == "F" else declared  # a hidden total of 2 hides nothing
     choice = replace(choice, mean_noise_multiplier=None) if discrete else choice
     patients = np.array_split(np.arange(PATIENTS), HOSPITALS)
     plan = Plan.of(declared, choice, task, patients, aggregation=kind, discrete=discrete, **terms)

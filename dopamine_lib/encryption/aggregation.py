@@ -8,11 +8,14 @@ A round, in bytes between parties that may run in different processes:
 
 Guaranteed: the server has no key and sees ciphertexts, d and the list of participants. A message that is damaged,
 replayed, cut off, or of another round, layout, key or sender raises MessageError. A hospital decrypts one aggregate
-per round, which names at least ``least`` hospitals, and refuses it unless it is the sum of exactly their messages.
+per round, which names at least ``least`` hospitals, and refuses it unless it is the sum of exactly their messages, all
+made in the ``context`` that it is in itself: at the same model, with the same hospitals invited. So a server that gives
+hospitals different models, to single one of them out (Pasquini et al. 2022), gets no total opened; and one that sends
+them different aggregates has given them different models, which shows in the next round.
 
 Not guaranteed: one hospital and the server together read everything, since all hospitals share one secret key
-(``masks`` does without). A server may openly leave hospitals out, or send different aggregates to different
-hospitals, which would have to compare them. A hospital may send any numbers in range. The total itself is protected
+(``masks`` does without). A server may openly leave hospitals out, down to ``least``; whoever opens a total reads who is
+in it (over MPI nobody may be missing). A hospital may send any numbers in range. The total itself is protected
 by its noise alone (``privacy``).
 """
 
@@ -79,9 +82,11 @@ class BfvHospital:
         self._channel, self._check = channel, SumCheck(group.check_key, group.session)
         self._sent = self._opened = -1
 
-    def message(self, round_number: int, values: np.ndarray) -> bytes:
+    def message(self, round_number: int, values: np.ndarray, context: bytes = b"") -> bytes:
         """This round's integers int64 (d,), encrypted and sealed.
 
+        context  what all hospitals must hold alike: the model at which they computed, who is invited. Their total
+                 opens only for a hospital in the same one
         Once per round, in increasing order: a second message under the same pads and nonces would reveal them.
         Raises InputError for another type or shape, RangeError beyond ``limit``, MessageError for a past round.
         """
@@ -90,12 +95,15 @@ class BfvHospital:
             raise InputError(f"values are {values.dtype} {values.shape}, but this session adds int64 ({group.d},)")
         check_limit(values, self.limit)
         self._sent = _next(round_number, self._sent, f"hospital {self.number} sent its message")
-        check = self._check.make(round_number, self.number, values)
+        check = self._check.make(round_number, self.number, values, context)
         header = group.header(UPDATE, self.number, round_number, check)
         return seal(self._channel.up, header, map(group.encrypt, _chunks(group.layout.pack(values))))
 
-    def open(self, round_number: int, aggregate: bytes) -> Opened:
-        """The total of a round. Raises AggregationAborted for too few hospitals, MessageError if it is not genuine."""
+    def open(self, round_number: int, aggregate: bytes, context: bytes = b"") -> Opened:
+        """The total of a round. Raises AggregationAborted for too few hospitals, MessageError if it is not genuine.
+
+        context  as for ``message``
+        """
         group = self.group
         header, _ = read_header(aggregate, **_expected(group, AGGREGATE, round_number), sender=SERVER)
         end = len(aggregate) - TAG * group.hospitals
@@ -108,10 +116,11 @@ class BfvHospital:
         for own, part in zip(_chunks(slots), split(body, group.layout.ciphertexts(group.d)), strict=True):
             own[:] = np.fromiter(group.ciphertext(bytes(part), len(own)).decrypt(), np.int64, len(own))
         total = group.layout.unpack(slots, group.d)
-        if not self._check.holds(round_number, hospitals, total, header.check):
+        if not self._check.holds(round_number, hospitals, total, header.check, context):
             raise MessageError(
                 f"the aggregate of round {round_number} is not the sum of the messages of hospitals {list(hospitals)}: "
-                "the server added something else, or the ciphertexts are under another key; end the session"
+                "the server added something else, or gave hospitals different models or lists of the invited, or the "
+                "ciphertexts are under another key; end the session"
             )
         return Opened(total, hospitals)
 
@@ -227,11 +236,12 @@ class BfvSum:
                 f"hospitals {sorted(set(values) - set(invited))} send values, but were not invited: invite all"
             )
         self.server.begin(round_number)
+        context = pack_numbers(sorted(invited))
         for number, own in values.items():
-            self.server.add(self.hospitals[number].message(round_number, own))
+            self.server.add(self.hospitals[number].message(round_number, own, context))
         aggregate = self.server.aggregate()
         for number in values:
-            total, _ = self.hospitals[number].open(round_number, aggregate)
+            total, _ = self.hospitals[number].open(round_number, aggregate, context)
         return total
 
 

@@ -68,7 +68,7 @@ class Link:
         except InvalidTag:
             raise MessageError(
                 f"message {kind} of round {round_number} from {self._peer} is not authentic: it was changed on the "
-                "way, sealed with another key, or meant for another list of hospitals"
+                "way, sealed with another key, or meant for another list of hospitals or another model"
             ) from None
         self._received = (round_number, kind)
         return body

@@ -70,9 +70,11 @@ class MaskHospital:
         """Take in the hellos of all parties, this hospital's own and the server's among them."""
         self._links = self._handshake.links(hellos)
 
-    def share(self, round_number: int, invited: Iterable[int]) -> bytes:
+    def share(self, round_number: int, invited: Iterable[int], context: bytes = b"") -> bytes:
         """Step 1, among the hospitals ``invited``.
 
+        context  what all hospitals must hold alike, e.g. a hash of the model at which they computed: they refuse each
+                 other's shares otherwise, before anything is masked
         Raises MessageError for a round that was begun before, even if it was aborted: its masks, sample and noise
         are spent. Raises InputError for hospitals without a link, AggregationAborted for too few.
         """
@@ -81,7 +83,7 @@ class MaskHospital:
                 f"round {round_number} is not past {self._round}, the last one begun: its masks, sample and noise "
                 "are spent, even if it was aborted; take a new round"
             )
-        self._round, self._due = round_number, None
+        self._round, self._due, self._context = round_number, None, context
         self._invited = tuple(sorted(set(invited)))
         if self.number not in self._invited or not set(self._others(self._invited)) <= self._links.keys() - {SERVER}:
             raise InputError(f"hospital {self.number} invites {self._invited}: add itself, leave out strangers")
@@ -92,7 +94,7 @@ class MaskHospital:
         seeds = share(self._seed, self._invited, self._needed)
         self._held = {self.number: (keys[self.number], seeds[self.number])}
         card = CARD.pack(self.number, self._key.public_key().public_bytes_raw(), seed_hash(self._seed))
-        bound = card + pack_numbers(self._invited)
+        bound = card + pack_numbers(self._invited) + context
         boxes = [self._links[j].seal(SHARES, round_number, keys[j] + seeds[j], bound) for j in self._others(keys)]
         self._due = "mask"
         return self._links[SERVER].seal(SHARES, round_number, card + b"".join(boxes))
@@ -129,14 +131,19 @@ class MaskHospital:
                 f"hospital {self.number} was declared a dropout in round {self._round}: wait for the next"
             )
         self._survivors, self._due = survivors, "reveal"
-        bound = pack_numbers(survivors)
+        bound = pack_numbers(survivors) + self._context
         boxes = [self._links[j].seal(VOUCH, self._round, b"", bound) for j in self._others(survivors)]
         return self._links[SERVER].seal(VOUCH, self._round, b"".join(boxes))
+
+    @property
+    def survivors(self) -> tuple[int, ...]:
+        """The hospitals whose total this one has vouched for, once it has."""
+        return self._survivors
 
     def reveal(self, message: bytes) -> bytes:
         """Step 4, if enough others vouch for the same list: a share of each hospital, of its seed or of its key."""
         self._enter("reveal")
-        bound, others = pack_numbers(self._survivors), self._others(self._survivors)
+        bound, others = pack_numbers(self._survivors) + self._context, self._others(self._survivors)
         boxes = cut(self._links[SERVER].open(VOUCHED, self._round, message), VOUCH_BYTES)
         for box in boxes:
             if sender_of(box) not in others:
@@ -164,7 +171,7 @@ class MaskHospital:
             j, public, _ = CARD.unpack(card)
             if j not in self._others(self._invited):
                 raise MessageError(f"hospital {j} shared in round {self._round} without being invited: it is refused")
-            pair = self._links[j].open(SHARES, self._round, box, card + pack_numbers(self._invited))
+            pair = self._links[j].open(SHARES, self._round, box, card + pack_numbers(self._invited) + self._context)
             publics[j], self._held[j] = public, (pair[:SHARE_BYTES], pair[SHARE_BYTES:])
         check_enough(len(self._held), self._needed, self._round)
         return publics

@@ -13,8 +13,11 @@ Values are integers mod 2^32. A round, with t = ``threshold`` and all messages r
 So the server learns the survivors' sum. Why b_i: a message that arrives after its sender was declared a dropout has
 lost its s_ij to the recovery, and only b_i still hides it. Why never both shares: together they open one hospital's
 values. Why t is more than half: otherwise the server could give two groups of t different lists and get both kinds.
-Step 3 stops a server that mixes lists to learn the sum of fewer than t. Both hold while fewer than 2t - n of the n
-hospitals collude with the server; t of them together rebuild everything.
+Step 3 stops a server that mixes lists to learn the sum of fewer than t. What is sealed in steps 1 and 3 is bound to
+the round, the invited or the survivors, and a ``context`` such as a hash of the model: hospitals that were given
+different models (one of them a useful one, the others one at which their gradients vanish, so that the sum is one
+hospital's update: Pasquini et al. 2022) refuse each other's shares, and nothing is masked. All of
+this holds while fewer than 2t - n of the n hospitals collude with the server; t of them together rebuild everything.
 
 The recovery shows the server s_i, so s_i must mask nothing else: keys and seeds are new in every round, at the price
 of K key pairs and K (K - 1) agreements, and a round that was begun is never run again. Only the links that carry

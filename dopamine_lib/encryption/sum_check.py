@@ -8,8 +8,9 @@ another twice, or shift the total. So each hospital k adds to its update x_k
 with secret weights r and pads that all hospitals derive, fresh for each round, from a key that the server does not
 have (Agrawal and Boneh, Homomorphic MACs, 2009). The server adds the checks as it adds the ciphertexts. A total X
 in the name of the hospitals S is accepted if the check is <r, X> + sum over S of pad_k. The pads hide <r, x_k>
-perfectly. A total that differs from the true one by D passes with probability 2^-(64 - v), where 2^v is the largest
-power of two that divides D: less than 2^-39 for values of at most 24 bits. A wrong S does not pass.
+perfectly, and are other ones where a hospital was given another model or list of the invited (``context``). A total
+that differs from the true one by D passes with probability 2^-(64 - v), where 2^v is the largest power of two that
+divides D: less than 2^-39 for values of at most 24 bits. A wrong S, or a wrong context, does not pass.
 """
 
 import hashlib
@@ -38,13 +39,15 @@ class SumCheck:
     def __init__(self, key: bytes, session: bytes):
         self._key, self._session = key, session
 
-    def make(self, round_number: int, number: int, values: np.ndarray) -> int:
-        """The check of hospital ``number`` for its integers (d,)."""
-        return (self._dot(round_number, values) + self._pad(round_number, number)) % MODULUS
+    def make(self, round_number: int, number: int, values: np.ndarray, context: bytes = b"") -> int:
+        """The check of hospital ``number`` for its integers (d,), in a ``context`` that all must hold alike."""
+        return (self._dot(round_number, values) + self._pad(round_number, number, context)) % MODULUS
 
-    def holds(self, round_number: int, hospitals: tuple[int, ...], total: np.ndarray, check: int) -> bool:
-        """Whether ``total`` (d,) is the sum of exactly these hospitals' values of this round."""
-        pads = sum(self._pad(round_number, number) for number in hospitals)
+    def holds(
+        self, round_number: int, hospitals: tuple[int, ...], total: np.ndarray, check: int, context: bytes = b""
+    ) -> bool:
+        """Whether ``total`` (d,) is the sum of exactly these hospitals' values of this round, all in this context."""
+        pads = sum(self._pad(round_number, number, context) for number in hospitals)
         return (self._dot(round_number, total) + pads) % MODULUS == check
 
     def _dot(self, round_number: int, values: np.ndarray) -> int:
@@ -56,9 +59,9 @@ class SumCheck:
             total += int(np.dot(weights, block))  # int64 wraps around: arithmetic mod 2^64
         return total % MODULUS
 
-    def _pad(self, round_number: int, number: int) -> int:
-        return int.from_bytes(self._derive("pad", round_number, number)[:8], "little")
+    def _pad(self, round_number: int, number: int, context: bytes) -> int:
+        return int.from_bytes(self._derive("pad", round_number, number, context)[:8], "little")
 
-    def _derive(self, *purpose: str | int) -> bytes:
+    def _derive(self, *purpose: str | int | bytes) -> bytes:
         # repr keeps the parts apart: ("pad", 1, 23) and ("pad", 12, 3) are different purposes
         return hashlib.blake2b(repr((self._session, *purpose)).encode(), key=self._key, digest_size=32).digest()

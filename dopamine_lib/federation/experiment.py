@@ -3,6 +3,7 @@
 Everything that determines a result is in ``Options``; nothing is chosen by looking at test images.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ class Experiment:
     sizes     declared training patients of each hospital: public, and what everything is divided by
     patients  the true ones' indices, one array per hospital; None for a hospital in another process
     train, test  indices of the images that are trained on and of those that are scored
+    split_hash   stands for who, by persons' numbers and grades, is at which hospital; for hospitals' eyes only
     """
 
     options: Options
@@ -46,6 +48,7 @@ class Experiment:
     patients: tuple[np.ndarray | None, ...]
     train: np.ndarray
     test: np.ndarray
+    split_hash: str = ""
     _plans: dict[str, Plan] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -61,6 +64,8 @@ class Experiment:
         patients = split_hospitals(dataset, options.hospitals, **terms)
         declared = options.patients or dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
         sizes = declared_sizes(declared, hospital_shares(dataset, options.hospitals, **terms))
+        own = [np.stack([dataset.person[part], dataset.labels[part]]) for part in (*patients, dataset.validation)]
+        split_hash = hashlib.sha256(b"|".join(part.astype("<i8").tobytes() for part in own)).hexdigest()
         if party is not None:
             dataset = dataset.rows(dataset.test if party == SERVER else patients[party])
             patients = [dataset.train if k == party else None for k in range(len(sizes))]
@@ -68,7 +73,7 @@ class Experiment:
         features = None
         if options.model == "head":
             features = extract_features(weights, dataset.images, seed=options.public_seed, progress=progress)
-        return cls(options, dataset, weights, features, sizes, tuple(patients), dataset.train, dataset.test)
+        return cls(options, dataset, weights, features, sizes, tuple(patients), dataset.train, dataset.test, split_hash)
 
     @property
     def counted(self) -> bool:

@@ -82,6 +82,11 @@ class Plan:
                 f"{self.setting.name} is not federated, but {self.hospitals} hospitals and aggregation "
                 f"'{self.aggregation}' were given: take all patients as one, and 'plain'"
             )
+        if self.aggregation != "plain" and not self.setting.private and self.invited < 3:
+            raise InputError(
+                f"{self.setting.name} has no noise and invites {self.invited} of {self.hospitals} hospitals a round, "
+                "and of a total of fewer than 3 each has the other's message: take more hospitals, or aggregation plain"
+            )
         check_within("least", self.survivors, 1, self.hospitals, "no more hospitals can survive", low_open=False)
 
     @classmethod
@@ -108,14 +113,23 @@ class Plan:
         return most_in_a_sum(1.0, self.population)
 
     @property
+    def invited(self) -> int:
+        """Hospitals that take part in a round, as long as their budgets last."""
+        return max(1, round(self.setting.participation * self.hospitals))
+
+    @property
     def survivors(self) -> int:
         """Hospitals that are sure to be in a total, whose noise makes up sigma where it is shared."""
         return self.least or self.hospitals
 
     @property
     def least_in_a_total(self) -> int:
-        """The fewest hospitals whose total is opened: those whose noise makes up sigma; two where sums are hidden."""
-        return max(self.survivors if self.setting.shared_noise else 1, 1 if self.aggregation == "plain" else 2)
+        """The fewest hospitals whose total is opened: those whose noise makes up sigma, and two where sums are hidden.
+
+        Three where nothing is noised: of two, each subtracts its own message and has the other's.
+        """
+        hidden = 2 if self.setting.private else 3
+        return max(self.survivors if self.setting.shared_noise else 1, 1 if self.aggregation == "plain" else hidden)
 
     @cached_property
     def noise(self) -> GaussianNoise | IntegerNoise | None:

@@ -112,13 +112,11 @@ class Training:
             progress.epoch = progress.reserved
             yield progress.epoch
         while progress.epoch < EPOCHS and setting.round_after(progress.epoch) < len(self.schedule):
-            first, last = (setting.round_after(progress.epoch + ahead) for ahead in (0, 1))
-            rounds = range(first, min(last, len(self.schedule)))
+            rounds = self._rounds(progress.epoch)
             if progress.reserved == progress.epoch:
-                self._charge(rounds)
-                progress.reserved += 1
+                self.reserve(progress.epoch + 1)
                 save()
-            if first == 0 and self.plan.choice.mean_noise_multiplier is not None and not progress.centred:
+            if rounds.start == 0 and self.plan.choice.mean_noise_multiplier is not None and not progress.centred:
                 self._ask_for_mean()
                 progress.centred = True
                 save()
@@ -126,6 +124,12 @@ class Training:
                 self._round(number)
             progress.epoch += 1
             yield progress.epoch
+
+    def reserve(self, epochs: int) -> None:
+        """Enter the steps of the first ``epochs`` epochs into the ledgers, where they are not in them yet."""
+        for epoch in range(self.progress.reserved, epochs):
+            self._charge(self._rounds(epoch))
+            self.progress.reserved += 1
 
     def epsilons(self, accountant: str) -> list[float]:
         """Epsilon spent so far by each ledger; empty without privacy."""
@@ -153,6 +157,11 @@ class Training:
         self.progress = Progress(**{key: record[key] for key in asdict(self.progress)})
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
+
+    def _rounds(self, epoch: int) -> range:
+        """The rounds of an epoch, counted from 0."""
+        first, last = (self.plan.setting.round_after(epoch + ahead) for ahead in (0, 1))
+        return range(first, min(last, len(self.schedule)))
 
     def _charge(self, rounds: range) -> None:
         """Enter the steps of ``rounds`` into the ledgers before their noise is used (lines 17 to 20)."""

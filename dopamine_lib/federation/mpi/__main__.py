@@ -21,7 +21,9 @@ and all run with ``--identities keys``. MPI must not carry public keys: a relay 
 
 Data: every rank reads its host's ``--data-dir``, which must be the same data set everywhere, keeps its own patients
 (the server the test images) and drops the rest before it computes anything. A public data set is split that way into
-make-believe hospitals. ``--out`` is written by rank 0 (results, model) and rank 1 (checkpoint), each on its host.
+make-believe hospitals. Into ``--out``, each on its host, rank 0 writes results and model, rank 1 the checkpoint, and
+every hospital what it has charged: a run in which one of these is lost or set back is not gone on with. Before anything
+else all ranks compare options, data, plan and version; who differs is named.
 
 What is protected: all messages are sealed and counted between the two parties they are for (``wire.py``). What is
 not: MPI itself. Its own traffic is neither encrypted nor authenticated, so anyone on the network sees who sends

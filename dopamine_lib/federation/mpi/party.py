@@ -20,6 +20,7 @@ from torch import Tensor
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.mpi.agreement import OwnCharge, agree_on_charge, agree_on_experiment, agree_on_model, asked
 from dopamine_lib.federation.mpi.sums import make_wire_aggregation
 from dopamine_lib.federation.mpi.wire import DONE, MODEL, STATE, Wire
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record
@@ -37,7 +38,7 @@ def party_training(experiment: Experiment, name: str, wire: Wire) -> Training:
     plan = experiment.plan(name)
     if plan.dropout:
         raise InputError(f"dropout is {plan.dropout}, but over MPI a hospital that vanishes ends the run: take 0")
-    if plan.aggregation != "plain" and round(plan.setting.participation * plan.hospitals) < 2:
+    if plan.aggregation != "plain" and plan.invited < 2:
         raise InputError(
             f"{name} invites one of {plan.hospitals} hospitals a round, and a sum of one hides nothing: "
             "start more ranks, or take --aggregation plain"
@@ -56,45 +57,64 @@ def take_part(
     """Train one run of the one setting in the options with all other ranks; the server returns the results.
 
     The server writes ``results.json``, the model and the run's record into ``out``. Hospital 0 writes the checkpoint
-    there, at every epoch, for it has the model; on several hosts that is its own host's ``out``.
+    there, at every epoch, for it has the model; and every hospital writes what it has charged. On several hosts that is
+    each its own host's ``out``.
     say  is told, at the server, how far the run has come
     """
     out = Path(out)
     if wire.number == SERVER:
-        asked = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
+        begun = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
         if (out / "results.json").exists():
             raise InputError(f"{out} already holds a finished run; choose another --out")
-        with writing(out), claim(out, asked, resume):
-            return _serve(experiment, wire, out, asked, say)
+        with writing(out), claim(out, begun, resume):
+            return _serve(experiment, wire, out, begun, say)
     (name,) = experiment.options.settings
     wire.barrier()  # the server has claimed the directory
+    run = agree_on_experiment(wire, experiment, name)
     training, checkpoint = party_training(experiment, name, wire), run_files(out, name, 0)[1]
-    _go_on(training, wire, checkpoint)
+    charge = OwnCharge(out / "runs" / f"{name}-0-hospital-{wire.number}.json", asked(experiment))
+    _go_on(training, wire, checkpoint, charge, resume)
+    training.aggregation.follow(run + state_bytes(training.state()[0], {}))
 
     def save() -> None:
+        charge.save(training.progress.reserved)
         if wire.number == 0:
             save_checkpoint(checkpoint, training)
-        wire.barrier()  # nobody draws noise that is not in the ledger on disk
+        wire.barrier()  # nobody draws noise that is not in every ledger on disk
 
     training.run(save, lambda epoch: save_checkpoint(checkpoint, training) if wire.number == 0 else None)
+    agree_on_model(wire, training.aggregation.context)
     if wire.number == 0:
         wire.send(SERVER, MODEL, _final_parameters(training).numpy().astype("<f4").tobytes())
         wire.receive(SERVER, DONE)
         checkpoint.unlink(missing_ok=True)
+    wire.barrier()  # the results are on disk
+    charge.path.unlink(missing_ok=True)
     return None
 
 
-def _go_on(training: Training, wire: Wire, checkpoint: Path) -> None:
-    """Hospital 0 reads its checkpoint, if there is one, and the others go on from there: the server without a model."""
+def _go_on(training: Training, wire: Wire, checkpoint: Path, charge: OwnCharge, resume: bool) -> None:
+    """Take up where all hospitals have been: the model is hospital 0's, the ledger what any of them has charged.
+
+    Hospital 0 reads its checkpoint, if there is one, and the others go on from there: the server without a model.
+    Raises InputError where a hospital's record, or the checkpoint, is missing or behind.
+    """
+    own = charge.read(resume)
     if wire.number == 0:
         if checkpoint.exists():
             load_checkpoint(checkpoint, training)
+        own = min(own, training.progress.reserved)
+    most = agree_on_charge(wire, own)
+    if wire.number == 0:
+        training.reserve(most)
         vectors, record = training.state()
         for k in range(1, wire.hospitals):
             wire.send(k, STATE, state_bytes(vectors, record))
         wire.send(SERVER, STATE, state_bytes({}, record))
     else:
         training.restore(*read_state(wire.receive(0, STATE)))
+        if training.progress.reserved != most:
+            raise InputError(f"hospital 0 says {training.progress.reserved} epochs are charged, but {most} are: end")
 
 
 def _final_parameters(training: Training) -> Tensor:
@@ -103,16 +123,17 @@ def _final_parameters(training: Training) -> Tensor:
     return torch.nn.utils.parameters_to_vector(training.task.net.parameters()).detach().clone()
 
 
-def _serve(experiment: Experiment, wire: Wire, out: Path, asked: dict, say: Callable[[str], object]) -> dict:
-    (name,), began = experiment.options.settings, time.perf_counter()
+def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Callable[[str], object]) -> dict:
+    (name,), start = experiment.options.settings, time.perf_counter()
     wire.barrier()
+    agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
-    _go_on(training, wire, out)
+    training.restore(*read_state(wire.receive(0, STATE)))
     say(f"{name}, {wire.hospitals} hospitals, from epoch {training.progress.epoch}")
 
     def after(epoch: int) -> None:
         if epoch % 10 == 0:
-            say(f"{name}, epoch {epoch}, {time.perf_counter() - began:.0f} s")
+            say(f"{name}, epoch {epoch}, {time.perf_counter() - start:.0f} s")
 
     training.run(wire.barrier, after)
     # the final model is the only one that the server ever sees, so the history is of the last epoch alone
@@ -124,17 +145,18 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, asked: dict, say: Call
         return [do_account(experiment, job, apart=True) for job in jobs]
 
     records = {name: [run_record(experiment, training)]}
-    results = assemble(experiment, asked, records, account, randomness="operating systems of the parties")
+    results = assemble(experiment, begun, records, account, randomness="operating systems of the parties")
     training.task.load(training.server.model)
     metadata = experiment.metadata(name, results["settings"][name]["statement"])
     save_model(out / f"{name}-0.safetensors", training.task.net, metadata)
     results |= {
         "processes": wire.hospitals + 1,
         "server_bytes": {"sent": wire.sent, "received": wire.received},
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(out / "results.json", results)
     wire.send(0, DONE, b"")
+    wire.barrier()
     return results
 
 

@@ -7,15 +7,21 @@
 
 A rank's side of it is an ``Aggregation``: ``total`` takes this rank's message, if it has one, and gives the total. The
 server has no model and gets None.
+
+One model for all: every hospital steps its own copy, from one state and by the totals that it is told. So a hash of
+the experiment, that state and all totals stands for the model (``context``); hospitals bind their messages to it, and a
+server that tells them different totals gets no other one from them. All invited hospitals must be in a total: who is
+missing was left out by the server.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
 from dopamine_lib.federation.aggregation import Aggregation, Message, decoded, in_the_clear, to_integers
 from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
 from dopamine_lib.federation.plan import Plan
@@ -28,7 +34,19 @@ class _Side:
     between_processes = True
 
     def __init__(self, wire: Wire, plan: Plan):
-        self.wire, self.codec = wire, plan.codec
+        self.wire, self.codec, self.context = wire, plan.codec, b""
+
+    def follow(self, content: bytes) -> None:
+        """Take in what the model depends on from now on: the state it starts from, then every total."""
+        self.context = hashlib.sha256(self.context + content).digest()
+
+    def _check_all(self, hospitals: Sequence[int], invited: Sequence[int], round_number: int) -> None:
+        """Raise MessageError unless exactly the invited hospitals are in a round's total."""
+        if sorted(hospitals) != sorted(invited):
+            raise MessageError(
+                f"the total of round {round_number} is of hospitals {sorted(hospitals)}, but {sorted(invited)} are "
+                "invited, and over MPI none vanishes: the server left some out; end the session"
+            )
 
     def _tell(self, total: Tensor) -> None:
         """Send the total (d,) to all hospitals, whether they took part or not: all step the model."""
@@ -37,7 +55,9 @@ class _Side:
             self.wire.send(k, TOTAL, body)
 
     def _told(self) -> Tensor:
-        return torch.from_numpy(np.frombuffer(self.wire.receive(SERVER, TOTAL), "<f4").astype(np.float32))
+        body = self.wire.receive(SERVER, TOTAL)
+        self.follow(body)
+        return torch.from_numpy(np.frombuffer(body, "<f4").astype(np.float32))
 
 
 class PlainHospitalSide(_Side):
@@ -92,9 +112,12 @@ class BfvHospitalSide(_Side):
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, decrypted here."""
+        context = self.context + pack_numbers(sorted(invited))
         for message in messages.values():
-            self.wire.send(SERVER, UP, self.hospital.message(round_number, to_integers(message, self.codec)))
-        opened = self.hospital.open(round_number, self.wire.receive(SERVER, DOWN))
+            self.wire.send(SERVER, UP, self.hospital.message(round_number, to_integers(message, self.codec), context))
+        opened = self.hospital.open(round_number, self.wire.receive(SERVER, DOWN), context)
+        self._check_all(opened.hospitals, invited, round_number)
+        self.follow(opened.total.astype("<i8").tobytes())
         return decoded(opened.total, self.codec)
 
 
@@ -138,9 +161,11 @@ class MaskHospitalSide(_Side):
         """The total (d,) of the round, as the server found it."""
         for message in messages.values():
             own, wire, values = self.hospital, self.wire, to_integers(message, self.codec)
-            wire.send(SERVER, UP, own.share(round_number, invited))
+            wire.send(SERVER, UP, own.share(round_number, invited, self.context))
             wire.send(SERVER, UP, own.mask(wire.receive(SERVER, DOWN), values))
-            wire.send(SERVER, UP, own.confirm(wire.receive(SERVER, DOWN)))
+            vouched = own.confirm(wire.receive(SERVER, DOWN))
+            self._check_all(own.survivors, invited, round_number)
+            wire.send(SERVER, UP, vouched)
             wire.send(SERVER, UP, own.reveal(wire.receive(SERVER, DOWN)))
         return self._told()
 

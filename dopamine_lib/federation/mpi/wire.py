@@ -20,8 +20,8 @@ from dopamine_lib.encryption.links import Handshake
 from dopamine_lib.encryption.messages import SERVER
 
 #: Kinds of messages: keys and handshakes, a state to go on from, to and from the server in a round, a round's
-#: total, the final model, and that it is on disk.
-KEYS, STATE, UP, DOWN, TOTAL, MODEL, DONE = range(1, 8)
+#: total, the final model, that it is on disk, and what all must agree on beforehand.
+KEYS, STATE, UP, DOWN, TOTAL, MODEL, DONE, TERMS = range(1, 9)
 
 #: Seconds between two looks: short while an answer is near, then 2 ms, which leaves the core to others.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5e-5, 2e-3
@@ -57,12 +57,12 @@ class Wire:
         """Seal ``body`` for a hospital or ``SERVER`` and hand it to MPI; returns when it is on its way."""
         self._out[peer] += 1
         sealed = self._links[peer].seal(kind, self._out[peer], bytes(body))
-        self._wait(self._comm.Isend([sealed, MPI.BYTE], _rank_of(peer)).Test, f"{_who(peer)} does not take a message")
+        self._wait(self._comm.Isend([sealed, MPI.BYTE], _rank_of(peer)).Test, f"{who(peer)} does not take a message")
         self.sent += len(sealed)
 
     def receive(self, peer: int, kind: int) -> bytes:
         """The next message of ``peer``, which must be of this kind."""
-        self._wait(lambda: self._comm.Iprobe(_rank_of(peer)), f"{_who(peer)} does not answer")
+        self._wait(lambda: self._comm.Iprobe(_rank_of(peer)), f"{who(peer)} does not answer")
         return self._take(peer, kind)
 
     def arrivals(self, peers: Iterable[int], kind: int) -> Iterator[tuple[int, bytes]]:
@@ -75,7 +75,7 @@ class Wire:
                 here[:] = [peer for peer in left if self._comm.Iprobe(_rank_of(peer))]
                 return here
 
-            self._wait(look, f"{' and '.join(map(_who, left))} do not answer")
+            self._wait(look, f"{' and '.join(map(who, left))} do not answer")
             for peer in here:
                 left.remove(peer)
                 yield peer, self._take(peer, kind)
@@ -89,7 +89,7 @@ class Wire:
         self._comm.Iprobe(_rank_of(peer), status=status)
         sealed = bytearray(status.Get_count(MPI.BYTE))
         request = self._comm.Irecv([sealed, MPI.BYTE], _rank_of(peer))
-        self._wait(request.Test, f"{_who(peer)} stopped in a message")
+        self._wait(request.Test, f"{who(peer)} stopped in a message")
         self._in[peer] += 1
         self.received += len(sealed)
         return self._links[peer].open(kind, self._in[peer], bytes(sealed))
@@ -122,5 +122,10 @@ def _rank_of(number: int) -> int:
     return 0 if number == SERVER else number + 1
 
 
-def _who(number: int) -> str:
+def who(number: int) -> str:
+    """A party in an error message.
+
+    >>> who(3)
+    'hospital 3 (rank 4)'
+    """
     return "the server (rank 0)" if number == SERVER else f"hospital {number} (rank {number + 1})"

@@ -1,0 +1,166 @@
+"""What all parties of a run must agree on before it begins: one experiment, and one ledger.
+
+Each party sends each other one its ``terms``, sealed, and compares: options, the data sheet, the plan and the versions
+of the code. A server that says epsilon 1 while hospitals add noise for 50, or a hospital that deals the patients by
+another seed, is found here and named.
+
+Hospitals also compare the split (who of all patients is where), which the server is not told, and how much of the
+ledger each has on its own disk. Noise is drawn once all hospitals have an epoch on disk, so what an honest crash leaves
+differs by the last epoch at most. Anything else is a ledger that was lost or set back, and the run is refused.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.errors import InputError
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.mpi.wire import TERMS, Wire, who
+from dopamine_lib.federation.run_folder import write_json
+
+#: Options that say where a party's files are, and not what is computed.
+_PLACES = ("data_dir", "weights")
+
+
+@cache
+def code_version() -> str:
+    """A hash of all source files of the kit, 32 hexadecimal digits."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def asked(experiment: Experiment) -> dict[str, object]:
+    """The options of a run, without those that say where a party's files are."""
+    return {key: value for key, value in experiment.options.record().items() if key not in _PLACES}
+
+
+def terms(experiment: Experiment, name: str) -> dict[str, object]:
+    """Whatever determines a run of the setting called ``name``, as plain data."""
+    named = {
+        **asked(experiment),
+        "weights": experiment.weights.sha256,
+        "data sheet": asdict(experiment.dataset.sheet),
+        "plan": repr(experiment.plan(name)),
+        "code": code_version(),
+        "versions": [platform.python_version(), np.__version__, torch.__version__],
+    }
+    return json.loads(json.dumps(named, default=str))
+
+
+def split_terms(experiment: Experiment) -> dict[str, object]:
+    """What hospitals alone compare, since it depends on every patient: who of them is where."""
+    return {"split": experiment.split_hash}
+
+
+def fingerprint(agreed: dict[str, object]) -> bytes:
+    """32 bytes that stand for the terms of a run, to bind messages to."""
+    return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).digest()
+
+
+def agree_on_experiment(wire: Wire, experiment: Experiment, name: str) -> bytes:
+    """Compare a run's terms with all other parties, which call this at once; returns their ``fingerprint``.
+
+    Raises InputError that names the first party that differs, and in what.
+    """
+    own, hospitals = terms(experiment, name), range(wire.hospitals)
+    remedy = "start all ranks with the same options, data and version of this kit"
+    _compare(wire, own, [*hospitals, SERVER], remedy)
+    if wire.number != SERVER:
+        _compare(wire, split_terms(experiment), hospitals, remedy)
+    return fingerprint(own)
+
+
+def agree_on_model(wire: Wire, context: bytes) -> None:
+    """Compare what stands for the final model; all hospitals call it at once.
+
+    Raises InputError where the server told hospitals different totals in the last round, or hid nothing and told them
+    different ones before.
+    """
+    remedy = "the server has told them different totals, and the model is worth nothing"
+    _compare(wire, {"model": context.hex()}, range(wire.hospitals), remedy)
+
+
+def _compare(wire: Wire, own: dict[str, object], everybody: Iterable[int], remedy: str) -> None:
+    """Exchange what must be the same at all of these parties, this one among them; all of them call it at once.
+
+    Raises InputError that names the parties that differ, and in what.
+    """
+    others = [number for number in everybody if number != wire.number]
+    for number in others:
+        wire.send(number, TERMS, json.dumps(own).encode())
+    for number, body in sorted(wire.arrivals(others, TERMS)):
+        theirs = json.loads(body)
+        for key in own:
+            if theirs.get(key) != own[key]:
+                raise InputError(
+                    f"{who(number)} has {key} = {_short(theirs.get(key))}, but {who(wire.number)} has "
+                    f"{_short(own[key])}: {remedy}"
+                )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+class OwnCharge:
+    """What a hospital has charged, on its own disk: the epochs whose noise may have been drawn.
+
+    path   its file, of this hospital alone
+    asked  the run's options, so that it is not taken for another's
+    """
+
+    def __init__(self, path: Path, asked: dict[str, object]):
+        self.path, self.asked = path, json.loads(json.dumps(asked))
+
+    def save(self, reserved: int) -> None:
+        """Have it on disk that ``reserved`` epochs are charged."""
+        write_json(self.path, {"options": self.asked, "reserved": reserved})
+
+    def read(self, resume: bool) -> int:
+        """Epochs charged so far. Raises InputError for a record of another run, or without ``resume``."""
+        if not self.path.exists():
+            return 0
+        if not resume:
+            raise InputError(f"{self.path} is of a run that was begun; add --resume, or choose another --out")
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+            options, reserved = record["options"], int(record["reserved"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path} cannot be read, and the ledger in it is lost: choose another --out"
+            ) from error
+        if options != self.asked:
+            raise InputError(f"{self.path} is of another run; resume with the same options, or choose another --out")
+        return reserved
+
+
+def agree_on_charge(wire: Wire, reserved: int) -> int:
+    """The epochs that any hospital has charged; all hospitals call it at once.
+
+    reserved  epochs in this hospital's own record
+    Raises InputError that names the hospitals whose ledger is missing or behind.
+    """
+    found, others = {wire.number: reserved}, [k for k in range(wire.hospitals) if k != wire.number]
+    for k in others:
+        wire.send(k, TERMS, str(reserved).encode())
+    found |= {k: int(body) for k, body in wire.arrivals(others, TERMS)}
+    most = max(found.values())
+    behind = [k for k, epochs in sorted(found.items()) if epochs < most - 1]
+    if behind:
+        raise InputError(
+            f"{' and '.join(map(who, behind))} have {' and '.join(str(found[k]) for k in behind)} epochs in the ledger "
+            f"on disk, but others {most}: noise was drawn for them. Put the files under --out back, or begin anew in "
+            "another --out, which spends epsilon anew"
+        )
+    return most

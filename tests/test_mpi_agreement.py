@@ -1,0 +1,160 @@
+"""Before a run over MPI: one experiment for all parties, and a ledger that no hospital has lost or set back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from party_lines import HOSPITALS, NUMBERS, Lines
+
+from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
+
+pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
+from dopamine_lib.federation.mpi import agreement, party
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory, make_aptos):
+    folder = make_aptos(tmp_path_factory.mktemp("eyes"))
+    terms = dict(data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=HOSPITALS, seed=5, runs=1)
+
+    def make(party=None, **changes):
+        return Experiment.load(Options(**terms | {"settings": ("FSCDP",)} | changes), party=party, progress=False)
+
+    return make
+
+
+def test_parties_of_one_experiment_agree_though_each_holds_its_own_rows(make):
+    own = {number: make(number) for number in NUMBERS}
+    agreed = Lines().all(lambda wire: agreement.agree_on_experiment(wire, own[wire.number], "FSCDP"))
+    assert len(set(agreed.values())) == 1 and {type(found) for found in agreed.values()} == {bytes}
+
+
+@pytest.mark.parametrize(
+    "odd, changes, named",
+    [
+        (SERVER, {"epsilon": 1.0}, "epsilon = 1.0"),
+        (1, {"seed": 6}, "seed = 6"),
+        (2, {"split": "unequal"}, "split = unequal"),
+        (0, {"delta": 1e-3}, "delta = 0.001"),
+        (1, {"noise": "integer"}, "noise = integer"),
+    ],
+)
+def test_a_rank_with_other_options_is_named_by_all_others(odd, changes, named, make):
+    usual, other = make(), make(**changes)
+
+    def one(wire):
+        return agreement.agree_on_experiment(wire, other if wire.number == odd else usual, "FSCDP")
+
+    for number, said in Lines().all(one).items():
+        assert isinstance(said, str) and agreement.who(odd) in said
+        assert number == odd or f"{agreement.who(odd)} has {named}" in said
+
+
+@pytest.mark.parametrize("what", ["code", "split", "sheet"])
+def test_other_code_another_split_or_data_sheet_are_found(what, make, monkeypatch):
+    whole = make()
+    other = {
+        "code": whole,
+        "split": replace(whole, split_hash="0"),
+        "sheet": replace(whole, dataset=replace(whole.dataset, sheet=replace(whole.dataset.sheet, checksum="0"))),
+    }[what]
+    sound = agreement.terms
+    monkeypatch.setattr(
+        agreement, "terms", lambda it, name: sound(it, name) | ({"code": "0"} if it is other and what == "code" else {})
+    )
+    mine = replace(whole) if what == "code" else whole
+    said = Lines().all(lambda wire: agreement.agree_on_experiment(wire, other if wire.number == 1 else mine, "FSCDP"))
+    assert "hospital 1 (rank 2)" in said[0] and "hospital 1 (rank 2)" in said[2]
+    assert isinstance(said[SERVER], str) == (what != "split")  # what depends on patients is not the server's to know
+
+
+def test_the_server_is_told_nothing_that_depends_on_a_patient(make):
+    whole = make()
+    text = json.dumps(agreement.terms(whole, "FSCDP"))
+    assert len(whole.split_hash) == 64 and whole.split_hash not in text
+
+
+def test_the_code_version_changes_with_any_source_file(tmp_path, monkeypatch):
+    root = tmp_path / "dopamine_lib"
+    (root / "federation" / "mpi").mkdir(parents=True)
+    (root / "one.py").write_text("x = 1\n")
+    monkeypatch.setattr(agreement, "__file__", str(root / "federation" / "mpi" / "agreement.py"))
+    before = agreement.code_version.__wrapped__()
+    assert before == agreement.code_version.__wrapped__()
+    (root / "one.py").write_text("x = 2\n")
+    assert agreement.code_version.__wrapped__() != before
+
+
+@pytest.mark.parametrize(
+    "epochs, behind",
+    [
+        ([0, 0, 0], []),
+        ([1, 0, 1], []),  # the first epoch was charged at some: nobody drew before all had it on disk
+        ([20, 20, 19], []),
+        ([19, 20, 20], []),
+        ([0, 20, 20], [0]),
+        ([20, 20, 0], [2]),
+        ([20, 18, 18], [1, 2]),
+        ([0, 2, 2], [0]),
+    ],
+)
+def test_a_ledger_that_is_missing_or_set_back_is_refused_by_all_hospitals(epochs, behind):
+    said = Lines().all(lambda wire: agreement.agree_on_charge(wire, epochs[wire.number]), range(HOSPITALS))
+    for found in said.values():
+        if behind:
+            assert "Put the files" in found and f"but others {max(epochs)}" in found
+            assert all((agreement.who(k) in found) == (k in behind) for k in range(HOSPITALS))
+        else:
+            assert found == max(epochs)
+
+
+def test_a_charge_is_read_back_for_its_own_run_only(tmp_path, refuses):
+    charge = agreement.OwnCharge(tmp_path / "runs" / "own.json", {"epsilon": 1.0, "settings": ["FSCDP"]})
+    assert charge.read(resume=False) == charge.read(resume=True) == 0
+    charge.save(7)
+    assert agreement.OwnCharge(charge.path, charge.asked).read(resume=True) == 7
+    with refuses("--resume"):
+        charge.read(resume=False)
+    with refuses("another run"):
+        agreement.OwnCharge(charge.path, {"epsilon": 2.0}).read(resume=True)
+    for damaged in ("", "{", "[]", '{"options": 1}', '{"options": {}, "reserved": null}'):
+        charge.path.write_text(damaged)
+        with refuses("cannot be read"):
+            charge.read(resume=True)
+
+
+@pytest.mark.parametrize("lost", [None, "checkpoint", "record of 0", "record of 2", "checkpoint set back"])
+def test_hospitals_go_on_only_with_all_that_was_charged(lost, make, tmp_path):
+    """Without hospital 0's checkpoint a resumed run began its ledger at 0."""
+    experiment, checkpoint = make(seed=None), tmp_path / "FSCDP-0.safetensors"
+    charges = [agreement.OwnCharge(tmp_path / f"{k}.json", agreement.asked(experiment)) for k in range(HOSPITALS)]
+    begun = experiment.training("FSCDP")
+    for epochs in (3, 20):
+        begun.reserve(epochs)
+        begun.progress.epoch = epochs - 1
+        party.save_checkpoint(checkpoint, begun)
+        if epochs == 3:
+            old = checkpoint.read_bytes()
+    for charge in charges:
+        charge.save(20)
+    if lost == "checkpoint":
+        checkpoint.unlink()
+    elif lost == "checkpoint set back":
+        checkpoint.write_bytes(old)
+    elif lost is not None:
+        charges[int(lost[-1])].path.unlink()
+    spent = begun.ledgers[0].charged
+    trainings = [experiment.training("FSCDP") for _ in range(HOSPITALS)]
+
+    def go_on(wire):
+        party._go_on(trainings[wire.number], wire, checkpoint, charges[wire.number], True)
+        return trainings[wire.number].progress.reserved, trainings[wire.number].ledgers[0].charged
+
+    said = Lines().all(go_on, range(HOSPITALS))
+    if lost is None:
+        assert set(said.values()) == {(20, spent)}
+    else:
+        number = 2 if lost == "record of 2" else 0
+        assert all(agreement.who(number) in found and "begin anew" in found for found in said.values())
