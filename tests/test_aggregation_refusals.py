@@ -107,6 +107,26 @@ def test_tenseal_takes_empty_bytes_and_any_order(session):
     assert np.array_equal(hospitals[0].open(0, aggregate).total, 2 * (np.arange(4 * SLOTS) % 7))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_of_a_message_whose_second_ciphertext_is_none_nothing_is_added(first):
+    """It is authentic, from a hospital that means no good: its first ciphertext stayed in the sum."""
+    d = 4 * SLOTS  # two ciphertexts
+    hospitals, server = set_up(K, d)
+    values = {k: np.arange(d) % 7 + k for k in range(K)}
+    server.begin(0)
+    if not first:
+        server.add(hospitals[1].message(0, values[1]))
+    bad, group = hospitals[2], hospitals[2].group
+    header = group.header(messages.UPDATE, 2, 0, bad._check.make(0, 2, values[2]))
+    parts = [group.encrypt(group.layout.pack(values[2])[:SLOTS]), b"not a ciphertext at all"]
+    with pytest.raises(MessageError, match="hospital 2: a ciphertext cannot be read"):
+        server.add(messages.seal(bad._channel.up, header, parts))
+    for k in [0, 1] if first else [0]:
+        server.add(hospitals[k].message(0, values[k]))
+    opened = hospitals[0].open(0, server.aggregate())
+    assert opened.hospitals == (0, 1) and np.array_equal(opened.total, values[0] + values[1])
+
+
 def test_sixty_flipped_bits(session):
     """TenSEAL decrypts most single-bit flips to something else; ours refuses every one, in both directions."""
     hospitals, server, values, sent = session

@@ -1,7 +1,9 @@
 """Sums by masks: exact, robust against dropouts, and closed to every message that is not as it should be."""
 
+import hashlib
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_rounds import EDGE, D, some_values
 
-from dopamine_lib.encryption import masking
+from dopamine_lib.encryption import mask_hospital, masking
 from dopamine_lib.encryption.codec import RangeError
-from dopamine_lib.encryption.links import Link
+from dopamine_lib.encryption.keys import Identity
+from dopamine_lib.encryption.links import Handshake, Link
 from dopamine_lib.encryption.masking import add_masks, pair_seed, threshold
 from dopamine_lib.encryption.masks import MaskSum
 from dopamine_lib.encryption.messages import SERVER, AggregationAborted, MessageError
@@ -226,26 +229,119 @@ def test_a_session_needs_known_keys_and_fresh_hellos():
             masks.hospitals[0].join(bad)
 
 
-def test_a_wrong_share_is_noticed():
-    """A damaged share gives another secret: the hash of the seed, or the public key, does not fit."""
-    for gone in (None, 2):
-        masks, values = MaskSum(3, D, least=2), some_values(range(3))
-        if gone is not None:
-            del values[gone]
-        masks.server.begin(0, range(3))
-        for hospital in masks.hospitals:
-            masks.server.receive(hospital.share(0, range(3)))
-        for i, message in masks.server.deliveries().items():
-            if i in values:
-                masks.server.receive(masks.hospitals[i].mask(message, values[i]))
-        for i, message in masks.server.survivors().items():
-            masks.server.receive(masks.hospitals[i].confirm(message))
-        key, seed = masks.hospitals[0]._held[2]
-        masks.hospitals[0]._held[2] = tuple(bytes([0, *s[1:32], s[32] ^ 1]) for s in (key, seed))
-        for i, message in masks.server.confirmations().items():
-            masks.server.receive(masks.hospitals[i].reveal(message))
-        with pytest.raises((MessageError, ValueError), match="hospital 2 give|do not belong"):
+@pytest.mark.parametrize("gone", [None, 2])
+@pytest.mark.parametrize("damage", ["changed", "beyond the prime", "short"])
+def test_a_wrong_share_is_noticed_and_its_holder_named(gone, damage):
+    """It gives another secret: the hash of the seed, or the public key, does not fit. Enough others' will do."""
+    masks, values = MaskSum(3, D, least=2), some_values(range(3))
+    if gone is not None:
+        del values[gone]
+    masks.server.begin(0, range(3))
+    for hospital in masks.hospitals:
+        masks.server.receive(hospital.share(0, range(3)))
+    for i, message in masks.server.deliveries().items():
+        if i in values:
+            masks.server.receive(masks.hospitals[i].mask(message, values[i]))
+    for i, message in masks.server.survivors().items():
+        masks.server.receive(masks.hospitals[i].confirm(message))
+    key, seed = masks.hospitals[0]._held[2]
+    wrong = {"changed": lambda s: bytes([0, *s[1:32], s[32] ^ 1]), "short": lambda s: s[1:]}
+    change = wrong.get(damage, lambda s: b"\xff" * len(s))
+    masks.hospitals[0]._held[2] = tuple(map(change, (key, seed)))
+    for i, message in masks.server.confirmations().items():
+        masks.server.receive(masks.hospitals[i].reveal(message))
+    if gone is None and damage != "short":
+        assert (masks.server.total() == sum(values.values())).all() and masks.server.liars == {0}
+    else:
+        with pytest.raises(MessageError, match="hospital 0 sent" if damage == "short" else "hospital 2 give"):
             masks.server.total()
+
+
+@pytest.mark.parametrize("liars", [(0,), (0, 4), (1, 3)])
+def test_a_round_goes_on_while_enough_shares_are_right(liars):
+    masks, values = MaskSum(5, D), some_values(range(5))
+    honest = {number: masks.hospitals[number].reveal for number in liars}
+
+    def lie(number):
+        def reveal(message):
+            held = masks.hospitals[number]._held
+            for i in held:
+                held[i] = tuple((int.from_bytes(s) ^ 1).to_bytes(len(s)) for s in held[i])
+            return honest[number](message)
+
+        return reveal
+
+    for number in liars:
+        masks.hospitals[number].reveal = lie(number)
+    assert (masks.sum(0, range(5), values) == sum(values.values())).all() and masks.server.liars == set(liars)
+
+
+@pytest.mark.parametrize("point", [bytes(32), bytes([1, *[0] * 31])], ids=["zero", "one"])
+def test_a_key_of_low_order_is_refused_and_its_sender_named(point):
+    masks = MaskSum(3, D)
+    masks.server.begin(0, range(3))
+
+    class Low:
+        def __init__(self, key):
+            self.private_bytes_raw, self.exchange = key.private_bytes_raw, key.exchange
+
+        def public_key(self):
+            return SimpleNamespace(public_bytes_raw=lambda: point)
+
+    for hospital in masks.hospitals:
+        with pytest.MonkeyPatch.context() as patch:
+            if hospital.number == 2:
+                key = Low(X25519PrivateKey.generate())
+                patch.setattr(mask_hospital, "X25519PrivateKey", SimpleNamespace(generate=lambda key=key: key))
+            masks.server.receive(hospital.share(0, range(3)))
+    for i, message in masks.server.deliveries().items():
+        if i != 2:
+            with pytest.raises(MessageError, match="hospital 2 in round 0: .* low order"):
+                masks.hospitals[i].mask(message, np.zeros(D, np.int64))
+
+
+def test_shares_of_another_length_are_refused_by_the_server_with_the_sender():
+    masks = MaskSum(3, D)
+    for round_number, body in enumerate((b"", bytes(10), bytes(66))):
+        masks.server.begin(round_number, range(3))
+        for hospital in masks.hospitals:
+            message = hospital.share(round_number, range(3))
+            if hospital.number == 1:
+                hospital._links[SERVER]._sent = (-1, 0)
+                message = hospital._links[SERVER].seal(masking.SHARES, round_number, body)
+            masks.server.receive(message)
+        with pytest.raises(MessageError, match="hospital 1 sent"):
+            masks.server.deliveries()
+
+
+def test_an_identity_that_is_stolen_later_opens_no_earlier_session():
+    """The link's key needs a private key that was forgotten; without that (the fault put back) it would open."""
+    one, two = Identity(), Identity()
+    publics = {0: one.public, 1: two.public}
+    ours, theirs = Handshake(0, one, publics), Handshake(1, two, publics)
+    hellos = [ours.hello(), theirs.hello()]
+    purpose = b"link " + b"".join(hellos)
+    kept = [ours._own, theirs._own]
+    sealed = ours.links(hellos)[1].seal(1, 0, b"a share")
+    assert ours._own is None
+    assert theirs.links(hellos)[0].open(1, 0, sealed) == b"a share"
+    lasting, forgotten = one.agree(two.public, purpose), kept[0].agree(kept[1].public, purpose)
+    for stolen in (lasting, hashlib.blake2b(lasting, digest_size=32).digest()):
+        with pytest.raises(MessageError, match="not authentic"):
+            Link(stolen, 1, 0).open(1, 0, sealed)
+    key = hashlib.blake2b(lasting, key=forgotten, digest_size=32).digest()
+    assert Link(key, 1, 0).open(1, 0, sealed) == b"a share"  # so nothing but the forgotten keys was missing
+    with pytest.raises(MessageError, match="new session"):
+        ours.links(hellos)
+
+
+def test_two_names_with_one_key_and_hellos_of_low_order_are_refused(refuses):
+    one, two = Identity(), Identity()
+    with refuses("parties 1 and 2 have the same public key"):
+        Handshake(0, one, {0: one.public, 1: two.public, 2: two.public})
+    ours = Handshake(0, one, {0: one.public, 1: two.public})
+    with pytest.raises(MessageError, match="party 1: .* low order"):
+        ours.links([ours.hello(), b"\1\0" + bytes(32)])
 
 
 def test_thresholds_are_more_than_half_and_at_least_least():

@@ -331,6 +331,14 @@ def test_identities(tmp_path, refuses, capsys):
         read_publics(tmp_path, 3)
     with refuses("does not belong to hospital-0.pub"):
         read_identity(tmp_path, 0, publics | {0: publics[1]})
+    good = (tmp_path / "hospital-1.pub").read_text()
+    (tmp_path / "hospital-1.pub").write_text((tmp_path / "hospital-0.pub").read_text())
+    with refuses("parties 0 and 1 have the same public key", "from its owner"):
+        read_publics(tmp_path, 2)
+    (tmp_path / "hospital-1.pub").write_text("00" * 32)
+    with refuses("hospital-1.pub: a public key is of low order", "from its owner"):
+        read_publics(tmp_path, 2)
+    (tmp_path / "hospital-1.pub").write_text(good)
     (tmp_path / "hospital-0.key").chmod(0o644)
     with refuses("can be read by others"):
         read_identity(tmp_path, 0, publics)

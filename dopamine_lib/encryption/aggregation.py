@@ -20,13 +20,13 @@ by its noise alone (``privacy``).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dopamine_lib.encryption.codec import SLOTS, check_limit, find_layout, limit_of
-from dopamine_lib.encryption.group import Group, make_group, read_group
+from dopamine_lib.encryption.group import BFVVector, Group, make_group, read_group
 from dopamine_lib.encryption.keys import Channel, Identity, channel
 from dopamine_lib.encryption.messages import (
     AGGREGATE,
@@ -165,15 +165,24 @@ class BfvServer:
         parts = split(body, layout.ciphertexts(self.group.d))
         for part in unseal(key, header, parts):  # every part is verified before any is added
             self._record("ciphertext", part)
-        vectors = (  # one at a time: two models' worth of memory, however many the hospitals
-            self.group.ciphertext(part, len(slots))
-            for part, slots in zip(unseal(key, header, parts), _chunks(range(layout.slots(self.group.d))), strict=True)
-        )
-        if self._total:
-            for total, vector in zip(self._total, vectors, strict=True):
-                total.add_(vector)
-        else:
-            self._total = list(vectors)
+        chunks = _chunks(range(layout.slots(self.group.d)))
+
+        def vectors() -> Iterator[BFVVector]:  # one at a time: two models' worth of memory, however many the hospitals
+            for part, slots in zip(unseal(key, header, parts), chunks, strict=True):
+                yield self.group.ciphertext(part, len(slots))
+
+        added = 0
+        try:
+            if self._total:
+                for total, vector in zip(self._total, vectors(), strict=True):
+                    total.add_(vector)
+                    added += 1
+            else:
+                self._total = list(vectors())
+        except MessageError as error:
+            for _, total, vector in zip(range(added), self._total, vectors(), strict=False):
+                total.sub_(vector)  # of a message that is refused nothing stays
+            raise MessageError(f"hospital {header.sender}: {error}") from None
         self._checks = (self._checks + header.check) % MODULUS
         self._arrived.append(header.sender)
         return header.sender

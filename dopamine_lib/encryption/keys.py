@@ -16,6 +16,14 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from dopamine_lib.encryption.messages import MessageError
 
 
+def exchange(own: X25519PrivateKey, other: bytes) -> bytes:
+    """The secret, 32 bytes, of a private and a public key. Raises MessageError for a public key that hides nothing."""
+    try:
+        return own.exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError:  # cryptography refuses a secret of zeros, and another length
+        raise MessageError("a public key is of low order, so that it hides nothing: get it from its owner") from None
+
+
 class Identity:
     """One party's X25519 key pair, fresh from the operating system or from the 32 bytes of its private key.
 
@@ -29,11 +37,13 @@ class Identity:
     def agree(self, other: bytes, purpose: bytes) -> bytes:
         """32 bytes for one purpose that only this party and the holder of the public key ``other`` can compute.
 
+        Raises MessageError for a point of low order, with which anybody could compute them.
+
         >>> one, two = Identity(), Identity()
         >>> one.agree(two.public, b"example") == two.agree(one.public, b"example")
         True
         """
-        secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        secret = exchange(self._private, other)
         return HKDF(SHA256(), length=32, salt=None, info=b"dopamine " + purpose).derive(secret)
 
     def seal(self, other: bytes, secret: bytes) -> bytes:

@@ -2,20 +2,23 @@
 
 A Link is AES-256-GCM under a key that only its two parties can compute. Its nonce is the message's kind, sender and
 round, and both ends only go forward, so that no nonce is used twice and a repeated message is refused. The key is
-new in every session even if the parties' identities are not: both contribute 32 fresh bytes, their ``hello``.
-There is no forward secrecy: a private key that is stolen later opens the sessions in which it was used. Take new
-identities for each session where that matters.
+that on which both the identities and two key pairs of this session alone agree, whose public halves are the parties'
+``hello``. The first makes it authentic: whoever exchanges a hello cannot compute it. The second makes it forgotten:
+its private keys are deleted once the links are made, and an identity that is stolen later opens no earlier session.
+(A relay that exchanged a hello and steals the identity later opens what was sealed under that hello; but nobody could
+open it in its time, so no round went on from it.)
 """
 
-import os
+import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import MessageError
+from dopamine_lib.errors import InputError
 
 _HEADER = struct.Struct("<BHQ")  # kind, sender, round: with one zero byte it is the nonce
 _HELLO = struct.Struct("<H32s")
@@ -83,15 +86,20 @@ class Handshake:
     """
 
     def __init__(self, number: int, identity: Identity, publics: dict[int, bytes]):
+        check_different(publics)
         self._number, self._identity, self._publics = number, identity, publics
-        self._fresh = os.urandom(32)
+        self._own = Identity()  # of this session
+        self._fresh = self._own.public
 
     def hello(self) -> bytes:
         """34 public bytes for all parties."""
         return _HELLO.pack(self._number, self._fresh)
 
     def links(self, hellos: Iterable[bytes]) -> dict[int, Link]:
-        """A link to each party whose hello is here. Raises MessageError for a stranger or a second hello."""
+        """A link to each party whose hello is here, once.
+
+        Raises MessageError for a stranger, a second hello or one of low order, naming its party.
+        """
         said = {}
         for hello in hellos:
             if len(hello) != _HELLO.size or _HELLO.unpack(hello)[0] not in self._publics.keys() - said.keys():
@@ -99,12 +107,32 @@ class Handshake:
             number, said[number] = _HELLO.unpack(hello)
         if said.pop(self._number, None) != self._fresh:
             raise MessageError(f"party {self._number}'s own hello is missing or was changed: begin a new session")
-        return {peer: self._link(peer, fresh) for peer, fresh in said.items()}
+        if self._own is None:
+            raise MessageError(f"party {self._number} has its links already: begin a new session")
+        links = {peer: self._link(peer, fresh) for peer, fresh in said.items()}
+        self._own = None  # forgotten, so that nobody can compute the keys again
+        return links
 
     def _link(self, peer: int, fresh: bytes) -> Link:
         ends = sorted([(self._number, self._fresh), (peer, fresh)])
         purpose = b"link " + b"".join(_HELLO.pack(*end) for end in ends)
-        return Link(self._identity.agree(self._publics[peer], purpose), self._number, peer)
+        try:
+            forgotten, lasting = self._own.agree(fresh, purpose), self._identity.agree(self._publics[peer], purpose)
+        except MessageError as error:
+            raise MessageError(f"party {peer}: {error}") from None
+        key = hashlib.blake2b(lasting, key=forgotten, digest_size=32).digest()
+        return Link(key, self._number, peer)
+
+
+def check_different(publics: Mapping[int, bytes]) -> None:
+    """Raise InputError where two parties have one public key: its holder would speak for both."""
+    holders = {}
+    for number, public in sorted(publics.items()):
+        if holders.setdefault(public, number) != number:
+            raise InputError(
+                f"parties {holders[public]} and {number} have the same public key, so that one could speak for both: "
+                "get each from its owner"
+            )
 
 
 def sender_of(message: bytes) -> int:

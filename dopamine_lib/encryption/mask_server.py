@@ -1,5 +1,6 @@
 """The server's part in a secure sum by masks: it relays, adds and unmasks as in ``masks``."""
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,6 +27,10 @@ from dopamine_lib.encryption.masking import (
 from dopamine_lib.encryption.messages import SERVER, MessageError, check_enough, cut, pack_numbers
 from dopamine_lib.encryption.shamir import SHARE_BYTES, reconstruct
 from dopamine_lib.encryption.transcript import Transcript
+from dopamine_lib.errors import InputError
+
+#: Choices of shares that are tried before a round in which some are wrong is given up.
+MOST_TRIED = 1000
 
 
 class MaskServer:
@@ -52,7 +57,7 @@ class MaskServer:
     ):
         self.d, self.least, self._transcript = d, least, transcript
         self._handshake, self._links = Handshake(SERVER, identity, publics), {}
-        self._round, self._kind = -1, None
+        self._round, self._kind, self.liars = -1, None, set()
 
     def hello(self) -> bytes:
         """The server's first message of a session, for all parties."""
@@ -98,9 +103,13 @@ class MaskServer:
         sent = self._close(SHARES)
         self._sharers, self._cards, boxes = sorted(sent), {}, {}
         for i, body in sent.items():
-            number, *self._cards[i] = CARD.unpack(body[: CARD.size])
             holders = [j for j in self._invited if j != i]
-            own = cut(body[CARD.size :], BOX_BYTES, len(holders))
+            if len(body) != CARD.size + BOX_BYTES * len(holders):
+                raise MessageError(
+                    f"hospital {i} sent {len(body)} bytes of shares, not those of {len(holders)}: refused"
+                )
+            number, *self._cards[i] = CARD.unpack(body[: CARD.size])
+            own = cut(body[CARD.size :], BOX_BYTES)
             if number != i:
                 raise MessageError(f"hospital {i} calls itself {number}: the round is spent")
             boxes |= {(i, j): body[: CARD.size] + box for j, box in zip(holders, own, strict=True)}
@@ -126,29 +135,52 @@ class MaskServer:
     def total(self) -> np.ndarray:
         """After step 4: the survivors' sum, int64 (d,), exact where it lies within +-(2^31 - 1).
 
-        Raises MessageError where shares do not give the secret that their hospital published a hash or key of.
+        Hospitals that handed over a wrong share are in ``liars`` afterwards; while enough others are right the round
+        goes on without them. Raises MessageError where no shares give the secret that was published a hash or key of.
         """
-        revealed = {j: cut(body, SHARE_BYTES, len(self._sharers)) for j, body in self._close(REVEAL).items()}
-        seeds = []
+        revealed = {}
+        for j, body in self._close(REVEAL).items():
+            if len(body) != SHARE_BYTES * len(self._sharers):
+                raise MessageError(f"hospital {j} sent {len(body)} bytes of shares, not {len(self._sharers)}: refused")
+            revealed[j] = cut(body, SHARE_BYTES)
+        seeds, self.liars = [], set()
         for at, i in enumerate(self._sharers):
-            secret = reconstruct({j: shares[at] for j, shares in revealed.items()}, self._needed)
-            public, hashed = self._cards[i]
+            secret = self._rebuilt(i, {j: shares[at] for j, shares in revealed.items()})
             survived = i in self._survivors
             self._record(f"{'seed' if survived else 'key'} of hospital {i}", secret)
             if survived:
-                genuine = seed_hash(secret) == hashed
                 seeds.append((secret, False))
             else:
                 key = X25519PrivateKey.from_private_bytes(secret)
-                genuine = key.public_key().public_bytes_raw() == public
                 for j in self._survivors:  # a survivor added this mask if its number is the smaller
                     seeds.append((pair_seed(key, self._cards[j][0], self._round, (i, j)), j > i))
-            if not genuine:
-                raise MessageError(f"shares of hospital {i} give a wrong secret: the round is spent unopened")
         add_masks(self._sum, seeds)
         total = self._sum.view(np.int32).astype(np.int64)
         self._record("total", total.tobytes())
         return total
+
+    def _rebuilt(self, i: int, shares: dict[int, bytes]) -> bytes:
+        """The secret of hospital i, its seed or its key: the one that its card stands for."""
+        public, hashed = self._cards[i]
+
+        def genuine(holders: Iterable[int]) -> bytes | None:
+            try:
+                secret = reconstruct({j: shares[j] for j in holders}, self._needed)
+            except InputError:  # beyond the prime, or no secret
+                return None
+            if i in self._survivors:
+                return secret if seed_hash(secret) == hashed else None
+            key = X25519PrivateKey.from_private_bytes(secret)
+            return secret if key.public_key().public_bytes_raw() == public else None
+
+        honest = [j for j in shares if j not in self.liars]
+        for holders in itertools.islice(itertools.combinations(honest, self._needed), MOST_TRIED):
+            secret = genuine(holders)
+            if secret is not None:
+                rest = set(honest) - set(holders)
+                self.liars |= {j for j in rest if genuine([*holders[1:], j]) != secret}
+                return secret
+        raise MessageError(f"shares of hospital {i} give a wrong secret: the round is spent unopened")
 
     def _close(self, kind: int) -> dict[int, bytes]:
         """End a step: the bodies received, by number. Raises AggregationAborted, with nothing opened, for too few."""

@@ -8,10 +8,12 @@ import struct
 from collections.abc import Iterable
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from dopamine_lib.encryption.keys import exchange
 from dopamine_lib.encryption.links import HEADER_BYTES, TAG_BYTES
+from dopamine_lib.encryption.messages import MessageError
 from dopamine_lib.encryption.shamir import SHARE_BYTES
 
 #: Kinds of messages, in the order of a round.
@@ -46,8 +48,14 @@ def add_masks(total: np.ndarray, seeds: Iterable[tuple[bytes, bool]]) -> None:
 
 
 def pair_seed(own: X25519PrivateKey, public: bytes, round_number: int, pair: tuple[int, int]) -> bytes:
-    """s_ij, 32 bytes: the seed on which two hospitals' keys of this round agree, one private and one public."""
-    secret = own.exchange(X25519PublicKey.from_public_bytes(public))
+    """s_ij, 32 bytes: the seed on which two hospitals' keys of this round agree, one private and one public.
+
+    pair  their numbers, the one with the public key last. Raises MessageError, naming it, for a key of low order.
+    """
+    try:
+        secret = exchange(own, public)
+    except MessageError as error:
+        raise MessageError(f"hospital {pair[1]} in round {round_number}: {error}") from None
     return hashlib.blake2b(struct.pack("<QHH", round_number, *sorted(pair)), key=secret, digest_size=32).digest()
 
 

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 
 from dopamine_lib.encryption.keys import Identity
-from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.links import check_different
+from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import read_key, write_key
 
@@ -78,12 +79,20 @@ def write_public(folder: Path, name: str, public: bytes) -> None:
 
 
 def read_publics(folder: str | Path, hospitals: int) -> dict[int, bytes]:
-    """The public keys of the server and K hospitals, by number. Raises InputError for a missing or damaged one."""
-    folder = Path(folder)
-    return {
-        number: _read_key(folder / f"{party_name(number)}.pub", "get it from its owner")
-        for number in [*range(hospitals), SERVER]
-    }
+    """The public keys of the server and K hospitals, by number.
+
+    Raises InputError for one that is missing, damaged, of low order or another party's as well.
+    """
+    folder, publics = Path(folder), {}
+    for number in [*range(hospitals), SERVER]:
+        path = folder / f"{party_name(number)}.pub"
+        publics[number] = _read_key(path, "get it from its owner")
+        try:
+            Identity().agree(publics[number], b"usable")
+        except MessageError as error:
+            raise InputError(f"{path}: {error}") from None
+    check_different(publics)
+    return publics
 
 
 def read_identity(folder: str | Path, number: int, publics: dict[int, bytes]) -> Identity:
