@@ -57,11 +57,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
 def _verdict(
     private: list[str], open_: list[str], seeded: bool, together: dict | None, delta: float, models: int
 ) -> str:
-    """The folder's verdict, for a reader who has never heard of epsilon.
-
-    An attack with a rate f of false alarms finds e^epsilon f + delta and 1 - e^-epsilon (1 - delta - f) of the training
-    patients at most: Eq. 1 for its event and for the complement (Kairouz, Oh, Viswanath 2015).
-    """
+    """The folder's verdict, for a reader who has never heard of epsilon."""
     if open_:
         beside = f", and the noise in {_names(private)}, trained on the same patients, cannot help" if private else ""
         return (
@@ -75,7 +71,7 @@ def _verdict(
             "again. It is for teaching."
         )
     spent = min(value for value in together.values() if value is not None)
-    found = min(math.exp(min(spent, 700)) * FALSE_ALARMS + delta, 1 - math.exp(-spent) * (1 - delta - FALSE_ALARMS))
+    found = recognised(spent, delta)
     all_of_it = (
         f"{models} model{'s' if models > 1 else ''} of {_names(private)}, epsilon {in_words(together)} together, at "
         f"delta {delta:g}"
@@ -90,6 +86,19 @@ def _verdict(
         f"Private as a whole: {all_of_it}. Whatever the attack, if it wrongly takes {FALSE_ALARMS:.0%} of other people "
         f"for training patients, it recognises {found:.1%} of the training patients at most."
     )
+
+
+def recognised(epsilon: float, delta: float) -> float:
+    """The share of training patients that an attack with ``FALSE_ALARMS`` can recognise at most.
+
+    At a rate f of false alarms that is e^epsilon f + delta, and 1 - e^-epsilon (1 - delta - f): Eq. 1 for the event
+    "judged a patient" and for its complement (Kairouz, Oh, Viswanath 2015).
+
+    >>> round(recognised(1.0, 1e-4), 3), round(recognised(8.99, 1e-4), 4)
+    (0.027, 0.9999)
+    """
+    f = FALSE_ALARMS
+    return min(math.exp(min(epsilon, 700)) * f + delta, 1 - math.exp(-epsilon) * (1 - delta - f))
 
 
 def _names(names: list[str]) -> str:

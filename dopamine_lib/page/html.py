@@ -91,8 +91,8 @@ def about(model: dict) -> str:
     epsilon = (model.get("epsilon") or {}).get("prv")
     if epsilon is not None:
         said.append(
-            f"Its training patients are protected by differential privacy: epsilon {epsilon:.2f} "
-            f"at delta {model['delta']:g}, setting {model['setting']}."
+            f"What it tells about its training patients is bounded by differential privacy: epsilon {epsilon:.2f} at "
+            f"delta {model['delta']:g}, setting {model['setting']}. A bound above 5 excludes hardly any attack."
         )
     statement = f"<pre style='white-space: pre-wrap'>{html.escape(model['statement'])}</pre>"
     return (
