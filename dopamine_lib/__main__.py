@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--settings", **settings)
     run.add_argument("--runs", type=int, default=5, metavar="R", help="runs of each setting (default: 5)")
     run.add_argument("--aggregation", default="plain", metavar="NAME", help="plain (default), bfv, masks")
-    run.add_argument("--noise", default="float", metavar="NAME", help="float (default), or integer: discrete noise")
+    run.add_argument("--noise", default="float", metavar="NAME", help="float: Gaussian (default); integer: Skellam")
     run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
     run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="probability that a hospital vanishes")
     run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")

@@ -224,7 +224,7 @@ def test_mean_and_weights_come_out_of_the_first_release():
     net, features, _ = material()
     labels = torch.tensor([0] * 60 + [1] * 40 + [2] * 20)
     task = BalancedHead(net, features / 10, labels, counts=0.4)
-    task.centre_on(task.feature_sum(torch.arange(PATIENTS)) / PATIENTS)
+    task.centre_on(task.feature_sum(torch.arange(PATIENTS)).float() / PATIENTS)
     assert torch.allclose(task.mean, features.mean(0) / 10, atol=1e-6)
     assert task.weights.tolist() == pytest.approx([2 / 3, 1, 2], rel=1e-5)  # 1 / share, 1 on average
     assert class_weights(torch.tensor([0.5, 0.5, -0.1]))[2] == pytest.approx((1 + LEAST_SHARE) / LEAST_SHARE / 3)

@@ -56,7 +56,9 @@ class ForgetsTheEmptyBatch(Hospital):
     """The published code (register, row 3): no noise where no patient was sampled."""
 
     def noised(self, clipped_sum, step):
-        return clipped_sum if len(self.sample(step)) == 0 else super().noised(clipped_sum, step)
+        if len(self.sample(step)):
+            return super().noised(clipped_sum, step)
+        return np.zeros(len(clipped_sum), np.int64)
 
 
 def step_bound(seed, kind=Hospital, steps=3000):
@@ -70,7 +72,7 @@ def step_bound(seed, kind=Hospital, steps=3000):
         randomness = Randomness(f"{seed}, {len(patients)} patients")
         plan = Plan.of(setting, Choice(0.1, CLIP), task, [np.array(patients)])
         hospital = kind(0, np.array(patients), task, plan, randomness)
-        sides.append(torch.stack([hospital.noisy_sum(task.start, step) for step in range(steps)]).numpy())
+        sides.append(np.stack([hospital.noisy_sum(task.start, step) for step in range(steps)]))
     direction = task.clipped_sums(task.start, torch.tensor([1]), CLIP)[0].numpy()  # what the second patient adds
     bound = epsilon_lower_bound(*sides, DELTA, score=lambda messages: messages @ direction)
     return bound, epsilon(SampledGaussian(SIGMA, RATE, 1), DELTA)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dopamine_lib.auditing.audit import OneRun, Verdict, audit, claims, one_run_audit
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.aggregation import PlainAggregation
+from dopamine_lib.federation.aggregation import Message, in_the_clear
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting
 from dopamine_lib.federation.training import Training
@@ -35,19 +35,22 @@ STRENGTH = 1000.0
 Plant = Callable[[Training], object]
 
 
-class Watcher(PlainAggregation):
-    """Adds up in the clear and keeps what ``look(messages, total)`` makes of every round.
+class Watcher:
+    """Adds up in the clear and keeps what ``look(messages, total)`` makes of every round; both are decoded, (d,) each.
 
     It is the auditor's eye, not a way to train: ``seen`` grows by one entry per round. Every ``rounds`` rounds a new
     release begins, to which nothing may be carried over.
     """
 
-    def __init__(self, look: Callable[[dict[int, Tensor], Tensor], object], rounds: int = 1):
-        self.look, self.rounds, self.seen = look, rounds, []
+    def __init__(self, plan: Plan, look: Callable[[dict[int, Tensor], Tensor], object], rounds: int = 1):
+        self.plan, self.look, self.rounds, self.seen = plan, look, rounds, []
+        self._sum = in_the_clear(plan)
 
-    def total(self, round_number: int, invited: list[int], messages: dict[int, Tensor]) -> Tensor:
+    def total(self, round_number: int, invited: list[int], messages: dict[int, Message]) -> Tensor:
         """The sum of the messages, and a look at it."""
-        total = super().total(round_number, invited, messages)
+        total = self._sum.total(round_number, invited, messages)
+        if self.plan.codec is not None:
+            messages = {k: self.plan.decoded(round_number, message) for k, message in messages.items()}
         self.seen.append(self.look(messages, total))
         return total
 
@@ -113,7 +116,7 @@ class Scene:
             return float((total if declared.shared_noise else messages[0]) @ direction) / unit
 
         plan = Plan(declared, choice, (self.patients,) * hospitals, task.d)  # declared without the canary
-        return Training(plan, task, patients, randomness, aggregation=Watcher(look, self.rounds), run=run)
+        return Training(plan, task, patients, randomness, aggregation=Watcher(plan, look, self.rounds), run=run)
 
     def make_task(self) -> Task:
         """The patients of all hospitals and the canary."""
@@ -250,7 +253,7 @@ def canary_run(
 
     declared = np.bincount(home, minlength=len(patients))  # as if all canaries were in
     plan = Plan(setting, choice, tuple(declared.tolist()), task.d, delta=delta)
-    training = Training(plan, task, patients, randomness, aggregation=Watcher(look))
+    training = Training(plan, task, patients, randomness, aggregation=Watcher(plan, look))
     if plant is not None:
         plant(training)
     training.run()

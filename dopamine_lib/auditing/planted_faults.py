@@ -6,20 +6,28 @@ tests call them; the code that trains has no switch for any of them.
 
 import math
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
 MOMENTUM = 0.9
+
+
+def on_the_grid(noise: RoundedGaussian, message: Tensor | np.ndarray) -> np.ndarray:
+    """A message (d,) rounded to the grid of the sound ones, int64 (d,): the faults are others."""
+    return np.rint(noise.scale * np.asarray(message, np.float64)).astype(np.int64)
 
 
 def scale_noise(training: Training, factor: float) -> None:
     """Noise of another size than the one that the bound counts on."""
     for hospital in training.hospitals:
         sound = hospital.noised
-        hospital.noised = lambda clipped_sum, step, sound=sound: (
-            clipped_sum + factor * (sound(clipped_sum, step) - clipped_sum)
+        hospital.noised = lambda clipped_sum, step, sound=sound, noise=hospital.noise: on_the_grid(
+            noise, (1 - factor) * clipped_sum.numpy() + factor * noise.decode(sound(clipped_sum, step))
         )
 
 
@@ -37,8 +45,8 @@ def no_noise_on_an_empty_batch(training: Training) -> None:
     """Nobody sampled, nothing to hide, nothing added (register, row 3): the absence of noise gives it away."""
     for hospital in training.hospitals:
         sound = hospital.noised
-        hospital.noised = lambda clipped_sum, step, sample=hospital.sample, sound=sound: (
-            sound(clipped_sum, step) if len(sample(step)) else clipped_sum
+        hospital.noised = lambda clipped_sum, step, hospital=hospital, sound=sound: (
+            sound(clipped_sum, step) if len(hospital.sample(step)) else on_the_grid(hospital.noise, clipped_sum)
         )
 
 

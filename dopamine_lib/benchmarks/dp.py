@@ -26,8 +26,9 @@ from dopamine_lib.benchmarks import cost
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.machine import keep_freed_memory
 from dopamine_lib.models.networks import build, load_weights
-from dopamine_lib.privacy.dpsgd import Task, noise_share
+from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
+from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
 CLIP, RATE, SIGMA, HOSPITALS, ITERATIONS = 0.5, 0.01, 1.15, 10, 3001
 
@@ -223,14 +224,15 @@ def our_iteration(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
     """One pass over all hospitals' samples, each hospital's own noise, their total, and one step with it."""
     task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
     group, w, velocity = index * HOSPITALS // len(x), task.start, torch.zeros(task.d)
-    share = noise_share(SIGMA, CLIP, HOSPITALS)
+    terms = {"total_range": 2**15 - 1, "sample_rate": 1.0, "patients": len(x)}
+    noise = RoundedGaussian(SIGMA, CLIP, HOSPITALS, task.d, **terms)
     streams = [Randomness().stream("noise", hospital) for hospital in range(HOSPITALS)]
 
     def step():
         nonlocal w, velocity
         sums = task.clipped_sums(w, index, CLIP, group, HOSPITALS)
-        messages = [own + stream.normal(task.d, share) for own, stream in zip(sums, streams, strict=True)]
-        velocity = 0.9 * velocity + sum(messages) / len(x)
+        messages = [noise.combine(own, noise.draw(stream)[0]) for own, stream in zip(sums, streams, strict=True)]
+        velocity = 0.9 * velocity + torch.from_numpy(noise.decode(sum(messages))).float() / len(x)
         w = w - RATE * velocity
         return w
 

@@ -106,6 +106,7 @@ def _rank(job: dict) -> None:
     from dopamine_lib.federation.mpi.wire import Wire
     from dopamine_lib.federation.plan import Plan
     from dopamine_lib.federation.settings import SETTINGS, Choice
+    from dopamine_lib.privacy.randomness import Randomness
 
     torch.set_num_threads(1)
     comm, results = MPI.COMM_WORLD, []
@@ -115,7 +116,8 @@ def _rank(job: dict) -> None:
         for d in job["sizes"]:
             plan = Plan(SETTINGS["FSCDP"], choice, (1,) * wire.hospitals, d, aggregation=kind)
             side = make_wire_aggregation(plan, wire)
-            messages = {} if wire.number == SERVER else {wire.number: torch.rand(d) - 0.5}
+            noise = plan.noise.draw(Randomness().stream("noise"))[0]
+            messages = {} if wire.number == SERVER else {wire.number: plan.noise.combine(torch.rand(d) - 0.5, noise)}
             spent, walls, before = [], [], 0
             for number in range(job["rounds"] + 1):
                 if number == 1:  # the first round warms up

@@ -64,8 +64,8 @@ class BfvHospital:
     group    the session's keys, the secret key among them
     channel  its keys with the server
     least    the number of hospitals that an aggregate must have for this one to decrypt it
-    limit    the largest |integer| it may send: by default R // K, so that no total can leave the range R. With a
-             bound on the probability that a total does (IntegerNoise), it may be larger
+    limit    the largest |integer| it may send: by default R // K, so that no total can leave the range R. Where
+             the noise keeps totals in the range, it may be larger
     """
 
     def __init__(self, number: int, group: Group, channel: Channel, *, least: int = 2, limit: int | None = None):

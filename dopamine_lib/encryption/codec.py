@@ -113,6 +113,8 @@ class Codec:
     layout     its name
     hospitals  K, all that may take part
     bound      B, the largest |x| that must fit
+    clamped    whether values over the limit are sent as the limit, and NaN as 0, instead of being refused: for messages
+               that are noisy already, where a refusal would tell of the patients
 
     ``scale``, integer units in 1.0, is the largest with which K values of size B add up within the range; 1000 in
     the paper's layout, as there. One hospital's value may be ``limit`` units at most, since K of them stay within
@@ -126,8 +128,8 @@ class Codec:
     where the layout is too narrow for K hospitals or for the bound.
     """
 
-    def __init__(self, layout: str, *, hospitals: int, bound: float):
-        self.layout, self.hospitals = find_layout(layout), hospitals
+    def __init__(self, layout: str, *, hospitals: int, bound: float, clamped: bool = False):
+        self.layout, self.hospitals, self.clamped = find_layout(layout), hospitals, clamped
         if hospitals < 1:
             raise InputError(f"hospitals is {hospitals}, but a sum needs at least 1")
         if not (np.isfinite(bound) and bound > 0):
@@ -143,12 +145,15 @@ class Codec:
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Floats (d,) as int64 (d,): round(scale * x), half to even, computed in float64.
 
-        Raises RangeError, naming the first such value, for one over the limit or a NaN; InputError for more axes.
+        Raises RangeError, naming the first such value, for one over the limit or a NaN, unless these are clamped;
+        InputError for more axes.
         """
         units = np.multiply(x, self.scale, dtype=np.float64)
         if units.ndim != 1:
             raise InputError(f"an update of shape {units.shape} was given, but it must have one axis: flatten it")
         np.rint(units, out=units)
+        if self.clamped:
+            np.nan_to_num(units, copy=False).clip(-self.limit, self.limit, out=units)
         # a NaN fails both comparisons
         if units.size and not (units.max() <= self.limit and units.min() >= -self.limit):
             index = int(np.flatnonzero(~(np.abs(units) <= self.limit))[0])

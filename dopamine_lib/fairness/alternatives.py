@@ -11,11 +11,12 @@ import torch
 
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.errors import InputError
-from dopamine_lib.fairness.output_perturbation import Perturbed, clip_rows, output_perturbation
+from dopamine_lib.fairness.output_perturbation import TOTAL_RANGE, Perturbed, clip_rows, output_perturbation
 from dopamine_lib.fairness.scores import scores
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.privacy.head import STRETCH
 from dopamine_lib.privacy.randomness import Randomness
+from dopamine_lib.privacy.rounded_gaussian import FLOAT_SLACK, RoundedGaussian
 
 #: Noise multiplier of the mean features.
 MEAN_NOISE = 20.0
@@ -39,10 +40,13 @@ def perturbed_head(
     task = experiment.task(run)
     hospitals = experiment.patients if federated else [experiment.train]
     randomness = Randomness(options.seed)
-    total = sum(task.feature_sum(torch.as_tensor(own)) for own in hospitals)
+    total, patients = sum(task.feature_sum(torch.as_tensor(own)) for own in hospitals), sum(experiment.sizes)
     if target is not None:
-        total = total + randomness.stream("output perturbation", run, "centre").normal(len(total), MEAN_NOISE)
-    centred = (STRETCH * (experiment.features - total / sum(experiment.sizes))).numpy()
+        terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": patients, "slack": FLOAT_SLACK}
+        noise = RoundedGaussian(MEAN_NOISE, 1.0, 1, len(total), box=patients, **terms)
+        drawn = noise.draw(randomness.stream("output perturbation", run, "centre"))[0]
+        total = torch.from_numpy(noise.decode(noise.combine(total, drawn)))
+    centred = (STRETCH * (experiment.features - (total / patients).float())).numpy()
     dataset: Dataset = experiment.dataset
     head = output_perturbation(
         centred,

@@ -46,7 +46,7 @@ class BalancedHead(HeadTask):
         self.scales = math.sqrt(1 - counts), math.sqrt(counts)
 
     def feature_sum(self, index: Tensor) -> Tensor:
-        """The sum (p + classes,) of the module's vectors; one person moves it by at most 1."""
+        """The sum float64 (p + classes,) of the module's vectors; one person moves it by at most 1."""
         a, b = self.scales
         return torch.cat(
             [a * super().feature_sum(index), b * (self.onehot[index] * self.shares(index)[:, None]).sum(0)]

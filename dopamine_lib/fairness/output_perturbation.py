@@ -20,6 +20,9 @@ answer by sqrt(2) R / (L N_k / N) and the mean by N_k / N of that, sqrt(2) R / L
 secure aggregation give that bound for one message, against the server and outsiders alike; a curious hospital
 subtracts its own share, and the others' patients have sqrt((K - 1) / K) of the noise left against it. N_k is
 the declared size, public and fixed, as in training: whoever comes or goes, the weights stay.
+
+What a hospital sends is on a public grid (``rounded_gaussian``), in a box far larger than answers are: L / 2 |W|^2 <=
+J(W) <= J(0) = N ln(classes).
 """
 
 import math
@@ -32,10 +35,13 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.privacy.dpsgd import noise_share
 from dopamine_lib.privacy.gaussian import analytic_sigma
 from dopamine_lib.privacy.randomness import Randomness
+from dopamine_lib.privacy.rounded_gaussian import FLOAT_SLACK, RoundedGaussian
 
+#: Largest total, in units of the grid: nothing is encrypted here, so that there is room. Largest value of an answer, in
+#: sensitivities.
+TOTAL_RANGE, BOX = 2**53, 10**6
 #: The solver stops at a gradient of this norm; one patient's gradient has norm up to sqrt(2) R.
 TOLERANCE = 1e-3
 
@@ -145,22 +151,23 @@ def output_perturbation(
     Raises InputError for arguments out of bounds, or if ``before`` alone spends epsilon.
     """
     moves, sizes = sensitivity(regularisation, radius), sizes or [1] * len(hospitals)
-    answer = np.zeros((classes, features.shape[1] + 1))
+    answers = []
     for own, declared in zip(hospitals, sizes, strict=True):
         share = declared / sum(sizes)
         rows, shares = clip_rows(features[own], radius), person_shares(person, own)
-        answer += share * solve(rows, labels[own], classes, share * regularisation, shares)
-    weights = torch.from_numpy(answer).float()
+        answers.append(share * solve(rows, labels[own], classes, share * regularisation, shares))
     if epsilon is None:
-        return Perturbed(weights, 0.0, moves)
+        return Perturbed(torch.from_numpy(sum(answers)).float(), 0.0, moves)
     left = analytic_sigma(epsilon, delta) ** -2 - (0 if before is None else before**-2)
     if left <= 0:
         raise InputError(
             f"epsilon is {epsilon}, but the earlier release with noise {before:g} spends it all: raise one of them"
         )
-    noise = moves / math.sqrt(left)
-    share = noise_share(noise, 1.0, len(hospitals))
-    for number in range(len(hospitals)):
-        drawn = randomness.stream("output perturbation", run, number).normal(weights.numel(), share)
-        weights = weights + drawn.view_as(weights)
-    return Perturbed(weights, noise, moves)
+    sigma, shape = 1 / math.sqrt(left), answers[0].shape
+    terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": BOX, "box": BOX, "slack": FLOAT_SLACK}
+    noise = RoundedGaussian(sigma, moves, len(hospitals), answers[0].size, **terms)
+    total = np.zeros(answers[0].size, np.int64)
+    for number, answer in enumerate(answers):
+        drawn = noise.draw(randomness.stream("output perturbation", run, number))[0]
+        total += noise.combine(answer.ravel(), drawn)
+    return Perturbed(torch.from_numpy(noise.decode(total).reshape(shape)).float(), sigma * moves, moves)

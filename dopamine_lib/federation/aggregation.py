@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopamine_lib.encryption.codec import Codec
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.privacy.integer_noise import IntegerNoise
 
-#: A hospital's message (d,): floats, or int64 where discrete noise has made it integers.
+#: A hospital's message (d,): int64, or floats where they are added in the clear and without privacy.
 Message = Tensor | np.ndarray
 
 
@@ -30,7 +28,7 @@ class Aggregation(Protocol):
 
 
 class PlainAggregation:
-    """The sum in the clear: the party that adds sees every message."""
+    """The sum of floats in the clear, for settings without privacy."""
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Tensor]) -> Tensor:
         """The sum of the messages."""
@@ -53,30 +51,16 @@ class PlainSum:
 
 
 class IntegerAggregation:
-    """Sums of integers (in the clear, encrypted or masked), with floats made integers by a codec.
+    """Sums of integers (in the clear, encrypted or masked), decoded as the plan says."""
 
-    codec  ``Plan.codec``
-    """
+    def __init__(self, sums: IntegerSum, plan: Plan):
+        self.sums, self.plan = sums, plan
 
-    def __init__(self, sums: IntegerSum, codec: Codec | IntegerNoise):
-        self.sums, self.codec = sums, codec
-
-    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
-        """The exact total of the integers, decoded. RangeError names a value that does not fit."""
-        integers = {k: to_integers(message, self.codec) for k, message in messages.items()}
-        return decoded(self.sums.sum(round_number, invited, integers), self.codec)
-
-
-def to_integers(message: Message, codec: Codec | IntegerNoise) -> np.ndarray:
-    """A message as int64 (d,): encoded, unless discrete noise has made it integers already."""
-    return message if isinstance(message, np.ndarray) else codec.encode(message.numpy())
-
-
-def decoded(total: np.ndarray, codec: Codec | IntegerNoise) -> Tensor:
-    """A total int64 (d,) as float32 (d,)."""
-    return torch.from_numpy(codec.decode(total)).float()
+    def total(self, round_number: int, invited: Sequence[int], messages: dict[int, np.ndarray]) -> Tensor:
+        """The exact total of the integers, decoded."""
+        return self.plan.decoded(round_number, self.sums.sum(round_number, invited, messages))
 
 
 def in_the_clear(plan: Plan) -> Aggregation:
-    """A sum that hides nothing, with the plan's codec: for a simulation, and as the reference for the others."""
-    return PlainAggregation() if plan.codec is None else IntegerAggregation(PlainSum(), plan.codec)
+    """A sum that hides nothing: for a simulation, and as the reference for the others."""
+    return PlainAggregation() if plan.codec is None else IntegerAggregation(PlainSum(), plan)

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.accounting import DpEvent, SampledGaussian, epsilon, epsilons
-from dopamine_lib.privacy.dpsgd import GaussianNoise
+from dopamine_lib.privacy.accounting import DpEvent, epsilon, epsilons
 from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
 
 def accounted_mean_noise(setting: Setting, choice: Choice, shares: int) -> float | None:
@@ -24,23 +24,25 @@ class Bound:
     """Epsilon of a run after a number of noisy steps.
 
     shares  hospitals whose noise makes up sigma (the least number that must survive a round); 1 if not federated
-    noise   a hospital's share of it, continuous or discrete; None where the setting is not private
+    noise   a hospital's share of it, Gaussian or Skellam; None where the setting is not private
+    mean_noise  the share on the mean features; None where they are not asked for
     """
 
     setting: Setting
     choice: Choice
     shares: int
     delta: float
-    noise: GaussianNoise | IntegerNoise | None
+    noise: RoundedGaussian | IntegerNoise | None
+    mean_noise: RoundedGaussian | None = None
 
     def events(self, steps: int, colluding: int = 0, runs: int = 1) -> tuple[DpEvent, ...]:
         """What is released, for an adversary that can subtract the noise of ``colluding`` hospitals.
 
         steps  of all ``runs`` together; each asks for the mean features once
         """
-        left = math.sqrt((self.shares - colluding) / self.shares) if self.setting.shared_noise else 1.0
-        mean = accounted_mean_noise(self.setting, self.choice, self.shares)
-        first = () if mean is None else (SampledGaussian(left * mean, 1.0, runs),)
+        # where noise is not shared, a message has nothing but its own
+        without = colluding if self.setting.shared_noise else self.shares - 1
+        first = () if self.mean_noise is None else (self.mean_noise.event(runs, without),)
         return (*first, self.noise.event(steps, colluding))
 
     def epsilon(self, steps: int, accountant: str = "rdp_classic", colluding: int = 0) -> float | None:

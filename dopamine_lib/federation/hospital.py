@@ -45,13 +45,13 @@ class Hospital:
     def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
 
-        Sum and noise are added whatever the sample's size: an empty batch is noised like any other. With discrete
-        noise the result is int64 (d,).
+        Sum and noise are added whatever the sample's size: an empty batch is noised like any other. The result is int64
+        (d,), which ``Plan.noise`` decodes.
         """
         return clipped_sum if self.noise is None else self.noise.combine(clipped_sum, self._draw(step)[1])
 
     def noisy_sum(self, w: Tensor, step: int) -> Tensor | np.ndarray:
-        """The clipped, noised gradient sum (d,) at w (d,): lines 7 to 13.
+        """The clipped, noised gradient sum (d,) at w (d,), as ``noised`` gives it: lines 7 to 13.
 
         It is the sum that is sent, not the stepped weights: those would carry this hospital's earlier rounds along
         (register, row 19). ``contribute`` gives the same for several hospitals out of one batch.
@@ -59,22 +59,31 @@ class Hospital:
         return self.noised(self.task.clipped_sums(w, self.sample(step), self.plan.choice.max_grad_norm)[0], step)
 
     def local_change(self, w: Tensor, round_number: int) -> Tensor:
-        """The change (d,) of the model over a round's local steps, in F and FPDP."""
+        """The change (d,) of the model over a round's local steps, in F and FPDP.
+
+        With privacy every step's noisy sum is on the grid, so the change is computed from what could be released.
+        """
         steps, declared = self.plan.setting.local_steps, self.plan.sizes[self.number]
         expected_batch = self.plan.setting.sample_rate * declared
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
-            return self.noisy_sum(local, round_number * steps + i)
+            total = self.noisy_sum(local, round_number * steps + i)
+            return total if self.noise is None else torch.from_numpy(self.noise.decode(total)).float()
 
         return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
 
-    def feature_sum(self) -> Tensor:
-        """The noisy sum (p,) of the features of all its patients, each of norm 1 at most."""
-        total = self.task.feature_sum(self.patients)
-        if not self.plan.setting.private:
-            return total
+    def features(self) -> Tensor | np.ndarray:
+        """The message (d,) that tells the patients' mean features: their sum, noised and as integers, then padding.
+
+        It is divided by an average hospital's patients, which makes it as small as other messages.
+        """
+        total = self.task.feature_sum(self.patients) * (self.plan.hospitals / self.plan.population)
+        message = torch.cat([total, total.new_zeros(self.plan.d - len(total))])
+        noise = self.plan.mean_noise
+        if noise is None:
+            return self.plan.encoded(message.float())
         stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "centre")
-        return total + stream.normal(len(total), self.plan.mean_noise_share)
+        return noise.combine(message, noise.draw(stream)[0])
 
     def _draw(self, step: int) -> tuple[Tensor, object]:
         """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
@@ -128,7 +137,8 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
         )
     plan, task = hospitals[0].plan, hospitals[0].task
     if plan.setting.local_steps > 1:
-        return {h.number: h.local_change(w, round_number) * (plan.sizes[h.number] / plan.population) for h in hospitals}
+        share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
+        return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
     if len(hospitals) == 1:  # putting it through a batch of hospitals would take longer than its step
         return {hospitals[0].number: hospitals[0].noisy_sum(w, round_number)}
     # each hospital's noisy_sum, with all gradients out of one batch
@@ -136,15 +146,3 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
     sums = task.clipped_sums(w, torch.cat(samples), plan.choice.max_grad_norm, group, len(samples))
     return {h.number: h.noised(own, round_number) for h, own in zip(hospitals, sums, strict=True)}
-
-
-def contribute_features(hospitals: list[Hospital]) -> dict[int, Tensor]:
-    """The messages (d,) that ask once for the patients' mean features: noisy sums, padded with zeros.
-
-    They are divided by an average hospital's declared patients, which makes them as small as other messages.
-    """
-    messages = {}
-    for hospital in hospitals:
-        features = hospital.feature_sum() / (hospital.plan.population / hospital.plan.hospitals)
-        messages[hospital.number] = torch.cat([features, features.new_zeros(hospital.plan.d - len(features))])
-    return messages

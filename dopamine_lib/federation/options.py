@@ -96,8 +96,8 @@ class Options:
         return (self.least or hospitals) if setting.federated else 1
 
     def discrete(self, setting: Setting) -> bool:
-        """Whether this setting's noise is discrete: only noisy sums of hospitals can be."""
-        return self.noise == "integer" and setting.private and setting.federated and setting.shared_noise
+        """Whether this setting's noise is discrete."""
+        return self.noise == "integer" and setting.private
 
     @property
     def budget(self) -> float:
@@ -122,21 +122,20 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
 
     With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
     shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
-    and 3). Discrete noise is for noisy sums of hospitals, without the mean features. Raises InputError where the run
-    would end without a bound, or the accountant has none to calibrate by.
+    and 3). Raises InputError where the run would end without a bound, or the accountant has none to calibrate by.
     """
     declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
-    shares, discrete = options.shares(declared, len(sizes)), options.discrete(declared)
+    shares = options.shares(declared, len(sizes))
     if options.epsilon is not None and declared.private:
         declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
         choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)
     plan = Plan(
         declared,
-        replace(choice, mean_noise_multiplier=None) if discrete else choice,
+        choice,
         tuple(sizes) if declared.federated else (sum(sizes),),
         d,
         aggregation=options.aggregation if declared.federated else "plain",
-        discrete=discrete,
+        discrete=options.discrete(declared),
         least=shares,
         dropout=options.dropout if declared.federated else 0.0,
         delta=options.delta,

@@ -6,20 +6,23 @@ the results derive the same bound and the same schedule from it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dopamine_lib.encryption.codec import Codec, find_layout
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
 from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
-from dopamine_lib.privacy.dpsgd import GaussianNoise, Task
-from dopamine_lib.privacy.integer_noise import IntegerNoise, most_in_a_sum
+from dopamine_lib.privacy.dpsgd import Task
+from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.privacy.rounded_gaussian import BOX, FLOAT_SLACK, RoundedGaussian, most_in_a_sum
 
 #: How messages may be added: in the clear, under BFV, behind masks.
 AGGREGATIONS = ("plain", "bfv", "masks")
@@ -33,7 +36,7 @@ class Plan:
                  all of them as one. They are public constants, and may differ from the true numbers, which are private
     d            parameters of the model
     aggregation  how messages are added: "plain", "bfv" or "masks"
-    discrete     whether the noise is discrete and added to integers, instead of floats that are rounded afterwards
+    discrete     whether the noise on the gradients is discrete (Skellam), instead of Gaussian and rounded to a grid
     least        hospitals that must survive a round where their noise is shared, and then make up sigma; None for all.
                  With more survivors there is more noise than needed: the price of dropouts
     dropout      probability that an invited hospital vanishes in a round, for trying that out
@@ -66,10 +69,8 @@ class Plan:
             raise ValueError(
                 f"{self.setting.name} is private and needs a finite max_grad_norm: without one nothing is bounded"
             )
-        if self.discrete and self.choice.mean_noise_multiplier is not None:
-            raise InputError("mean features have no discrete noise: with it take mean_noise_multiplier=None")
-        if self.discrete and not (self.setting.private and self.setting.federated and self.setting.shared_noise):
-            raise InputError(f"{self.setting.name} has no discrete noise: only noisy sums of hospitals can have it")
+        if self.discrete and not self.setting.private:
+            raise InputError(f"{self.setting.name} has no discrete noise: it is not private and has none at all")
         if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
             raise InputError(
                 f"discrete noise has no {self.accountant.upper()}, so no budget by it: take accountant rdp or "
@@ -132,49 +133,72 @@ class Plan:
         return max(self.survivors if self.setting.shared_noise else 1, 1 if self.aggregation == "plain" else hidden)
 
     @cached_property
-    def noise(self) -> GaussianNoise | IntegerNoise | None:
-        """One hospital's share of the noise; None without privacy."""
+    def noise(self) -> RoundedGaussian | IntegerNoise | None:
+        """One hospital's share of the noise on a step's gradients; None without privacy."""
         if not self.setting.private:
             return None
         sigma, clip, q = self.setting.noise_multiplier, self.choice.max_grad_norm, self.setting.sample_rate
+        hospitals = self.hospitals if self._adds_sums else 1
+        least = self.survivors if self.setting.shared_noise else 1
+        terms = {"least": least, "sample_rate": q, "patients": most_in_a_sum(q, self.most_patients)}
         if not self.discrete:
-            return GaussianNoise(sigma, clip, self.survivors if self.setting.shared_noise else 1, q, self.d)
-        return IntegerNoise(
-            sigma,
-            clip,
-            self.hospitals,
-            self.d,
-            patients=most_in_a_sum(q, self.most_patients),
-            total_range=find_layout(self.layout).total_range,
-            sample_rate=q,
-            steps=self.setting.rounds,
-            least=self.survivors,
-        )
-
-    @property
-    def mean_noise_share(self) -> float:
-        """Noise multiplier of one hospital's share of the noise on the mean features."""
-        return (self.choice.mean_noise_multiplier or 0.0) / math.sqrt(self.survivors)
-
-    @property
-    def layout(self) -> str:
-        """How integers are laid out for the aggregation: 16 bits for rounded floats, 24 for discrete noise."""
-        return "ring32" if self.aggregation == "masks" else "wide" if self.discrete else "packed"
+            return _narrowest(lambda width: RoundedGaussian(sigma, clip, hospitals, self.d, total_range=width, **terms))
+        layout = find_layout("wide" if self._adds_sums and self.aggregation != "masks" else "ring32")
+        terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.local_steps}
+        return IntegerNoise(sigma, clip, hospitals, self.d, box=BOX if self._adds_sums else terms["patients"], **terms)
 
     @cached_property
-    def codec(self) -> Codec | IntegerNoise | None:
-        """What turns messages into integers and totals back into floats; None for floats added in the clear."""
-        if self.discrete:
-            return self.noise
-        if self.aggregation == "plain":
+    def mean_noise(self) -> RoundedGaussian | None:
+        """One hospital's share of the noise on the mean features; None where these are not asked for, or in the clear.
+
+        A patient's features, of norm 1 at most, are divided by an average hospital's patients (``Hospital.features``).
+        """
+        if not self.setting.private or self.choice.mean_noise_multiplier is None:
             return None
-        bound = self.choice.reach or 16 * self.choice.max_grad_norm
-        return Codec(self.layout, hospitals=self.hospitals, bound=bound)
+        sigma, norm = self.choice.mean_noise_multiplier, self.hospitals / self.population
+        terms = {"least": self.survivors, "sample_rate": 1.0, "patients": self.most_patients}
+        terms["box"] = most_in_a_sum(1.0, max(self.sizes))  # a hospital that happens to hold more is clamped
+        terms["slack"] = FLOAT_SLACK  # they are added in float64
+        return _narrowest(
+            lambda width: RoundedGaussian(sigma, norm, self.hospitals, self.d, total_range=width, **terms)
+        )
+
+    @cached_property
+    def layout(self) -> str:
+        """How integers are laid out for the aggregation: in 16 bits where they fit, else in 24 or 32."""
+        if self.aggregation == "masks" or (self.aggregation == "plain" and self.setting.local_steps > 1):
+            return "ring32"
+        summed = self.noise if self._adds_sums else None
+        needed = max((noise.total_range for noise in (summed, self.mean_noise) if noise), default=0)
+        return "packed" if needed <= find_layout("packed").total_range else "wide"
+
+    @cached_property
+    def codec(self) -> Codec | RoundedGaussian | IntegerNoise | None:
+        """What decodes totals, and encodes changes of the model; None for floats added in the clear."""
+        if self.setting.private and self.setting.local_steps == 1:
+            return self.noise
+        if self.aggregation == "plain" and not self.setting.private:
+            return None
+        return Codec(self.layout, hospitals=self.hospitals, bound=self._reach, clamped=self.setting.private)
+
+    @property
+    def message_limit(self) -> int:
+        """The largest |integer| that a hospital may send: where totals are sure to fit, as much as the layout holds."""
+        return find_layout(self.layout).total_range if self.setting.private else self.codec.limit
+
+    def encoded(self, message: Tensor) -> Tensor | np.ndarray:
+        """A message (d,) of floats as int64 (d,), or as it is where floats are added in the clear."""
+        return message if self.codec is None else self.codec.encode(message.numpy())
+
+    def decoded(self, round_number: int, total: np.ndarray) -> Tensor:
+        """What a total int64 (d,) stands for, float32 (d,); round 0 is that of the mean features."""
+        codec = self.mean_noise if round_number == 0 and self.mean_noise else self.codec
+        return torch.from_numpy(codec.decode(total)).float()
 
     @cached_property
     def bound(self) -> Bound:
         """What the messages spend."""
-        return Bound(self.setting, self.choice, self.survivors, self.delta, self.noise)
+        return Bound(self.setting, self.choice, self.survivors, self.delta, self.noise, self.mean_noise)
 
     def ledgers(self) -> list[Ledger]:
         """Fresh ledgers: one for everybody where noise is shared, else one per hospital; none without privacy."""
@@ -191,9 +215,31 @@ class Plan:
         rounds, local = self.schedule(run), self.setting.local_steps
         return [local * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
 
+    @property
+    def _adds_sums(self) -> bool:
+        """Whether hospitals' noisy sums are added up, rather than their changes of the model or nothing."""
+        return self.setting.federated and self.setting.local_steps == 1
+
+    @property
+    def _reach(self) -> float:
+        """The largest |value| of a change that is sent: the choice's, or what no noisy change of the model exceeds."""
+        if self.choice.reach or not self.setting.private:
+            return self.choice.reach or 16 * self.choice.max_grad_norm
+        largest = self.noise.box + 9 * math.sqrt(self.noise.share_variance) / self.noise.scale
+        moved = self.choice.learning_rate * self.setting.local_steps / (1 - self.choice.momentum)
+        return moved * largest / (self.setting.sample_rate * self.population)
+
     @cached_property
     def _affordable(self) -> float:
         return next((ledger.left for ledger in self.ledgers()), math.inf)
+
+
+def _narrowest(make: Callable[[int], RoundedGaussian]) -> RoundedGaussian:
+    """Noise whose totals fit the 16 bits of the layout "packed" or, if these are too few, the 24 of "wide"."""
+    try:
+        return make(find_layout("packed").total_range)
+    except InputError:
+        return make(find_layout("wide").total_range)
 
 
 def schedule(

@@ -100,8 +100,8 @@ class Choice:
                            It uses only what is already noisy, so it costs no privacy
     mean_noise_multiplier  of the patients' mean features, which are asked for once, before training, to centre a head's
                            features on them; None to leave those as they are. Accounted like any step
-    reach                  largest |value| of one message that aggregation in integers makes room for; None for 16 times
-                           the clipping norm, which no sum of clipped, noised gradients has come near
+    reach                  largest |value| of a change of the model that aggregation in integers makes room for; None
+                           for what no noisy change exceeds
     """
 
     learning_rate: float

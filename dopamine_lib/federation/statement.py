@@ -89,8 +89,10 @@ def privacy_statement(
         return f"{setting.name} is not private: no noise was added and nothing about any patient is bounded."
     steps, in_clear = max(charged), apart and aggregation == "plain"
     views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
-    kind = "Skellam (integer, the bound holds for what is sent)" if bound.noise.discrete else "Gaussian"
-    once = f" Before that, once, all patients' features were summed, with noise of {mean or 0:.4g} times their norm."
+    kind = "Skellam" if bound.noise.discrete else "Gaussian"
+    grid = f"sent as multiples of {1 / bound.noise.scale:.3g}"
+    once = f" Before that, once, all patients' features were summed, with Gaussian noise of {mean or 0:.4g} "
+    once += "times their norm, rounded."
     outsider = f"epsilon {in_words(views['outsider'])}"
     if not setting.shared_noise:
         spread = np.mean([bound.epsilon(steps) for steps in charged])
@@ -102,8 +104,9 @@ def privacy_statement(
         f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data)}. Neighbours: one "
         "patient added or removed (replacing one is two such changes).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
-        f"{setting.noise_multiplier:.6g} times that on their sum, Poisson samples at rate {setting.sample_rate:.6g}, "
-        f"{steps} steps; the sum is divided by the public expected batch." + (once if mean else ""),
+        f"{setting.noise_multiplier:.6g} times that on their sum, {grid}, Poisson samples at rate "
+        f"{setting.sample_rate:.6g}, {steps} steps; the sum is divided by the public expected batch."
+        + (once if mean else ""),
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} declared training patients"
         + (", which is their count: this run makes it public." if counted else "."),
         f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",
@@ -130,10 +133,9 @@ def privacy_statement(
         lines.append(
             "Against the server and other hospitals: the same, since every hospital protects its own messages."
         )
-    rest = "; ".join(not_covered(model)) + ("" if bound.noise.discrete else "; rounding of floating-point noise")
     lines.append(
         "After training the bound on the released model does not rest on encryption. It assumes honest hospitals and "
         "noise that nobody can predict."
     )
-    lines.append(f"Not covered: {rest}.")
+    lines.append(f"Not covered: {'; '.join(not_covered(model))}.")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from torch import Tensor
 from dopamine_lib.encryption.messages import AggregationAborted
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
-from dopamine_lib.federation.hospital import Hospital, contribute, contribute_features
+from dopamine_lib.federation.hospital import Hospital, contribute
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import EPOCHS
@@ -183,7 +183,7 @@ class Training:
         """Ask once for the patients' mean features, noised, and centre the head's features on them."""
         everybody = range(self.plan.hospitals)
         arrived = self._arrived(-1, everybody)
-        total = self._total(-1, list(everybody), arrived, contribute_features(self._here(arrived)))
+        total = self._total(-1, list(everybody), arrived, {h.number: h.features() for h in self._here(arrived)})
         if total is not None:
             share, width = self.plan.population / self.plan.hospitals, len(self.task.feature_sum(torch.arange(0)))
             self._centre_on(total[:width] * share / self._patients(arrived))  # what follows is padding

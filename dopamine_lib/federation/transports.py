@@ -4,18 +4,8 @@ The server sees no message. What passes between the parties is bytes, as it woul
 (``mpi.sums``).
 """
 
-from dopamine_lib.encryption.codec import Codec
 from dopamine_lib.federation.aggregation import Aggregation, IntegerAggregation, in_the_clear
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.privacy.integer_noise import IntegerNoise
-
-
-def message_limit(codec: Codec | IntegerNoise) -> int:
-    """The largest |integer| that one hospital may send.
-
-    Discrete noise may take one hospital past its share of the range: what overflows was computed and charged to delta.
-    """
-    return codec.total_range if isinstance(codec, IntegerNoise) else codec.limit
 
 
 def make_aggregation(plan: Plan) -> Aggregation:
@@ -25,8 +15,8 @@ def make_aggregation(plan: Plan) -> Aggregation:
     if plan.aggregation == "masks":
         from dopamine_lib.encryption.masks import MaskSum
 
-        return IntegerAggregation(MaskSum(plan.hospitals, plan.d, least=plan.least_in_a_total), plan.codec)
+        return IntegerAggregation(MaskSum(plan.hospitals, plan.d, least=plan.least_in_a_total), plan)
     from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
 
-    terms = {"least": plan.least_in_a_total, "limit": message_limit(plan.codec)}
-    return IntegerAggregation(BfvSum(plan.hospitals, plan.d, plan.layout, **terms), plan.codec)
+    terms = {"least": plan.least_in_a_total, "limit": plan.message_limit}
+    return IntegerAggregation(BfvSum(plan.hospitals, plan.d, plan.layout, **terms), plan)

@@ -1,4 +1,4 @@
-"""The DP-SGD step of Algorithm 1, lines 9 to 13: clip every patient's gradient, sum, add noise.
+"""The DP-SGD step of Algorithm 1, lines 9 to 13, but for the noise: clip every patient's gradient, and sum.
 
 A ``Task`` is a model together with its images, seen as functions of one flat parameter vector w in R^d: what hospitals
 send, and what is later encrypted, is such a vector. ``clipped_sums`` serves several hospitals in one pass; row k of the
@@ -7,7 +7,6 @@ result is hospital k's sum.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dopamine_lib.privacy.accounting import SampledGaussian
 from dopamine_lib.privacy.bookkeeping import BookKeeper
-from dopamine_lib.privacy.gaussian import remaining_sigma
-from dopamine_lib.privacy.randomness import Stream
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
@@ -59,42 +55,6 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
     0.25
     """
     return noise_multiplier * max_grad_norm / math.sqrt(hospitals)
-
-
-@dataclass(frozen=True)
-class GaussianNoise:
-    """One hospital's share of Gaussian noise: Algorithm 1, line 13. ``IntegerNoise`` is its discrete twin.
-
-    noise_multiplier  sigma of the noise of ``shares`` hospitals together, in units of C
-    max_grad_norm     C, the clipping norm of one patient's gradient
-    sample_rate       q
-    d                 number of parameters
-    """
-
-    discrete = False
-
-    noise_multiplier: float
-    max_grad_norm: float
-    shares: int
-    sample_rate: float
-    d: int
-
-    def draw(self, stream: Stream, steps: int = 1) -> list[Tensor]:
-        """One hospital's noise for each of ``steps``, to be used once: float32 (d,) each.
-
-        For a small model, many steps drawn at once cost less.
-        """
-        std = noise_share(self.noise_multiplier, self.max_grad_norm, self.shares)
-        return list(stream.normal(steps * self.d, std).view(steps, -1).unbind())
-
-    def combine(self, clipped_sum: Tensor, drawn: Tensor) -> Tensor:
-        """What one hospital sends in a step: its clipped sum (d,) plus its share of the noise."""
-        return clipped_sum + drawn
-
-    def event(self, steps: int, colluding: int = 0) -> SampledGaussian:
-        """What ``steps`` totals spend against ``colluding`` hospitals, which subtract their own shares."""
-        sigma = remaining_sigma(self.noise_multiplier, self.shares, colluding)
-        return SampledGaussian(sigma, self.sample_rate, steps)
 
 
 class Task:

@@ -54,16 +54,16 @@ class HeadTask(Task):
         self._set_features(features)
 
     def feature_sum(self, index: Tensor) -> Tensor:
-        """The sum (p,) of persons' features, for all images of theirs at ``index``; one moves it by at most 1.
+        """The sum float64 (p,) of persons' features, for all images of theirs at ``index``; one moves it by at most 1.
 
         Several images of one person stand for it as their mean.
         """
         return (unit_rows(self._fixed[index]) * self.shares(index)[:, None]).sum(0)
 
     def shares(self, index: Tensor) -> Tensor:
-        """1 over the number of images at ``index`` that are the same person's, for each of them: float (B,)."""
+        """1 over the number of images at ``index`` that are the same person's, for each of them: float64 (B,)."""
         _, whose, images = self.person[index].unique(return_inverse=True, return_counts=True)
-        return (1 / images).to(self._fixed.dtype)[whose]
+        return (1 / images.double())[whose]
 
     def centre_on(self, mean: Tensor) -> None:
         """Train on 2 (x - mean) from now on; w is then a head for these, and ``load`` turns it into one for x.

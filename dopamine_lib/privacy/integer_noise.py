@@ -11,8 +11,8 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
               is at most |w|^2 + d/4 + sqrt(2 ln(1 / failure)) (|w| + sqrt(d)/2), except with probability
               ROUNDING_FAILURE, which is charged to delta: Kairouz, Liu, Steinke 2021, proposition 22. Rounding to
               nearest lengthens it up to |w| + sqrt(d), and for large d that is much more
-    noise     of variance (sigma s C)^2 / m per hospital, so that any m shares make up sigma. Its Renyi-DP is in
-              ``skellam.rdp``
+    noise     of variance (sigma s C)^2 / m per hospital, so that any m shares make up sigma; larger by the slack of
+              floating-point sums, as in ``rounded_gaussian``. Its Renyi-DP is in ``skellam.rdp``
     sample    Poisson at rate q: ``sampled_rdp``. Given all other patients' samples and all u, a step is Skellam noise
               at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
     range     a total beyond the range wraps around. That is post-processing of the noisy total, but a program that
@@ -33,16 +33,11 @@ from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.privacy import skellam
 from dopamine_lib.privacy.accounting import MAX_STEPS, SampledGaussian
 from dopamine_lib.privacy.randomness import Stream
+from dopamine_lib.privacy.rounded_gaussian import BOX, float_slack
 
 ORDERS = (*range(2, 65), 96, 128, 256)
 #: Probability per step that random rounding moves further than the sensitivity says; charged to delta.
 ROUNDING_FAILURE = 1e-12
-#: The least allowance, relative to C, for what clipping and adding in float32 add to one patient's part of a sum: for
-#: n patients in a hospital's sum at most about 2 n^2 2^-24, so this is enough for 91 of them.
-FLOAT_SLACK = 1e-3
-#: Largest |value| of one hospital's sum, in units of C; values beyond are clamped. In the head's training the largest
-#: of a sum's values was 0.9 in the median and below 4.4 in 99.9 % of the sums.
-BOX = 4.0
 #: The largest probability of an overflow in a whole training; charged to delta.
 OVERFLOW = 1e-9
 #: The part of delta reserved for the sampler's error.
@@ -50,18 +45,10 @@ SAMPLER_PART = 1e-3
 ROUNDINGS = ("random", "nearest")
 
 
-def most_in_a_sum(sample_rate: float, patients: int) -> int:
-    """A bound on one hospital's Poisson sample, exceeded with probability below 1e-16 per step (Chernoff).
-
-    >>> most_in_a_sum(sample_rate=100 / 2930, patients=293)  # 10 on average
-    52
-    """
-    mean = sample_rate * patients
-    return math.ceil(mean + 10 * math.sqrt(mean) + 10)
-
-
 class IntegerNoise:
     """Skellam noise on the rounded sums of K hospitals: what each sends, and what that spends.
+
+    The discrete twin of ``RoundedGaussian``, whose box is explained there.
 
     noise_multiplier  sigma of the survivors' noise together, in units of C
     max_grad_norm     C, the clipping norm of one patient's gradient
@@ -72,6 +59,7 @@ class IntegerNoise:
     steps             T, as planned
     patients          at most in one hospital's sum, for the error of adding in float32
     scale             s, units in 1.0; by default the largest whose probability of an overflow is below ``OVERFLOW``
+    box               largest |value| of one hospital's sum, in units of C; what is larger is clamped
     rounding          "random", or "nearest" to see what that costs
     Raises InputError for values out of their bounds, and for a scale that is too fine for the range.
     """
@@ -91,6 +79,7 @@ class IntegerNoise:
         least: int | None = None,
         patients: int = 91,
         scale: float | None = None,
+        box: float = BOX,
         rounding: str = "random",
     ):
         SampledGaussian(noise_multiplier, sample_rate, steps)  # for its checks
@@ -99,12 +88,13 @@ class IntegerNoise:
         check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
         check_within("patients in a sum", patients, 1, 2**10, "let more hospitals share them", low_open=False)
         check_within("d", d, 1, 2**31, "it is the number of parameters", low_open=False)
+        check_within("box", box, 0, 2**31, "it is in units of the clipping norm")
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding is {rounding!r}, but must be one of {', '.join(ROUNDINGS)}")
         self.noise_multiplier, self.max_grad_norm, self.rounding = noise_multiplier, max_grad_norm, rounding
         self.hospitals, self.least, self.d = hospitals, least or hospitals, d
         self.total_range, self.sample_rate, self.steps = total_range, sample_rate, steps
-        self._slack = max(FLOAT_SLACK, 2 * patients**2 * 2**-24)
+        self._box, self._slack = box * max_grad_norm, float_slack(patients)
         most = self._largest_scale()
         if scale is not None and not 0 < scale <= most:
             raise InputError(
@@ -116,13 +106,18 @@ class IntegerNoise:
 
     @property
     def share_variance(self) -> float:
-        """Variance of one hospital's noise, in units squared: (sigma s C)^2 / least."""
-        return (self.noise_multiplier * self.scale * self.max_grad_norm) ** 2 / self.least
+        """Variance of one hospital's noise, in units squared: (sigma s C)^2 / least, with its slack."""
+        return self._share_variance(self.scale)
+
+    @property
+    def box(self) -> float:
+        """Largest |value| of a hospital's sum; what is larger is clamped to it."""
+        return self._box
 
     @property
     def box_units(self) -> int:
         """Largest |value| of a hospital's sum before the noise, in units."""
-        return math.floor(BOX * self.max_grad_norm * self.scale)
+        return math.floor(self._box * self.scale)
 
     @property
     def l2_sensitivity(self) -> float:
@@ -141,8 +136,8 @@ class IntegerNoise:
 
     @property
     def inflation(self) -> float:
-        """The L2 sensitivity relative to that of continuous noise, s C: what integers cost."""
-        return self.l2_sensitivity / (self.scale * self.max_grad_norm)
+        """The L2 sensitivity relative to that of continuous noise, s C with its slack: what integers cost."""
+        return self.l2_sensitivity / (self.scale * self.max_grad_norm * (1 + self._slack))
 
     @property
     def outside(self) -> float:
@@ -166,15 +161,14 @@ class IntegerNoise:
         """What one hospital sends in a step: its clipped sum (d,), clamped, rounded and noised, as int64 (d,).
 
         drawn  one of the pairs that ``draw`` returns
-        Raises InputError for a sum of another shape or that is not finite.
+        Raises InputError for a sum of another shape.
         """
         u, noise = drawn
         x = np.multiply(np.asarray(clipped_sum), self.scale, dtype=np.float64)
-        if x.shape != (self.d,) or not np.isfinite(x).all():
-            raise InputError(
-                f"a sum of shape {x.shape} was given, but must be ({self.d},) and finite: check the gradients"
-            )
-        np.clip(x, -self.box_units, self.box_units, out=x)
+        if x.shape != (self.d,):
+            raise InputError(f"a sum of shape {x.shape} was given, but must be ({self.d},): take the task's own")
+        np.fmin(x, self.box_units, out=x)  # a NaN, too, ends in the box
+        np.fmax(x, -self.box_units, out=x)
         if self.rounding == "nearest":
             whole = np.rint(x, out=x)
         else:
@@ -193,14 +187,17 @@ class IntegerNoise:
         """What ``steps`` totals spend against ``colluding`` hospitals, which subtract their own shares."""
         return SampledSkellam(self, steps, colluding)
 
+    def _share_variance(self, scale: float) -> float:
+        return (self.noise_multiplier * scale * self.max_grad_norm * (1 + self._slack)) ** 2 / self.least
+
     def _overflow(self, scale: float, steps: int) -> float:
-        variance = (self.noise_multiplier * scale * self.max_grad_norm) ** 2 * self.hospitals / self.least
-        room = self.total_range - self.hospitals * math.floor(BOX * self.max_grad_norm * scale)
+        variance = self.hospitals * self._share_variance(scale)
+        room = self.total_range - self.hospitals * math.floor(self._box * scale)
         return min(1.0, steps * self.d * skellam.tail(room, variance))
 
     def _largest_scale(self) -> float:
         """The largest scale that keeps overflows below ``OVERFLOW``, to a relative 1e-6 and rounded down."""
-        low, high = 0.0, self.total_range / (self.hospitals * BOX * self.max_grad_norm)
+        low, high = 0.0, self.total_range / (self.hospitals * self._box)
         while high - low > 1e-6 * high:  # not SciPy's: every seeded run depends on the digits that these halvings give
             middle = (low + high) / 2
             low, high = (middle, high) if self._overflow(middle, max(1, self.steps)) <= OVERFLOW else (low, middle)

@@ -6,15 +6,13 @@ and a stream is named by what it is for, so a resumed run needs no saved generat
 """
 
 import hashlib
-import math
 import os
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-TWO_PI = 2 * math.pi
-#: Values that one thread works on at a time, so that they stay in its cache from one pass to the next.
-BLOCK = 1 << 14
+#: Bits of a uniform float64 value.
+WORD = 53
 
 
 class Randomness:
@@ -45,29 +43,15 @@ class Stream:
 
     def uniform(self, n: int) -> torch.Tensor:
         """n independent float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
-        return _unit(self._words(n))
+        return unit(self.words(n))
 
-    def normal(self, n: int, std: float) -> torch.Tensor:
-        """n independent float32 values from N(0, std^2), by Box and Muller's transform in float64."""
-        half = (n + 1) // 2
-        words, values = self._words(2 * half), torch.empty(2 * half)
-        threads = torch.get_num_threads()
-        block = BLOCK if threads == 1 else 2 * threads * BLOCK  # torch shares work out from 2^15 values a thread
-        for at in range(0, half, block):
-            end = min(at + block, half)
-            # 1 - u lies in (0, 1]: the logarithm is finite
-            radius = _unit(words[at:end]).neg_().log1p_().mul_(-2.0).sqrt_()
-            angle = _unit(words[half + at : half + end]).mul_(TWO_PI)
-            values[at:end] = (radius * angle.cos()).mul_(std)
-            values[half + at : half + end] = (radius * angle.sin()).mul_(std)
-        return values[:n]
-
-    def _words(self, n: int) -> torch.Tensor:
+    def words(self, n: int) -> torch.Tensor:
+        """n independent int64 (n,) of 64 random bits each."""
         stream = bytearray(8 * n + 15)  # the library asks for a block's room more
         self._encryptor.update_into(bytes(8 * n), stream)
         return torch.frombuffer(stream, dtype=torch.int64, count=n)
 
 
-def _unit(words: torch.Tensor) -> torch.Tensor:
-    """The low 53 bits of int64 words as float64 in [0, 1)."""
-    return (words & ((1 << 53) - 1)).double().mul_(2.0**-53)
+def unit(words: torch.Tensor) -> torch.Tensor:
+    """The low ``WORD`` bits of int64 words as float64 in [0, 1)."""
+    return (words & ((1 << WORD) - 1)).double().mul_(2.0**-WORD)

@@ -137,9 +137,7 @@ def _bounds(facts: dict, bounded: list) -> str:
         "accountants": lambda one: in_words(one.epsilon),
         "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
         "assumed": lambda one: "honest hospitals, noise that nobody can predict",
-        "not covered": lambda one: (
-            "; ".join(not_covered(model)) + ("" if one.bound.noise.discrete else "; rounding of floating-point noise")
-        ),
+        "not covered": lambda one: "; ".join(not_covered(model)),
     }
     cells = {key: [row(one) for one in bounded] for key, row in rows.items()}
     header = ["", *(one.name for one in bounded)]
@@ -153,6 +151,7 @@ def _mechanism(one) -> str:
     setting, choice = one.bound.setting, one.bound.choice
     kind = "Skellam" if one.bound.noise.discrete else "Gaussian"
     told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
+    told += f", sent as multiples of {1 / one.bound.noise.scale:.3g}"
     mean = accounted_mean_noise(setting, choice, one.bound.shares)
     return told + (f"; once, mean features with noise {mean:.4g}" if mean else "")
 

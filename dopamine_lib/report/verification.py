@@ -162,8 +162,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     # a file may be wrong consistently: what no option changes must be what the kit trains with
     used = choice_for(options.model, name, options.epsilon)
     _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
-    mean_noise = None if plan.discrete else used.mean_noise_multiplier
-    _must_agree(f"{name}'s noise on the mean features", plan.choice.mean_noise_multiplier, mean_noise)
+    told = plan.choice.mean_noise_multiplier
+    _must_agree(f"{name}'s noise on the mean features", told, used.mean_noise_multiplier)
     if options.epsilon is None:
         _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
     for run, own in enumerate(charged):

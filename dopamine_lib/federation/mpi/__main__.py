@@ -3,8 +3,8 @@
     mpiexec -n 11 python -m dopamine_lib.federation.mpi --data synthetic --aggregation bfv --out results
 
 takes the options of ``reproduce`` and trains one federated setting once (FSCDP, or ``--setting F`` or ``FPDP``). What
-comes out is what ``reproduce`` gives: the same numbers with discrete noise and a seed (``--noise integer``), otherwise
-the same up to the order in which floats are added.
+comes out is what ``reproduce`` gives: with a seed the same numbers, but for the order in which F's floats are added in
+the clear.
 
 Several hosts: ``mpiexec -f hosts -n 11 ...`` with a file of one host per line, the server's first, and one rank per
 host (``host:1``). Each needs the same version of this kit.
@@ -53,7 +53,7 @@ def _parser(hospitals: int) -> Parser:
     experiment_arguments(top)
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
-    top.add_argument("--noise", default="float", help="float, or integer: discrete (Skellam) noise")
+    top.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
     top.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")

@@ -22,19 +22,18 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
-from dopamine_lib.federation.aggregation import Aggregation, Message, decoded, in_the_clear, to_integers
+from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
 from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.federation.transports import message_limit
 
 
 class _Side:
-    """What all sides share: the wire, and the codec that makes floats integers and totals floats."""
+    """What all sides share: the wire, and the plan, which says how totals are decoded."""
 
     between_processes = True
 
     def __init__(self, wire: Wire, plan: Plan):
-        self.wire, self.codec, self.context = wire, plan.codec, b""
+        self.wire, self.plan, self.context = wire, plan, b""
 
     def follow(self, content: bytes) -> None:
         """Take in what the model depends on from now on: the state it starts from, then every total."""
@@ -66,10 +65,8 @@ class PlainHospitalSide(_Side):
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, with this hospital's message (d,) in it, if it is invited."""
         for message in messages.values():
-            values = (
-                message.numpy().astype("<f4") if self.codec is None else to_integers(message, self.codec).astype("<i8")
-            )
-            self.wire.send(SERVER, UP, values.tobytes())
+            sent = "<f4" if self.plan.codec is None else "<i8"
+            self.wire.send(SERVER, UP, np.asarray(message).astype(sent).tobytes())
         return self._told()
 
 
@@ -82,9 +79,9 @@ class PlainServerSide(_Side):
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add the messages of a round, and send the total to all hospitals."""
-        sent, bodies = "<f4" if self.codec is None else "<i8", dict(self.wire.arrivals(invited, UP))
+        sent, bodies = "<f4" if self.plan.codec is None else "<i8", dict(self.wire.arrivals(invited, UP))
         arrived = {k: np.frombuffer(bodies[k], sent).astype(sent[1:]) for k in invited}
-        if self.codec is None:
+        if self.plan.codec is None:
             arrived = {k: torch.from_numpy(values) for k, values in arrived.items()}
         self._tell(self.sum.total(round_number, invited, arrived))
 
@@ -106,19 +103,17 @@ class BfvHospitalSide(_Side):
         else:
             group = read_group(wire.receive(0, KEYS))
         keys = channel(wire.identity, wire.publics[SERVER], group.session, wire.number)
-        self.hospital = BfvHospital(
-            wire.number, group, keys, least=plan.least_in_a_total, limit=message_limit(plan.codec)
-        )
+        self.hospital = BfvHospital(wire.number, group, keys, least=plan.least_in_a_total, limit=plan.message_limit)
 
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, decrypted here."""
         context = self.context + pack_numbers(sorted(invited))
         for message in messages.values():
-            self.wire.send(SERVER, UP, self.hospital.message(round_number, to_integers(message, self.codec), context))
+            self.wire.send(SERVER, UP, self.hospital.message(round_number, message, context))
         opened = self.hospital.open(round_number, self.wire.receive(SERVER, DOWN), context)
         self._check_all(opened.hospitals, invited, round_number)
         self.follow(opened.total.astype("<i8").tobytes())
-        return decoded(opened.total, self.codec)
+        return self.plan.decoded(round_number, opened.total)
 
 
 class BfvServerSide(_Side):
@@ -160,9 +155,9 @@ class MaskHospitalSide(_Side):
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> Tensor:
         """The total (d,) of the round, as the server found it."""
         for message in messages.values():
-            own, wire, values = self.hospital, self.wire, to_integers(message, self.codec)
+            own, wire = self.hospital, self.wire
             wire.send(SERVER, UP, own.share(round_number, invited, self.context))
-            wire.send(SERVER, UP, own.mask(wire.receive(SERVER, DOWN), values))
+            wire.send(SERVER, UP, own.mask(wire.receive(SERVER, DOWN), message))
             vouched = own.confirm(wire.receive(SERVER, DOWN))
             self._check_all(own.survivors, invited, round_number)
             wire.send(SERVER, UP, vouched)
@@ -193,7 +188,7 @@ class MaskServerSide(_Side):
             for k, message in replies.items():
                 self.wire.send(k, DOWN, message)
             self._collect(replies)
-        self._tell(decoded(server.total(), self.codec))
+        self._tell(self.plan.decoded(round_number, server.total()))
 
     def _collect(self, hospitals: Iterable[int]) -> None:
         for _, message in self.wire.arrivals(hospitals, UP):
