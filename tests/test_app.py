@@ -306,3 +306,31 @@ def test_the_command_line_stays_light():
     heavy = {"numpy", "torch", "voila", "ipywidgets"}
     program = f"import sys, dopamine_lib.page.app; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+KILLED = """
+import os, signal, threading
+from pathlib import Path
+from dopamine_lib.__main__ import main
+from dopamine_lib.page import app, consultation
+
+class Nobody:
+    def __init__(self, *arguments, **more): self.introduction = threading.Event().wait
+
+class Server:
+    def __init__(self, folder, host, port): (folder / "introduction.json").write_text("the patients' key")
+    def start(self): os.kill(os.getpid(), signal.SIGKILL)
+
+consultation.Backend, app._server = Nobody, Server
+main(["app", "--port", "0"])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_server_leaves_no_key_behind(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list(tmp_path.iterdir())

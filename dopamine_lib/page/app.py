@@ -5,10 +5,12 @@ visitor gets a kernel, which is that visitor's patient. A worker that dies is st
 from elsewhere, and its Content-Security-Policy keeps browsers from trying.
 """
 
+import contextlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from typing import Any
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.commands import add_answer
 from dopamine_lib.machine import memory_size
+from dopamine_lib.pool import Child, Parent
 
 PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
 TITLE = "A grade for your retina scan"
@@ -36,6 +39,7 @@ POLICY = (
 CHECK = 0.5  # seconds between two looks at whether the workers live
 #: Bytes of memory for one visitor's kernel, and how many kernels there may be whatever the memory.
 KERNEL_MEMORY, FEWEST, MOST = 300_000_000, 2, 50
+REMOVING = 5.0  # seconds for removing what a killed server left
 IDLE = 600  # seconds until the kernel of a visitor who left without notice is ended
 
 
@@ -60,7 +64,10 @@ def _app(arguments) -> None:
     # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
     backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer)
-    with tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder:  # mode 0700
+    with (
+        tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder,  # mode 0700
+        contextlib.closing(Child(__name__, folder)),  # takes it away where this process is killed
+    ):
         introduction = Path(folder, "introduction.json")
         os.environ[INTRODUCTION] = str(introduction)
         loop = IOLoop.current()  # the one that the server will run in
@@ -227,3 +234,14 @@ def _free_port(host: str, port: int) -> int:
         raise InputError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
         ) from None
+
+
+def main(folder: str, descriptor: str) -> None:
+    """The server's child: wait until the server has ended, then remove ``folder`` with the patients' key."""
+    with contextlib.suppress(EOFError):
+        Parent(int(descriptor), grace=REMOVING).hear()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
