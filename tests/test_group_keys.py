@@ -113,11 +113,13 @@ def test_keys_in_the_wrong_hands(refuses):
 
 def test_sealed_keys_open_for_one_party_only():
     group, first, second, third = make_group("packed", K, D), Identity(), Identity(), Identity()
-    sealed = first.seal(second.public, group.hospital_bytes())
-    assert read_group(second.unseal(first.public, sealed)).key_id == group.key_id
+    sealed = first.seal(second.public, group.hospital_bytes(), b"today")
+    assert read_group(second.unseal(first.public, sealed, b"today")).key_id == group.key_id
     for opener, sender, data in ((third, first, sealed), (second, third, sealed), (second, first, sealed[:-1])):
         with pytest.raises(MessageError, match="does not open"):
-            opener.unseal(sender.public, data)
+            opener.unseal(sender.public, data, b"today")
+    with pytest.raises(MessageError, match="another party or session"):
+        second.unseal(first.public, sealed, b"tomorrow")  # delivered once more
     transcript = Transcript()
     transcript.record("relayed", sealed)
     assert transcript.find(group.hospital_bytes()) == []

@@ -19,6 +19,7 @@ in it (over MPI nobody may be missing). A hospital may send any numbers in range
 by its noise alone (``privacy``).
 """
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -273,8 +274,9 @@ def set_up(
     identities, server = [Identity() for _ in range(hospitals)], Identity()
     first, members = identities[0], []
     for number, own in enumerate(identities):
-        sealed = first.seal(own.public, group.hospital_bytes())
-        keys = read_group(own.unseal(first.public, sealed))
+        fresh = os.urandom(16)  # each hospital's own
+        sealed = first.seal(own.public, group.hospital_bytes(), fresh)
+        keys = read_group(own.unseal(first.public, sealed, fresh))
         members.append(
             BfvHospital(number, keys, channel(own, server.public, keys.session, number), least=least, limit=limit)
         )

@@ -46,17 +46,23 @@ class Identity:
         secret = exchange(self._private, other)
         return HKDF(SHA256(), length=32, salt=None, info=b"dopamine " + purpose).derive(secret)
 
-    def seal(self, other: bytes, secret: bytes) -> bytes:
-        """``secret``, encrypted so that only the holder of ``other`` can open it, and can tell who sent it."""
-        nonce = os.urandom(12)
-        return nonce + AESGCM(self.agree(other, b"seal")).encrypt(nonce, secret, self.public + other)
+    def seal(self, other: bytes, secret: bytes, fresh: bytes) -> bytes:
+        """``secret``, encrypted so that only the holder of ``other`` can open it, and can tell who sent it.
 
-    def unseal(self, other: bytes, sealed: bytes) -> bytes:
+        fresh  bytes that the receiver drew for this session and showed: an earlier session's keys, delivered again,
+               would have it use up their nonces and pads once more
+        """
+        nonce = os.urandom(12)
+        return nonce + AESGCM(self.agree(other, b"seal")).encrypt(nonce, secret, self.public + other + fresh)
+
+    def unseal(self, other: bytes, sealed: bytes, fresh: bytes) -> bytes:
         """The secret that the holder of ``other`` sealed for this party. Raises MessageError for anything else."""
         try:
-            return AESGCM(self.agree(other, b"seal")).decrypt(sealed[:12], sealed[12:], other + self.public)
+            return AESGCM(self.agree(other, b"seal")).decrypt(sealed[:12], sealed[12:], other + self.public + fresh)
         except (InvalidTag, ValueError):
-            raise MessageError("a sealed key does not open: it was changed, or is meant for another party") from None
+            raise MessageError(
+                "a sealed key does not open: it was changed, or is meant for another party or session"
+            ) from None
 
 
 @dataclass(frozen=True)
