@@ -164,8 +164,8 @@ def test_neighbours_release_the_same(released, folders, which, split):
     "options",
     [
         ("--noise", "integer"),
-        ("--aggregation", "bfv", "--settings", "F,FPDP,FSCDP"),
-        ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP"),
+        ("--aggregation", "bfv", "--settings", "F,FPDP,FSCDP", "--hospitals", "6"),
+        ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP", "--hospitals", "6"),
         ("--aggregation", "bfv", "--noise", "integer", "--settings", "FSCDP"),
         ("--aggregation", "masks", "--noise", "integer", "--settings", "FSCDP", "--least", "3", "--dropout", "0.2"),
         ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp"),
