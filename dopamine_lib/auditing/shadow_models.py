@@ -132,6 +132,7 @@ class _Crowd:
     """M heads in training, whose rounds are those of ``federation``: a hospital's local change, the server's step.
 
     Parameters are (G, classes, p + 1) for G groups of patients; a batch of groups stands where Training has one task.
+    Noise is floating-point, and not rounded to a grid: nothing of these models is released, the attacker keeps them.
     """
 
     def __init__(self, features, labels, patients, setting: Setting, choice: Choice, classes: int, seed: int, person):
