@@ -57,7 +57,8 @@ def oracle(sigma: float, q: float, steps: int, delta: float) -> tuple[float, flo
         return None
     from dp_accounting.pld import privacy_loss_distribution
 
-    ends, step = [], max(1e-6, min(1e-3, rough / 1e3))
+    reach = math.log1p(q * math.expm1(min((12 * sigma + 0.5) / sigma**2, 500)))  # of one step's loss
+    ends, step = [], max(reach / 1e5, min(1e-3, rough / 1e3))
     for pessimistic in (False, True):
         once = privacy_loss_distribution.from_gaussian_mechanism(
             sigma, sampling_prob=q, value_discretization_interval=step, pessimistic_estimate=pessimistic
