@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, MARKERS
 
 #: Packages that a chapter or command needs, and what is lost without one.
@@ -70,6 +71,33 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_torch() -> None:
+    """Raise InputError where PyTorch's defaults were changed: the kit computes in float32, on the processor."""
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    if dtype != torch.float32 or device.type != "cpu":
+        raise InputError(
+            f"PyTorch's default is {dtype} on {device}, but must be float32 on the processor: "
+            "torch.set_default_dtype(torch.float32); torch.set_default_device('cpu')"
+        )
+
+
+@contextlib.contextmanager
+def ordinary_torch() -> Iterator[None]:
+    """Compute as PyTorch does where nobody has changed its defaults; afterwards they are the user's again."""
+    import torch
+
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # entered only where it is needed: it costs every operation a few microseconds
+        with contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def keep_freed_memory() -> bool:

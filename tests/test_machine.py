@@ -5,11 +5,17 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 
 from dopamine_lib import machine
+from dopamine_lib.errors import InputError
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.options import Options
 from dopamine_lib.machine import machine_check, threads
+from dopamine_lib.models.networks import build, extract_features, load_weights
+from dopamine_lib.reproduction.run import reproduce
 
 
 def find(findings, start):
@@ -71,3 +77,56 @@ def test_little_memory_and_an_unknown_one(monkeypatch):
     assert not find(machine_check(), "1.0 GB of memory").found
     monkeypatch.setattr(machine, "memory_size", lambda: None)
     assert "cannot be read" in find(machine_check(), "memory").means
+
+
+@pytest.fixture
+def _defaults():
+    """PyTorch's defaults are put back after the test."""
+    yield
+    torch.set_default_device("cpu")
+    torch.set_default_dtype(torch.float32)
+
+
+def one_epoch(folder):
+    """The head after one seeded epoch on 60 small images."""
+    options = Options(data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=4, seed=0)
+    with machine.ordinary_torch():
+        training = Experiment.load(options, progress=False).training("FSCDP", 0)
+        next(training.epochs())
+        return training.state()[0]
+
+
+def test_a_run_is_the_same_whatever_the_user_has_told_torch(make_aptos, tmp_path, _defaults):
+    folder = make_aptos(tmp_path / "eyes")
+    expected = one_epoch(folder)
+    threads_before = torch.get_num_threads()
+    torch.set_default_dtype(torch.float64), torch.set_default_device("meta"), torch.set_num_threads(64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.inference_mode():
+            found = one_epoch(folder)
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+    finally:
+        torch.use_deterministic_algorithms(False), torch.set_num_threads(threads_before)
+    assert any(value.any() for value in expected.values()) and found.keys() == expected.keys()
+    assert all(value.dtype == torch.float32 and torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_reproduce_computes_as_torch_does_by_itself(tmp_path, monkeypatch, _defaults, refuses):
+    def load(options, progress):
+        machine.check_torch()
+        raise InputError("the defaults are right")
+
+    monkeypatch.setattr("dopamine_lib.reproduction.run.Experiment.load", load)
+    torch.set_default_dtype(torch.float64), torch.set_default_device("meta")
+    with refuses("the defaults are right"):
+        reproduce(Options(), tmp_path / "out", progress=False, workers=1)
+
+
+@pytest.mark.parametrize("change", ["set_default_dtype(torch.float64)", "set_default_device('meta')"])
+def test_what_is_computed_piece_by_piece_says_so_in_one_line(change, _defaults, refuses):
+    eval(f"torch.{change}")
+    with refuses("must be float32 on the processor", "set_default_dtype"):
+        build("head", 5, None, 0)
+    with refuses("must be float32 on the processor"):
+        extract_features(load_weights("random"), np.zeros((1, 32, 32, 3), np.uint8))

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
+from dopamine_lib.machine import check_torch
 
 MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
@@ -165,8 +166,9 @@ def load_weights(source: str | Path | None = None) -> Weights:
 def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Module:
     """``model`` with a seeded initialisation, and SqueezeNet with ``weights`` wherever the shapes agree.
 
-    Raises InputError for an unknown model.
+    Raises InputError for an unknown model, and where PyTorch's defaults were changed (``check_torch``).
     """
+    check_torch()
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -247,6 +249,7 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
 
     The cache's key is a hash of the pixels, the weights (or the seed of a random start) and the version of this recipe.
     """
+    check_torch()
     key = hashlib.sha256(b"features 2")
     key.update(json.dumps([weights.sha256 or f"random {seed}", weights.mean, weights.std, images.shape]).encode())
     for start in range(0, len(images), 512):

@@ -19,7 +19,7 @@ from dopamine_lib.federation.run_folder import check_out, claim, run_files, writ
 from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
-from dopamine_lib.machine import keep_freed_memory, threads
+from dopamine_lib.machine import keep_freed_memory, ordinary_torch, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.pool import WorkerPool, fitting_workers
 
@@ -91,6 +91,7 @@ def shared_jobs(told: dict) -> Iterator[Callable[[dict, Advance], dict]]:
             yield lambda job, advance: do_job(experiment, out, job, advance)
 
 
+@ordinary_torch()
 def reproduce(
     options: Options, out: str | Path, *, resume: bool = False, progress: bool = True, workers: int | None = None
 ) -> dict:
