@@ -6,11 +6,17 @@ results, models, reports, checkpoints, messages, standard output.
 """
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from held_noise import hold, shorten
 from PIL import Image
 
 from dopamine_lib.__main__ import main
@@ -20,14 +26,12 @@ from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.federation import hospital
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.hospital import Hospital
-from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models.networks import BATCH, extract_features, load_weights
-from dopamine_lib.privacy.head import HeadTask
-from dopamine_lib.privacy.randomness import Randomness
 from dopamine_lib.reproduction import run
 
 N, SIZE = 150, 28
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 #: What sound code has released in this session, by folder and options.
 RELEASED = {}
 
@@ -76,9 +80,7 @@ def trains(seed, top):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Settings of a few rounds, one process, and a clock that stands still."""
-    for name, declared in SETTINGS.items():
-        few = {"rounds": 4, "local_steps": min(2, declared.local_steps), "sample_rate": 0.5}
-        monkeypatch.setitem(SETTINGS, name, replace(declared, **few))
+    shorten(monkeypatch.setitem)
     monkeypatch.setattr(run, "fitting_workers", lambda jobs: 1)
     monkeypatch.setattr(run.time, "perf_counter", lambda: 0.0)
 
@@ -90,15 +92,8 @@ def released(folders, tmp_path, monkeypatch, capsys):
     def release(which, *options, again=False):
         if not again and (which, options) in RELEASED:
             return RELEASED[which, options]
-        stream = Randomness.stream
-        noise = Randomness("neighbours")
         kept, out = {}, tmp_path / str(len(list(tmp_path.iterdir())))
         out.mkdir()
-
-        def draw(self, step):
-            """Nobody is sampled, and the noise is that of the hospital and the step, on any data."""
-            own = stream(noise, self.plan.setting.name, self.number, step)
-            return torch.empty(0, dtype=torch.int64), None if self.noise is None else self.noise.draw(own)[0]
 
         save, total = run.save_checkpoint, Training._total
 
@@ -115,9 +110,7 @@ def released(folders, tmp_path, monkeypatch, capsys):
 
         with monkeypatch.context() as patch:
             patch.chdir(folders / which)
-            patch.setattr(Hospital, "_draw", draw)
-            patch.setattr(HeadTask, "feature_sum", lambda self, index: torch.full((512,), 0.1))
-            patch.setattr(Randomness, "stream", lambda self, *purpose: stream(noise, *purpose))
+            hold(patch.setattr)
             patch.setattr(run, "save_checkpoint", save_and_keep)
             patch.setattr(Training, "_total", total_and_keep)
             words = ["--data", "aptos", "--size", str(SIZE), "--hospitals", "4", "--runs", "1", *options]
@@ -178,6 +171,37 @@ def test_neighbours_release_the_same(released, folders, which, split):
 )
 def test_with_every_model_noise_and_aggregation(released, options):
     assert difference(released("one", *DECLARED, *options), released("many", *DECLARED, *options)) == []
+
+
+@pytest.mark.slow
+def test_between_processes(folders, tmp_path):
+    """Over MPI as well: results, models, and every rank's messages, or their lengths where nobody can read them."""
+    pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
+    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if mpiexec is None:
+        pytest.skip("needs mpiexec")
+    runs = [("FSCDP", "plain", "float"), ("FSCDP", "bfv", "float"), ("FSCDP", "masks", "integer")]
+    runs += [("FPDP", "plain", "float"), ("FPDP", "masks", "float"), ("F", "bfv", "float")]
+    found = {}
+    for which in ("one", "many"):
+        out, jobs = tmp_path / which, []
+        for name, kind, noise in runs:
+            options = {"data": "aptos", "size": SIZE, "hospitals": 4, "runs": 1, "patients": 480, "settings": [name]}
+            options |= {"aggregation": kind, "noise": noise}
+            jobs.append({"options": options, "out": str(out / f"{name}-{kind}-{noise}")})
+        (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+        program = [sys.executable, "-W", "ignore", "-m", "mpi4py", Path(__file__).parent / "mpi_neighbours.py"]
+        command, where = [mpiexec, "-n", "5", *program, tmp_path / "jobs.json"], folders / which
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=where, env=ENVIRONMENT)
+        assert ended.returncode == 0, ended.stderr
+        found[which] = {
+            str(path.relative_to(out)): contents(path)
+            for path in out.rglob("*")
+            if path.is_file() and path.suffix != ".lock"
+        }
+    assert difference(found["one"], found["many"]) == []
+    assert {f"{name}-{kind}-{noise}/results.json" for name, kind, noise in runs} <= found["one"].keys()
+    assert all(found["one"]["FSCDP-plain-float/rank-1.txt"].splitlines())
 
 
 # --- each fault, put back --------------------------------------------------------------------------------------------
