@@ -100,7 +100,7 @@ def test_sums_of_floats_pay_with_noise_for_their_rounding():
     """52 patients at most are in the paper's sums; a curator's 131 are added less exactly."""
     assert most_in_a_sum(Q, 293) == 52
     assert stats.binom.sf(most_in_a_sum(Q, 6000), 6000, Q) < 1e-16
-    for patients, slack in ((52, FLOAT_SLACK), (131, 2 * 131**2 * 2**-24)):
+    for patients, slack in ((52, FLOAT_SLACK), (131, 131 * 132 * 2**-24)):
         noise = head(patients=patients)
         assert float_slack(patients) == slack
         assert noise.std / noise.scale == pytest.approx(SIGMA * 0.5 * (1 + slack) / math.sqrt(10), rel=1e-12)
