@@ -31,7 +31,7 @@ from dopamine_lib.models.networks import BATCH, extract_features, load_weights
 from dopamine_lib.reproduction import run
 
 N, SIZE = 150, 28
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 #: What sound code has released in this session, by folder and options.
 RELEASED = {}
 
@@ -186,13 +186,14 @@ def test_between_processes(folders, tmp_path):
     for which in ("one", "many"):
         out, jobs = tmp_path / which, []
         for name, kind, noise in runs:
-            options = {"data": "aptos", "size": SIZE, "hospitals": 4, "runs": 1, "patients": 480, "settings": [name]}
+            options = {"data": "aptos", "size": SIZE, "hospitals": 6, "runs": 1, "patients": 480, "settings": [name]}
             options |= {"aggregation": kind, "noise": noise}
             jobs.append({"options": options, "out": str(out / f"{name}-{kind}-{noise}")})
         (tmp_path / "jobs.json").write_text(json.dumps(jobs))
         program = [sys.executable, "-W", "ignore", "-m", "mpi4py", Path(__file__).parent / "mpi_neighbours.py"]
-        command, where = [mpiexec, "-n", "5", *program, tmp_path / "jobs.json"], folders / which
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=where, env=ENVIRONMENT)
+        command, environment = [mpiexec, "-n", "7", *program, tmp_path / "jobs.json"], os.environ | ONE_THREAD
+        terms = {"capture_output": True, "text": True, "timeout": 600, "env": environment}
+        ended = subprocess.run(command, cwd=folders / which, **terms)
         assert ended.returncode == 0, ended.stderr
         found[which] = {
             str(path.relative_to(out)): contents(path)

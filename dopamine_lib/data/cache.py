@@ -33,8 +33,9 @@ def cached(path: Path) -> Iterator[Path]:
     """``atomic_path`` for a file in the cache: a disk that is full or read-only becomes an InputError."""
     with _writing_to(path.parent):
         for torn in path.parent.glob(".dopamine-*"):  # what a killed process was writing
-            if time.time() - torn.stat().st_mtime > _DAY:
-                torn.unlink()
+            with contextlib.suppress(FileNotFoundError):  # another process has just finished it
+                if time.time() - torn.stat().st_mtime > _DAY:
+                    torn.unlink()
         with atomic_path(path) as temporary:
             yield temporary
 
