@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +268,16 @@ def test_validation_patients_are_held_out_for_choices(small):
     assert set(experiment.test) == set(dataset.validation)
     seen = np.concatenate([*experiment.patients, experiment.train])
     assert not np.isin(seen, dataset.validation).any() and not np.isin(seen, dataset.test).any()
+
+
+def test_a_search_says_that_its_scores_are_exact(monkeypatch, capsys):
+    monkeypatch.setattr("dopamine_lib.reproduction.tuning.tune", lambda experiment, name: [(0.5, "a choice")])
+    monkeypatch.setattr(
+        Experiment, "load", lambda options: SimpleNamespace(held_out=lambda: SimpleNamespace(options=options))
+    )
+    assert main(["tune", "--settings", "FSCDP"]) == 0
+    said = capsys.readouterr().out
+    assert "50.0 %  a choice" in said and "no epsilon covers them" in said
 
 
 def test_the_package_loads_nothing_heavy():
