@@ -183,6 +183,19 @@ def test_features_that_are_not_finite_or_huge_move_a_heads_sums_by_c_at_most(bad
     assert np.isfinite(rows).all() and np.linalg.norm(rows, axis=1).max() <= 1.5 * MOST
 
 
+def test_a_model_stretched_beyond_floats_gives_zeros_at_the_very_first_batch():
+    """The trial that looks for nets that mix samples is not made at weights that a server sent."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+    )
+    x = torch.rand(2, 3, 8, 8)
+    task = Task(net, lambda index: x[index], torch.tensor([0, 1]))
+    w = task.start * 1e19
+    assert torch.isfinite(w).all() and not task.clipped_sums(w, torch.tensor([0]), 1.0).any()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
 def test_an_image_that_is_not_finite_counts_as_zero_and_spoils_nobody(way, bad, monkeypatch):

@@ -174,6 +174,22 @@ def test_an_empty_batch_is_noised_like_any_other(task):
     assert stats.kstest(draws / (0.9 * share), "norm").pvalue < 0.01
 
 
+def test_a_hospital_without_patients_sends_noise_like_any_other(task):
+    """Whether its message comes must not tell whether its one patient is there."""
+    training = make_training(task, sizes=[0, 30, 30, 30, 30], choice=Choice(0.1, 1.0))
+    draws = training.hospitals[0].noise.decode(training.hospitals[0].noisy_sum(task.start, 0))
+    assert len(draws) == task.d and draws.std() > 0
+
+
+def test_a_person_with_two_images_is_drawn_or_not_without_an_error(task, monkeypatch):
+    """In blocks of one step most are empty, and an image is to be chosen for nobody."""
+    monkeypatch.setattr(task, "person", torch.arange(PATIENTS) // 2)
+    training = make_training(task, sizes=[2, 28, 30, 30, 30], choice=Choice(0.1, 1.0))
+    hospital = training.hospitals[0]
+    hospital._block = 1
+    assert {len(hospital.sample(step)) for step in range(200)} == {0, 1}
+
+
 @pytest.mark.parametrize("sizes", [[24] * 5, [2, 8, 10, 40, 60]], ids=["equal", "unequal"])
 def test_no_hospital_is_too_small_for_the_bound(task, sizes):
     """A patient moves the averaged gradient by at most C / (q N), wherever it is; the noise is sigma C / (q N)."""

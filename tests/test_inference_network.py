@@ -92,13 +92,20 @@ NETWORKS = {
 }
 
 
+def margins(logits):
+    """By how much the largest of each row leads: an answer's noise may decide between two that are nearly equal."""
+    top = np.sort(logits, axis=1)
+    return top[:, -1] - top[:, -2]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_private_logits_are_the_plain_ones(name):
     shape, make = NETWORKS[name]
     net = seeded(make)
     got, wanted = private_and_plain(net, images(shape), images(shape, 8, seed=1))
     assert error(got, wanted) < 1.5e-3
-    assert np.array_equal(got.argmax(1), wanted.argmax(1))
+    clear = margins(wanted) > 2 * 1.5e-3 * np.ptp(wanted)
+    assert np.array_equal(got.argmax(1)[clear], wanted.argmax(1)[clear]) and clear.any()
 
 
 def test_a_thousand_classes():
@@ -347,8 +354,7 @@ def test_top_class_and_error_on_many_real_eyes(shared_data, weights_file, count)
         net, x, to_input(calibration_images(224), start.mean, start.std), start.mean, start.std
     )
     stated = 1e-3 * np.ptp(wanted)
-    top = np.sort(wanted, axis=1)
-    clear = top[:, -1] - top[:, -2] > 2 * stated
+    clear = margins(wanted) > 2 * stated
     print(f"error {error(got, wanted):.2e} of the range, {clear.sum()} of {count} with a clear margin")
     assert error(got, wanted) < 1e-3
     assert np.array_equal(got.argmax(1)[clear], wanted.argmax(1)[clear]) and clear.mean() > 0.95

@@ -67,6 +67,7 @@ def test_other_code_another_split_or_data_sheet_are_found(what, make, monkeypatc
     mine = replace(whole) if what == "code" else whole
     said = Lines().all(lambda wire: agreement.agree_on_experiment(wire, other if wire.number == 1 else mine, "FSCDP"))
     assert "hospital 1 (rank 2)" in said[0] and "hospital 1 (rank 2)" in said[2]
+    assert whole.split_hash[:8] not in "".join(map(str, said.values()))
     assert isinstance(said[SERVER], str) == (what != "split")  # what depends on patients is not the server's to know
 
 

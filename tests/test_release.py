@@ -52,6 +52,14 @@ def test_the_verdict_says_what_an_attack_can_do(plans):
     assert folder["verdict"].startswith("Private as a whole: 1 model of FSCDP")
 
 
+def test_a_folder_that_no_accountant_can_bound_is_not_private(plans):
+    """Discrete noise has no bound where epsilon is so large that the sampler's error takes all of delta."""
+    integer = {name: replace(plans[name], discrete=True) for name in ("CDP", "FPDP", "FSCDP")}
+    folder = released(integer, *integer)
+    assert not folder["private"] and set(folder["epsilon"].values()) == {None}
+    assert folder["verdict"].startswith("Not private: 15 models") and "no accountant has a bound" in folder["verdict"]
+
+
 def test_a_patient_is_in_one_hospital_in_all_runs(plans):
     """The worst-off hospital of five runs together is not five times the worst-off of each."""
     charged = [plans["FPDP"].charged(run) for run in range(RUNS)]

@@ -91,7 +91,7 @@ class Hospital:
         if self._drawn != number:
             stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
             people = len(self._images)
-            present = stream.uniform(self._block * people).view(self._block, -1) < self.plan.setting.sample_rate
+            present = stream.uniform(self._block * people).view(self._block, people) < self.plan.setting.sample_rate
             who, sizes = self._one_image(present.nonzero()[:, 1], stream), present.sum(1)
             self._samples = who.split(sizes.tolist())
             self._noises = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)

@@ -45,8 +45,11 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
     delta = next(iter(bounds.values())).delta
     # PRV takes seconds for unlike events, and is no tighter than the PLD
     together = {key: epsilon(events, delta, key) if key != "prv" else None for key in ACCOUNTANTS} if events else None
+    if together:  # infinity, where delta is spent on a mechanism's failures, is no bound
+        together = {key: None if value == math.inf else value for key, value in together.items()}
+    bounded = together is not None and any(value is not None for value in together.values())
     return {
-        "private": bool(events) and not open_ and not seeded,
+        "private": bounded and not open_ and not seeded,
         "verdict": _verdict(private, open_, seeded, together, delta, sum(map(len, charged.values()))),
         "epsilon": None if open_ else together,
         "epsilon_private": together,
@@ -69,6 +72,11 @@ def _verdict(
         return (
             "Not private: its noise follows from a seed, and whoever knows or guesses that can take the noise off "
             "again. It is for teaching."
+        )
+    if all(value is None for value in together.values()):
+        return (
+            f"Not private: {models} models of {_names(private)} spend so much together that no accountant has a bound "
+            "for them. Release fewer models, or train with --epsilon."
         )
     spent = min(value for value in together.values() if value is not None)
     found = recognised(spent, delta)

@@ -251,7 +251,7 @@ class BookKeeper:
     def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Book:
         """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net."""
         if not self._tried:
-            self._refuse_mixed_samples(parameters, x)
+            self._refuse_mixed_samples(x)
             self._tried = True
         kept: dict[_Layer, _Kept] = {}
         anchor = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
@@ -266,8 +266,12 @@ class BookKeeper:
         return Book(list(kept.items()))
 
     @torch.no_grad()
-    def _refuse_mixed_samples(self, parameters: dict[str, Tensor], like: Tensor) -> None:
-        """Raise InputError unless a sample's scores stay what they are beside others: usual, large and NaN."""
+    def _refuse_mixed_samples(self, like: Tensor) -> None:
+        """Raise InputError unless a sample's scores stay what they are beside others: usual, large and NaN.
+
+        At the net's own weights, not at those that a server sent, where a trial that fails would tell of a patient.
+        """
+        parameters = {name: weight.to(like.device) for name, weight in self.net.named_parameters()}
         draws = torch.Generator().manual_seed(0)
         one, usual, large = torch.randn(3, *like.shape[1:], generator=draws).to(like)
         alone, *beside = (

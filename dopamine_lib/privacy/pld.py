@@ -93,13 +93,18 @@ def _chernoff(steps: list[tuple[np.ndarray, np.ndarray, int]], delta: float) -> 
     return math.exp(found.x), found.fun
 
 
-def _one_direction(steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float) -> float:
-    """Epsilon of steps given by their cells, (losses at ends, P, Q, times): ``epsilon`` for one of two neighbours."""
+def _one_direction(
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float, from_zero: bool = False
+) -> float:
+    """Epsilon of steps given by their cells, (losses at ends, P, Q, times): ``epsilon`` for one of two neighbours.
+
+    from_zero  let the grid begin at 0 although epsilon is expected far above
+    """
     rough = [(loss[32::64], p.reshape(-1, 64).sum(axis=1), times) for loss, p, _, times in steps]
     tilt, centre = _chernoff(rough, delta)
     end_tilt, end = _chernoff(rough, OUTSIDE * delta)
     spread = math.sqrt(sum(times * _tilted_variance(loss, p, tilt) for loss, p, times in rough))
-    start = centre - 8 * spread if centre > 20 * spread else min(0.0, centre - 8 * spread)
+    start = centre - 8 * spread if centre > 20 * spread and not from_zero else min(0.0, centre - 8 * spread)
     if not end < MAX_EPSILON:
         return math.inf
     step = (end - start) / (POINTS - 2)
@@ -120,10 +125,12 @@ def _one_direction(steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], 
     losses, above_p = losses[known], (total[known] * np.exp(tilt * (centre - losses[known])))[::-1]
     above_q = lfilter([1], [1, -math.exp(-step)], above_p)[::-1]  # of e^(loss here - loss), which sums up Q
     above_p = np.cumsum(above_p)[::-1]
-    target = (delta * (1 - OUTSIDE) - math.exp(log_beyond)) * math.exp(-log_scale)
+    target = (delta * (1 - OUTSIDE) - math.exp(min(log_beyond, 0.0))) * math.exp(-log_scale)
     at = np.count_nonzero(above_p - above_q > target)  # delta falls with epsilon
     if at == len(losses):
         return math.inf
+    if at == 0 and start > 0:  # Chernoff's bound was much too high; a coarser grid from 0 may know better
+        return min(float(losses[0] + step), _one_direction(steps, delta, from_zero=True))
     answer = losses[at]
     if at and above_p[at] > target:  # between two points delta is a straight line in e^epsilon
         answer = min(max(answer + math.log((above_p[at] - target) / above_q[at]), losses[at - 1]), answer)
@@ -148,4 +155,5 @@ def _onto_grid(loss: np.ndarray, p: np.ndarray, q: np.ndarray, step: float) -> t
     with np.errstate(over="ignore", invalid="ignore"):  # where Q underflows, all goes up
         up = (p - q * np.exp(below * step)) / -np.expm1((below - above) * step)
     up = np.where(q > 1e-290, np.clip(up, 0, p), p)
-    return np.concatenate([below, above]).astype(np.int64), np.concatenate([p - up, up])
+    points = np.clip(np.concatenate([below, above]), -(2.0**62), 2.0**62)  # what would not fit is far off the grid
+    return points.astype(np.int64), np.concatenate([p - up, up])

@@ -46,7 +46,9 @@ class Stream:
         return unit(self.words(n))
 
     def words(self, n: int) -> torch.Tensor:
-        """n independent int64 (n,) of 64 random bits each."""
+        """n independent int64 (n,) of 64 random bits each; n may be 0, where nobody was sampled."""
+        if n == 0:
+            return torch.empty(0, dtype=torch.int64)
         stream = bytearray(8 * n + 15)  # the library asks for a block's room more
         self._encryptor.update_into(bytes(8 * n), stream)
         return torch.frombuffer(stream, dtype=torch.int64, count=n)

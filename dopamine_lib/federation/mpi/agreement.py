@@ -76,7 +76,7 @@ def agree_on_experiment(wire: Wire, experiment: Experiment, name: str) -> bytes:
     remedy = "start all ranks with the same options, data and version of this kit"
     _compare(wire, own, [*hospitals, SERVER], remedy)
     if wire.number != SERVER:
-        _compare(wire, split_terms(experiment), hospitals, remedy)
+        _compare(wire, split_terms(experiment), hospitals, remedy, secret=True)
     return fingerprint(own)
 
 
@@ -90,9 +90,12 @@ def agree_on_model(wire: Wire, context: bytes) -> None:
     _compare(wire, {"model": context.hex()}, range(wire.hospitals), remedy)
 
 
-def _compare(wire: Wire, own: dict[str, object], everybody: Iterable[int], remedy: str) -> None:
+def _compare(
+    wire: Wire, own: dict[str, object], everybody: Iterable[int], remedy: str, *, secret: bool = False
+) -> None:
     """Exchange what must be the same at all of these parties, this one among them; all of them call it at once.
 
+    secret  whether values depend on patients, so that no error shows them
     Raises InputError that names the parties that differ, and in what.
     """
     others = [number for number in everybody if number != wire.number]
@@ -102,9 +105,11 @@ def _compare(wire: Wire, own: dict[str, object], everybody: Iterable[int], remed
         theirs = json.loads(body)
         for key in own:
             if theirs.get(key) != own[key]:
+                values = _short(theirs.get(key)), _short(own[key])
+                if secret:
+                    values = "of its own", "another"
                 raise InputError(
-                    f"{who(number)} has {key} = {_short(theirs.get(key))}, but {who(wire.number)} has "
-                    f"{_short(own[key])}: {remedy}"
+                    f"{who(number)} has {key} = {values[0]}, but {who(wire.number)} has {values[1]}: {remedy}"
                 )
 
 
