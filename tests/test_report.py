@@ -395,7 +395,7 @@ def test_a_short_audit_passes_the_sound_training_and_catches_one_without_noise(r
     one = verify(results, tmp_path)["FSCDP"]
     assert 0 < short_audit(one, options, canaries=100, seed=0)["epsilon"] < one.epsilon["prv"]
     # at the paper's epsilon of 9 no hundred guesses would prove a fault: ask for 1
-    noise = replace(one.bound.noise, noise_multiplier=8.0)
-    quiet = replace(one, bound=replace(one.bound, setting=one.bound.setting.with_noise(8.0), noise=noise))
+    louder = Plan(one.bound.setting.with_noise(8.0), one.bound.choice, sizes=(293,) * 4, d=one.bound.noise.d)
+    quiet = replace(one, bound=louder.bound)
     silent = short_audit(quiet, options, canaries=100, seed=0, plant=lambda training: scale_noise(training, 0.01))
     assert silent["epsilon"] > quiet.bound.epsilon(SETTINGS["FSCDP"].steps, "prv")

@@ -94,17 +94,19 @@ def _chernoff(steps: list[tuple[np.ndarray, np.ndarray, int]], delta: float) -> 
 
 
 def _one_direction(
-    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float, from_zero: bool = False
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float, wide: bool = False
 ) -> float:
     """Epsilon of steps given by their cells, (losses at ends, P, Q, times): ``epsilon`` for one of two neighbours.
 
-    from_zero  let the grid begin at 0 although epsilon is expected far above
+    wide  let the grid begin below 0 although epsilon is expected far above
     """
     rough = [(loss[32::64], p.reshape(-1, 64).sum(axis=1), times) for loss, p, _, times in steps]
     tilt, centre = _chernoff(rough, delta)
     end_tilt, end = _chernoff(rough, OUTSIDE * delta)
     spread = math.sqrt(sum(times * _tilted_variance(loss, p, tilt) for loss, p, times in rough))
-    start = centre - 8 * spread if centre > 20 * spread and not from_zero else min(0.0, centre - 8 * spread)
+    start = centre - 8 * spread
+    if wide or centre <= 20 * spread:
+        start = min(-centre if wide else 0.0, start)
     if not end < MAX_EPSILON:
         return math.inf
     step = (end - start) / (POINTS - 2)
@@ -129,8 +131,8 @@ def _one_direction(
     at = np.count_nonzero(above_p - above_q > target)  # delta falls with epsilon
     if at == len(losses):
         return math.inf
-    if at == 0 and start > 0:  # Chernoff's bound was much too high; a coarser grid from 0 may know better
-        return min(float(losses[0] + step), _one_direction(steps, delta, from_zero=True))
+    if at == 0 and start > 0:  # Chernoff's bound was much too high; a wider grid may know better
+        return min(float(losses[0] + step), _one_direction(steps, delta, wide=True))
     answer = losses[at]
     if at and above_p[at] > target:  # between two points delta is a straight line in e^epsilon
         answer = min(max(answer + math.log((above_p[at] - target) / above_q[at]), losses[at - 1]), answer)
