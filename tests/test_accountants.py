@@ -87,6 +87,7 @@ def test_every_answer_is_an_upper_bound_or_none(sigma, q, steps, delta):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_answer_on_the_whole_grid_within_a_gigabyte():
     """In a process of its own, whose memory is its own."""
     code = (
