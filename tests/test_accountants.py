@@ -77,8 +77,7 @@ def keeps_the_contract(sigma: float, q: float, steps: int, delta: float) -> None
     if known is not None:
         for accountant, value in spent.items():
             assert value is None or value >= known[0] * (1 - 1e-9), (accountant, value, known)
-        # where the exact epsilon is 0, Chernoff's bound is a poor guide to where the grid should be
-        assert spent["pld"] <= 1.001 * known[1] + (2e-4 if known[1] > 0 else 0.01)
+        assert spent["pld"] <= 1.001 * known[1] + 2e-4
 
 
 @pytest.mark.parametrize("sigma, q, steps, delta", FEW)

@@ -57,6 +57,10 @@ def pld_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, ima
     removed = [(*_cells(sigma, q, images, reach), times) for sigma, q, times in history]
     if any(loss[-1] > MAX_EPSILON for loss, *_ in removed):
         return math.inf
+    # total variation distances add up at most; in the cell where the loss changes its sign, all of P counts
+    apart = (times * np.where(loss[:-1] >= 0, p - q, p)[loss[1:] > 0].sum() for loss, p, q, times in removed)
+    if sum(apart) <= delta * (1 - OUTSIDE):
+        return 0.0
     added = [(-loss[::-1], q[::-1], p[::-1], times) for loss, p, q, times in removed]
     return max(_one_direction(removed, delta), _one_direction(added, delta))
 
@@ -93,20 +97,13 @@ def _chernoff(steps: list[tuple[np.ndarray, np.ndarray, int]], delta: float) -> 
     return math.exp(found.x), found.fun
 
 
-def _one_direction(
-    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float, wide: bool = False
-) -> float:
-    """Epsilon of steps given by their cells, (losses at ends, P, Q, times): ``epsilon`` for one of two neighbours.
-
-    wide  let the grid begin below 0 although epsilon is expected far above
-    """
+def _one_direction(steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], delta: float) -> float:
+    """Epsilon of steps given by their cells, (losses at ends, P, Q, times): ``epsilon`` for one of two neighbours."""
     rough = [(loss[32::64], p.reshape(-1, 64).sum(axis=1), times) for loss, p, _, times in steps]
     tilt, centre = _chernoff(rough, delta)
     end_tilt, end = _chernoff(rough, OUTSIDE * delta)
     spread = math.sqrt(sum(times * _tilted_variance(loss, p, tilt) for loss, p, times in rough))
-    start = centre - 8 * spread
-    if wide or centre <= 20 * spread:
-        start = min(-centre if wide else 0.0, start)
+    start = centre - 8 * spread if centre > 20 * spread else min(0.0, centre - 8 * spread)
     if not end < MAX_EPSILON:
         return math.inf
     step = (end - start) / (POINTS - 2)
@@ -127,12 +124,10 @@ def _one_direction(
     losses, above_p = losses[known], (total[known] * np.exp(tilt * (centre - losses[known])))[::-1]
     above_q = lfilter([1], [1, -math.exp(-step)], above_p)[::-1]  # of e^(loss here - loss), which sums up Q
     above_p = np.cumsum(above_p)[::-1]
-    target = (delta * (1 - OUTSIDE) - math.exp(min(log_beyond, 0.0))) * math.exp(-log_scale)
+    target = (delta * (1 - OUTSIDE) - math.exp(log_beyond)) * math.exp(-log_scale)
     at = np.count_nonzero(above_p - above_q > target)  # delta falls with epsilon
     if at == len(losses):
         return math.inf
-    if at == 0 and start > 0:  # Chernoff's bound was much too high; a wider grid may know better
-        return min(float(losses[0] + step), _one_direction(steps, delta, wide=True))
     answer = losses[at]
     if at and above_p[at] > target:  # between two points delta is a straight line in e^epsilon
         answer = min(max(answer + math.log((above_p[at] - target) / above_q[at]), losses[at - 1]), answer)
