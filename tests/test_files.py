@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dopamine_lib.data import cache
 from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.synthetic import load_synthetic
 from dopamine_lib.files import atomic_path, read_key, write_key
@@ -120,6 +121,12 @@ def test_the_cache_is_written_to_and_never_mapped_for_writing(monkeypatch):
         assert mode == "r"
         return np.memmap(path, mode=mode)
 
+    class Mapped(np.memmap):
+        def __new__(cls, path, dtype, mode, *where):
+            assert mode == "r"
+            return super().__new__(cls, path, dtype, mode, *where)
+
+    monkeypatch.setattr(cache.np, "memmap", Mapped)
     monkeypatch.setattr(np.lib.format, "open_memmap", map_file)
     with pytest.raises(AssertionError):
         np.lib.format.open_memmap("file", mode="w+", dtype=np.uint8, shape=(1,))

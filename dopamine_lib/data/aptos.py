@@ -1,10 +1,10 @@
 """APTOS 2019, the paper's data set: fundus images in Kaggle's layout, decoded once and memory-mapped."""
 
 import hashlib
-import json
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dopamine_lib.data.cache import cache_dir, cached
+from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.data.dataset import (
     APTOS_IMAGES,
     APTOS_TEST,
@@ -49,7 +49,8 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
     ids, labels = read_table(table, content)
     files = find_images(table.parent, ids)
     images, hashes = _decode_or_reuse(files, size, content)
-    person = np.array([int(pixels[:15], 16) for pixels in hashes])  # 60 bits: positive, and no two meet by chance
+    # 60 bits: positive, and no two meet by chance
+    person = (hashes[:, :8].copy().view(">u8").ravel() >> 4).astype(np.int64)
     train, validation, test = split_by_person(person, test_fraction=APTOS_TEST / APTOS_IMAGES, seed=seed)
     published = abs(len(ids) - APTOS_IMAGES) <= _ABOUT * APTOS_IMAGES
     return Dataset(
@@ -76,49 +77,42 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
     )
 
 
-def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.ndarray, list[str]]:
-    """Pixels, memory-mapped uint8 (N, size, size, 3), and a hash of each file's own pixels, cached."""
+def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 (N, size, size, 3), and a hash of each file's own pixels uint8 (N, 32), both mapped and cached."""
     key = hashlib.sha256(f"{_CACHE_VERSION} {size}\n".encode() + content)
     for path in files:
         stat = path.stat()
         key.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     pixel_file = cache_dir() / f"aptos-{size}-{key.hexdigest()[:16]}.npy"
-    hash_file = pixel_file.with_suffix(".json")
-    try:
-        return _decoded(pixel_file, hash_file)
-    except (OSError, EOFError, ValueError):  # not there yet, or damaged from outside
-        _decode(files, size, pixel_file, hash_file)
-    return _decoded(pixel_file, hash_file)
+    hash_file = pixel_file.with_suffix(".sha256")
+    shapes = {pixel_file: (len(files), size, size, 3), hash_file: (len(files), 32)}
+    found = [read_array(path, shape, "|u1") for path, shape in shapes.items()]
+    if any(array is None for array in found):
+        hashes = []
+        made = {pixel_file: _decode(files, size, hashes), hash_file: hashes}  # written in this order
+        found = [write_array(path, shapes[path], "|u1", blocks) for path, blocks in made.items()]
+    return tuple(found)
 
 
-def _decoded(pixel_file: Path, hash_file: Path) -> tuple[np.ndarray, list[str]]:
-    return np.load(pixel_file, mmap_mode="r"), json.loads(hash_file.read_text(encoding="utf-8"))
-
-
-def _decode(files: list[Path], size: int, pixel_file: Path, hash_file: Path) -> None:
-    """Decode with one thread per CPU (Pillow releases Python's lock), and write in order."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), size, size, 3)}
-    hashes = []
+def _decode(files: list[Path], size: int, hashes: list[bytes]) -> Iterator[bytes]:
+    """The pictures in order, by a thread per CPU (Pillow releases Python's lock); ``hashes`` grows with them."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        with warnings.catch_warnings(), cached(pixel_file) as temporary, open(temporary, "wb") as pixels:
+        with warnings.catch_warnings():
             # open_image refuses large images with one line of its own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            np.lib.format.write_array_header_1_0(pixels, header)
             decoded = pool.map(lambda path: _prepared(path, size), files)
             for image, own in tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=None):
                 hashes.append(own)
-                pixels.write(image)
+                yield image
     finally:
         pool.shutdown(cancel_futures=True)
-    with cached(hash_file) as temporary:
-        temporary.write_text(json.dumps(hashes), encoding="utf-8")
 
 
-def _prepared(path: Path, size: int) -> tuple[bytes, str]:
+def _prepared(path: Path, size: int) -> tuple[bytes, bytes]:
     """A picture as the model sees it, and a hash of it as it is in the file: the same at every ``size``."""
     image = open_image(path)
-    own = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+    own = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).digest()
     return prepare(image, size).tobytes(), own
 
 

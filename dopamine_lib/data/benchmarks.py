@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import struct
 import zlib
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def _unpack(name: str, source: type, packed: list[Path]) -> Path:
     root = cache_dir() / f"{name}-{key}"
     for path in packed:
         target = root / source.__name__ / "raw" / path.stem
-        if target.exists():
+        if target.exists() and _is_unpacked(path, target):
             continue
         try:
             with gzip.open(path) as file:
@@ -116,3 +117,9 @@ def _unpack(name: str, source: type, packed: list[Path]) -> Path:
         with cached(target) as temporary:
             temporary.write_bytes(content)
     return root
+
+
+def _is_unpacked(path: Path, target: Path) -> bool:
+    """Whether ``target`` is what a .gz file unpacks to, by the checksum and size that end that file."""
+    content = target.read_bytes()
+    return path.read_bytes()[-8:] == struct.pack("<II", zlib.crc32(content), len(content) % 2**32)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dopamine_lib.data.cache import cache_dir, cached
+from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.data.dataset import (
     APTOS_IMAGES,
     APTOS_TEST,
@@ -165,20 +165,10 @@ def _cached_images(n: int, size: int, seed: int) -> np.ndarray:
     """The private population's images, memory-mapped read-only from the cache; drawn if they are not there."""
     path = cache_dir() / f"synthetic-v{VERSION}-private-n{n}-size{size}-seed{seed}.npy"
     shape = (n, size, size, 3)
-    if path.exists():
-        try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError):
-            images = None  # damaged from outside: drawn again below
-        if images is not None and images.shape == shape and images.dtype == np.uint8:
-            return images
-    # written, not mapped: on a full disk a write fails, and a page of a map ends the process
-    with cached(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in _draw(n, size, seed, "private"):
-            file.write(np.ascontiguousarray(block))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    images = read_array(path, shape, "|u1")
+    if images is None:
+        return write_array(path, shape, "|u1", map(np.ascontiguousarray, _draw(n, size, seed, "private")))
+    return images
 
 
 def _check(n: int, size: int, seed: int, population: str) -> None:

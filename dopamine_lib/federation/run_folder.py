@@ -1,6 +1,7 @@
 """The folder that ``reproduce`` writes into: claimed by one process, refused to another experiment."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,28 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def write_record(path: Path, record: dict) -> None:
+    """Write what a run goes on from, with a checksum, in one step."""
+    write_json(path, {"record": record, "sha256": _digest(record)})
+
+
+def read_record(path: Path) -> dict:
+    """What ``write_record`` wrote. Raises InputError where it is damaged: a ledger in it would be another."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not {"record", "sha256"} & found.keys():  # of an older version
+            return found
+        if _digest(found["record"]) == found["sha256"]:
+            return found["record"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise InputError(f"{path} cannot be read or is damaged; the ledger in it is lost, so choose another --out")
+
+
+def _digest(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def check_out(out: Path, asked: dict, resume: bool) -> None:
     """Raise InputError where ``out`` holds another run, or this one without ``--resume``."""
     note = out / "options.json"
@@ -27,8 +50,8 @@ def check_out(out: Path, asked: dict, resume: bool) -> None:
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     try:
-        begun = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
+        begun = dict(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{note} cannot be read; choose another --out") from error
     for key in asked:
         if begun.get(key) != asked[key]:

@@ -149,7 +149,10 @@ class Training:
         Raises KeyError or ValueError for a state of something else.
         """
         if vectors or self.hospitals:
-            self.server.w, self.server.velocity, self.server.mean = (vectors[key] for key in ("w", "velocity", "mean"))
+            w, velocity, mean = (vectors[key] for key in ("w", "velocity", "mean"))
+            if any(vector.shape != self.task.start.shape for vector in (w, velocity, mean)):
+                raise ValueError(f"the model has {len(w)} parameters, not {len(self.task.start)}")
+            self.server.w, self.server.velocity, self.server.mean = w, velocity, mean
         self.server.steps = record["server_steps"]
         for ledger, charged in zip(self.ledgers, record["charged"], strict=True):
             ledger.charged = charged

@@ -1,5 +1,6 @@
 """Files of a run: checkpoints to resume from, and models to hand out. They are safetensors, never pickle."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Protocol
@@ -26,25 +27,36 @@ class Resumable(Protocol):
 def save_checkpoint(path: Path, training: Resumable) -> None:
     """Write a training's state atomically: either the old checkpoint or the new one is on disk."""
     vectors, record = training.state()
+    vectors, state = {key: value.contiguous() for key, value in vectors.items()}, json.dumps(record)
     with atomic_path(path) as temporary:
-        save_file(
-            {key: value.contiguous() for key, value in vectors.items()},
-            temporary,
-            {"state": json.dumps(record)},
-        )
+        save_file(vectors, temporary, {"state": state, "sha256": _digest(vectors, state)})
 
 
 def load_checkpoint(path: Path, training: Resumable) -> None:
-    """Put a checkpoint's state back into a training. Raises InputError for one of something else."""
+    """Put a checkpoint's state back into a training. Raises InputError for one that is damaged, or of something else.
+
+    Its checksum binds the ledger, which a damaged byte could otherwise set back without a word.
+    """
     try:
         with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()["state"])
+            metadata = file.metadata()
             vectors = {key: file.get_tensor(key) for key in file.keys()}
-        training.restore(vectors, record)
+        state = metadata["state"]
+        # older versions wrote the state alone
+        if metadata.keys() != {"state"} and metadata.get("sha256") != _digest(vectors, state):
+            raise ValueError("its checksum is another")
+        training.restore(vectors, json.loads(state))
     except Exception as error:
         raise InputError(
-            f"checkpoint {path} cannot be read; the ledger in it is lost, so start again in another --out"
+            f"checkpoint {path} cannot be read or is damaged; the ledger in it is lost, so start again in another --out"
         ) from error
+
+
+def _digest(vectors: dict[str, torch.Tensor], state: str) -> str:
+    digest = hashlib.sha256(json.dumps([state, {key: list(vectors[key].shape) for key in sorted(vectors)}]).encode())
+    for key in sorted(vectors):
+        digest.update(vectors[key].numpy(force=True).tobytes())
+    return digest.hexdigest()
 
 
 def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:

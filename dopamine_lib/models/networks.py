@@ -11,6 +11,7 @@ Features are normalised image by image for the same reason.
 import contextlib
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from dopamine_lib.data.cache import cache_dir, cached
+from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
 from dopamine_lib.machine import check_torch
@@ -27,6 +28,7 @@ from dopamine_lib.machine import check_torch
 MODELS = ("head", "cnn", "squeezenet")
 FEATURES = 512
 BATCH = 64  # images in one pass of the backbone
+MAX_WEIGHTS = 4 * 2**30  # bytes of a weights file, unpacked
 IMAGENET_URL = "https://download.pytorch.org/models/"
 
 #: A value each for red, green and blue.
@@ -93,6 +95,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     path, kind = Path(path), Path(path).suffix.lower()
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist; give a .npz, .pth or .safetensors file")
+    _check_size(path)
     try:
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -109,6 +112,19 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"weights file {path} cannot be read ({reason}); download or make it again") from error
     raise InputError(f"weights file {path} ends in '{path.suffix}'; .npz, .pth and .safetensors are understood")
+
+
+def _check_size(path: Path) -> None:
+    """Raise InputError for a file that holds, or unpacks to, more than any network of this kit."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):  # .npz and .pth are archives, of which 100 kB may unfold to gigabytes
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # damaged: its reader says so
+            size = max(size, sum(member.file_size for member in archive.infolist()))
+    if size > MAX_WEIGHTS:
+        raise InputError(
+            f"weights file {path} holds {size:,} bytes, but at most {MAX_WEIGHTS:,} are read; give the "
+            "network's weights alone"
+        )
 
 
 def _checked(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
@@ -255,9 +271,9 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
     for start in range(0, len(images), 512):
         key.update(np.ascontiguousarray(images[start : start + 512]))
     path = cache_dir() / f"features-{key.hexdigest()[:32]}.npy"
-    if path.exists():
-        with contextlib.suppress(OSError, EOFError, ValueError):  # damaged from outside: computed again below
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+    found = read_array(path, (len(images), FEATURES), "<f4")
+    if found is not None:
+        return torch.from_numpy(np.array(found))
     net = backbone(weights, seed)
     features = torch.empty(len(images), FEATURES)
     for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
@@ -266,6 +282,5 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
         full = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
         features[start : start + BATCH] = net(to_input(full, weights.mean, weights.std))[: len(batch)]
     features = normalise_features(features)
-    with cached(path) as temporary:
-        np.save(temporary, features.numpy())
+    write_array(path, tuple(features.shape), "<f4", [np.ascontiguousarray(features.numpy(), "<f4")])
     return features

@@ -4,7 +4,6 @@ Runs do not depend on each other, so processes of a ``pool`` share them out wher
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,15 @@ from tqdm.auto import tqdm
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record, statement_for
-from dopamine_lib.federation.run_folder import check_out, claim, run_files, write_json, writing
+from dopamine_lib.federation.run_folder import (
+    check_out,
+    claim,
+    read_record,
+    run_files,
+    write_json,
+    write_record,
+    writing,
+)
 from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
@@ -67,10 +74,10 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
             statement = statement_for(experiment, name, record["charged"])
             training.task.load(training.server.model)
             save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
-            write_json(done, record)
+            write_record(done, record)
         checkpoint.unlink(missing_ok=True)
     lock.unlink(missing_ok=True)
-    return json.loads(done.read_text(encoding="utf-8"))
+    return read_record(done)
 
 
 def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> dict:

@@ -24,7 +24,7 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.wire import TERMS, Wire, who
-from dopamine_lib.federation.run_folder import write_json
+from dopamine_lib.federation.run_folder import read_record, write_record
 
 #: Options that say where a party's files are, and not what is computed.
 _PLACES = ("data_dir", "weights")
@@ -130,7 +130,7 @@ class OwnCharge:
 
     def save(self, reserved: int) -> None:
         """Have it on disk that ``reserved`` epochs are charged."""
-        write_json(self.path, {"options": self.asked, "reserved": reserved})
+        write_record(self.path, {"options": self.asked, "reserved": reserved})
 
     def read(self, resume: bool) -> int:
         """Epochs charged so far. Raises InputError for a record of another run, or without ``resume``."""
@@ -139,7 +139,7 @@ class OwnCharge:
         if not resume:
             raise InputError(f"{self.path} is of a run that was begun; add --resume, or choose another --out")
         try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
+            record = read_record(self.path)
             options, reserved = record["options"], int(record["reserved"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
