@@ -13,6 +13,6 @@ def clipped_sums_by_loop(model: nn.Module, x: Tensor, y: Tensor, max_grad_norm: 
     sums = torch.zeros(groups, sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
     for x_i, y_i, g_i in zip(x, y, group, strict=True):
         loss = F.cross_entropy(model(x_i[None]), y_i[None])
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, materialize_grads=True)])
         sums[g_i] += gradient * clip_factors(gradient.norm(), max_grad_norm)
     return sums

@@ -18,6 +18,8 @@ from dopamine_lib.privacy.bookkeeping import BookKeeper
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
+#: Numbers kept of all samples of a micro-batch between their norms and their sum: a gigabyte.
+KEPT_NUMBERS = 2**28
 #: Numbers below it have lost digits (they are subnormal), so that nothing is scaled by them.
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -60,12 +62,12 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
 class Task:
     """A classifier and its images as functions of a flat parameter vector w (d,).
 
-    net     module from a batch of inputs to logits, made of Conv2d, Linear and layers without parameters, which treats
-            every sample alone
+    net     module from a batch of inputs to logits which treats every sample alone; all its parameters are trained
     inputs  function from int64 indices (B,) to the net's inputs (B, ...)
     labels  int64 (N,)
-    chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size
-    Everything is computed on w's device. Raises InputError for a net with other layers, or one that mixes samples.
+    chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size, and
+            by that of what must be kept of each
+    Everything is computed on w's device. Raises InputError for a net that mixes samples, or gives chance a part.
     """
 
     #: Threads that training takes: a small model is faster on one. None for all.
@@ -109,7 +111,7 @@ class Task:
                 self._add_plain_sum(w, index[group == g], sums[g])
             return sums
         parameters = self._unflatten(w.detach())
-        for part, owners in self._micro_batches(index, group):
+        for part, owners in self._micro_batches(w, index, group, clipped=True):
             book = self._keeper.open(parameters, *self._batch(part, w))  # line 10
             book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
         return sums
@@ -118,18 +120,20 @@ class Task:
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         """Class scores (B, classes) of the images at ``index``."""
         parameters = self._unflatten(w)
-        parts = [self._batch(part, w)[0] for (part,) in self._micro_batches(index)]
+        parts = [self._batch(part, w)[0] for (part,) in self._micro_batches(w, index)]
         return torch.cat([functional_call(self.net, parameters, (x,)) for x in parts])
 
     def load(self, w: Tensor) -> None:
         """Write w (d,) into the net."""
         vector_to_parameters(w, self.net.parameters())
 
-    def _micro_batches(self, *tensors: Tensor):
+    def _micro_batches(self, w: Tensor, *tensors: Tensor, clipped: bool = False):
         """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows."""
         size = self.chunk
         if size is None:
-            size = min(CHUNK_SAMPLES, max(1, CHUNK_NUMBERS // max(1, self.inputs(tensors[0][:1]).numel())))
+            one, _ = self._batch(tensors[0][:1], w)
+            kept = self._keeper.try_out(one) if clipped else 0
+            size = max(1, min(CHUNK_SAMPLES, CHUNK_NUMBERS // max(1, one.numel()), KEPT_NUMBERS // max(1, kept)))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
     def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +150,9 @@ class Task:
     def _add_plain_sum(self, w: Tensor, index: Tensor, total: Tensor) -> None:
         """Add the unclipped gradients' sum to ``total`` (d,)."""
         parameters = {name: piece.requires_grad_() for name, piece in self._unflatten(w.detach()).items()}
-        for (part,) in self._micro_batches(index):
+        for (part,) in self._micro_batches(w, index):
             x, y = self._batch(part, w)
             loss = F.cross_entropy(functional_call(self.net, parameters, (x,)), y, reduction="sum")
-            total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])
+            total += torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, [*parameters.values()], materialize_grads=True)]
+            )
