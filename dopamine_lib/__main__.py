@@ -7,7 +7,7 @@ import sys
 
 from dopamine_lib import __version__
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.arguments import Parser, chosen_options, experiment_arguments
+from dopamine_lib.federation.arguments import Parser, chosen_options, device_argument, experiment_arguments
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.machine import safe_output
 from dopamine_lib.page.app import add_app
@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
     run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="probability that a hospital vanishes")
     run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    device_argument(run)
+    run.add_argument("--minutes", type=float, metavar="M", help="stop at the end of an epoch; --resume goes on")
+    run.add_argument("--workers", type=int, metavar="W", help="processes that train side by side (default: as fit)")
+    run.add_argument("--hourly", type=float, metavar="USD", help="what an hour of this machine costs, to print a price")
     run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     run.add_argument("--out", required=True, metavar="DIR", help="where results.json, figure1.png and models go")
     run.set_defaults(call=_reproduce)
@@ -44,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--settings", **settings)
     search.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     search.add_argument("--runs", type=int, default=1, metavar="R", help="runs of each candidate (default: 1)")
+    device_argument(search)
     search.set_defaults(call=_tune)
 
     account = commands.add_parser("epsilon", help="compute what DP-SGD spends, by four accountants")
@@ -57,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     teach = commands.add_parser("pretrain", help="make the embedded weights from public synthetic patients")
     teach.add_argument("--out", required=True, metavar="FILE", help="a .safetensors file")
     teach.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    device_argument(teach)
     teach.set_defaults(call=_pretrain)
 
     add_infer(commands)
@@ -95,16 +101,20 @@ def _reproduce(arguments) -> None:
     from dopamine_lib.federation.results import table
     from dopamine_lib.reproduction.run import reproduce
 
-    results = reproduce(chosen_options(arguments), arguments.out, resume=arguments.resume)
+    terms = {"device": arguments.device, "minutes": arguments.minutes, "workers": arguments.workers}
+    results = reproduce(chosen_options(arguments), arguments.out, resume=arguments.resume, **terms)
     print(table(results))
-    print(f"{results['seconds']} s; results.json, figure1.png and the models are in {arguments.out}")
+    hours = results["seconds"] / 3600
+    price = f", {hours * arguments.hourly:.2f} USD" if arguments.hourly else ""
+    where = f"results.json, figure1.png and the models are in {arguments.out}"
+    print(f"{results['seconds']} s on {results['device']}{price}; {where}")
 
 
 def _tune(arguments) -> None:
     from dopamine_lib.federation.experiment import Experiment
     from dopamine_lib.reproduction.tuning import tune
 
-    experiment = Experiment.load(chosen_options(arguments)).held_out()
+    experiment = Experiment.load(chosen_options(arguments), device=arguments.device).held_out()
     for name in experiment.options.settings:
         for score, choice in tune(experiment, name):
             print(f"{name:6} validation accuracy {100 * score:5.1f} %  {choice}", flush=True)
@@ -128,7 +138,8 @@ def _epsilon(arguments) -> None:
 def _pretrain(arguments) -> None:
     from dopamine_lib.models.pretraining import pretrain
 
-    print(f"accuracy on public patients held out: {pretrain(arguments.out, seed=arguments.seed):.3f}")
+    accuracy = pretrain(arguments.out, seed=arguments.seed, device=arguments.device)
+    print(f"accuracy on public patients held out: {accuracy:.3f}")
 
 
 def _report(arguments) -> None:

@@ -14,10 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, MARKERS
 
+if TYPE_CHECKING:
+    import torch
+
+#: Where training can take place.
+DEVICES = ("auto", "cpu", "cuda")
 #: Packages that a chapter or command needs, and what is lost without one.
 PACKAGES = {
     "numpy": "nothing works; pip install -r requirements.txt",
@@ -58,6 +64,42 @@ def memory_size() -> int | None:
         except (OSError, ValueError):  # no such file, or the word "max"
             continue
     return memory
+
+
+def find_device(name: str = "auto") -> "torch.device":
+    """The device called "cpu", "cuda" or "cuda:N"; "auto" is CUDA's where torch sees one, else the processor.
+
+    From here on a GPU computes in float32 proper, and tries out which of its libraries' kernels is fastest.
+
+    >>> find_device("cpu")
+    device(type='cpu')
+
+    Raises InputError for any other name, and for a device that is not there.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if there else "cpu"
+    if name == "mps":
+        raise InputError("device mps has no float64, which norms and noise need; take --device cpu")
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not (kind == "cuda" and number.isdecimal())):
+        raise InputError(f"device '{name}' is unknown; choose one of {', '.join(DEVICES)}")
+    if kind == "cuda":
+        if not there or int(number or 0) >= torch.cuda.device_count():
+            raise InputError(f"device {name} is not there, as PyTorch {torch.__version__} sees it; take --device cpu")
+        # TensorFloat-32 has 10 bits: other patients' gradients would change by more than the noise has room for
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    return torch.device(name)
+
+
+def device_name(device: "torch.device") -> str:
+    """What stands in results for a device: "cpu", or "cuda" with the GPU's name."""
+    import torch
+
+    return device.type if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
 
 
 @contextlib.contextmanager

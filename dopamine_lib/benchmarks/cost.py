@@ -23,7 +23,7 @@ def gradients(setting: Setting) -> float:
     >>> round(gradients(SETTINGS["FSCDP"]))
     300202
     """
-    return setting.sample_rate * PATIENTS * setting.steps
+    return setting.gradients(PATIENTS)
 
 
 def operations(private: bool, pixels: int = PIXELS, batch: int = BATCH) -> float:

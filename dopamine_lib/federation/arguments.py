@@ -37,6 +37,13 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")
 
 
+def device_argument(command: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    command.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, or auto (default): CUDA if it is there"
+    )
+
+
 def chosen_options(arguments: argparse.Namespace) -> "Options":
     """The options that were given. Raises InputError for values out of bounds."""
     from dataclasses import fields

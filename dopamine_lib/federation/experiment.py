@@ -6,6 +6,7 @@ Everything that determines a result is in ``Options``; nothing is chosen by look
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,16 @@ from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.training import Training
 from dopamine_lib.federation.transports import make_aggregation
-from dopamine_lib.models.networks import Weights, build, extract_features, load_weights, parameter_count, to_input
+from dopamine_lib.machine import find_device
+from dopamine_lib.models.networks import (
+    Weights,
+    build,
+    extract_features,
+    load_weights,
+    parameter_count,
+    resident_inputs,
+    to_input,
+)
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -38,6 +48,7 @@ class Experiment:
     patients  the true ones' indices, one array per hospital; None for a hospital in another process
     train, test  indices of the images that are trained on and of those that are scored
     split_hash   stands for who, by persons' numbers and grades, is at which hospital; for hospitals' eyes only
+    device    where networks train; a head, too small to gain by a GPU, always on the processor
     """
 
     options: Options
@@ -49,16 +60,21 @@ class Experiment:
     train: np.ndarray
     test: np.ndarray
     split_hash: str = ""
+    device: torch.device = torch.device("cpu")
     _plans: dict[str, Plan] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def load(cls, options: Options, *, progress: bool = True, party: int | None = None) -> "Experiment":
+    def load(
+        cls, options: Options, *, progress: bool = True, party: int | None = None, device: str = "cpu"
+    ) -> "Experiment":
         """The experiment of these options, with the data set's training patients and its test images.
 
         party  keep only what this party has: a hospital its own patients, SERVER the test images. The source is read
                whole, since the split is made here; the rest is dropped before anything is computed from it
-        Raises InputError for data or weights that are not there.
+        device  what features are extracted on, and networks train: ``machine.find_device`` knows the names
+        Raises InputError for data, weights or a device that are not there.
         """
+        place = find_device(device)
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
         terms = {"split": options.split, "seed": options.public_seed}
         patients = split_hospitals(dataset, options.hospitals, **terms)
@@ -72,8 +88,10 @@ class Experiment:
         weights = load_weights("random" if options.model == "cnn" else options.weights)
         features = None
         if options.model == "head":
-            features = extract_features(weights, dataset.images, seed=options.public_seed, progress=progress)
-        return cls(options, dataset, weights, features, sizes, tuple(patients), dataset.train, dataset.test, split_hash)
+            terms = {"seed": options.public_seed, "progress": progress, "device": place}
+            features = extract_features(weights, dataset.images, **terms)
+        rest = (sizes, tuple(patients), dataset.train, dataset.test, split_hash, place)
+        return cls(options, dataset, weights, features, *rest)
 
     @property
     def counted(self) -> bool:
@@ -115,7 +133,14 @@ class Experiment:
         images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
         if self.features is not None:
             return self._of_persons(HeadTask(net, self.features, self.labels))
-        return self._of_persons(Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels))
+        if self.device.type == "cpu":
+            return self._of_persons(Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels))
+        return self._of_persons(Task(net.to(self.device), self._resident, self.labels))
+
+    @cached_property
+    def _resident(self) -> Callable[[Tensor], Tensor]:
+        """The images on the device, kept there for all runs."""
+        return resident_inputs(self.dataset.images, self.weights.mean, self.weights.std, self.device)
 
     def _of_persons(self, task: Task) -> Task:
         """The task, told whose images it has."""
@@ -148,7 +173,7 @@ class Experiment:
 
     def predictions(self, training: Training) -> np.ndarray:
         """Predicted grades of the test images by the model that would be handed out now."""
-        return training.task.logits(training.server.model, torch.as_tensor(self.test)).argmax(1).numpy()
+        return training.task.logits(training.server.model, torch.as_tensor(self.test)).argmax(1).cpu().numpy()
 
     def accuracy(self, training: Training) -> float:
         """Share of the test images graded right."""

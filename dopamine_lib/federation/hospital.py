@@ -1,6 +1,8 @@
 """A hospital, the one party that touches its patients, and its part of a round: Algorithm 1, lines 7 to 13."""
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -9,8 +11,12 @@ from torch import Tensor
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import Choice
+from dopamine_lib.machine import cores
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness, Stream
+
+#: Blocks of samples and noise that are drawn ahead of use where a device trains.
+AHEAD = 3
 
 
 class NotFinite(InputError):
@@ -34,6 +40,9 @@ class Hospital:
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
         together = plan.setting.local_steps if plan.setting.local_steps > 1 else 32
         self._block, self._drawn = max(1, min(together, 2**17 // task.d)), None
+        #: Where noise is added: on the device that trains, or None for the processor.
+        self.device = None if task.start.device.type == "cpu" or plan.discrete else task.start.device
+        self._ahead: dict[int, Future] = {}
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -48,7 +57,12 @@ class Hospital:
         Sum and noise are added whatever the sample's size: an empty batch is noised like any other. The result is int64
         (d,), which ``Plan.noise`` decodes.
         """
-        return clipped_sum if self.noise is None else self.noise.combine(clipped_sum, self._draw(step)[1])
+        if self.noise is None:
+            return clipped_sum
+        drawn = self._draw(step)[1]
+        if self.device is None:
+            return self.noise.combine(clipped_sum.cpu() if isinstance(clipped_sum, Tensor) else clipped_sum, drawn)
+        return self.noise.combine_there(clipped_sum[None], [drawn])[0]
 
     def noisy_sum(self, w: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped, noised gradient sum (d,) at w (d,), as ``noised`` gives it: lines 7 to 13.
@@ -68,7 +82,7 @@ class Hospital:
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
             total = self.noisy_sum(local, round_number * steps + i)
-            return total if self.noise is None else torch.from_numpy(self.noise.decode(total)).float()
+            return total if self.noise is None else torch.as_tensor(self.noise.decode(total)).float().to(w.device)
 
         return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
 
@@ -89,14 +103,35 @@ class Hospital:
         """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
         number, at = divmod(step, self._block)
         if self._drawn != number:
-            stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
-            people = len(self._images)
-            present = stream.uniform(self._block * people).view(self._block, people) < self.plan.setting.sample_rate
-            who, sizes = self._one_image(present.nonzero()[:, 1], stream), present.sum(1)
-            self._samples = who.split(sizes.tolist())
-            self._noises = [None] * self._block if self.noise is None else self.noise.draw(stream, self._block)
+            if self.device is None or self.noise is None:
+                self._samples, self._noises = self._draw_block(number)
+            else:  # while the device computes, threads draw what comes next
+                self._ahead = {later: block for later, block in self._ahead.items() if later >= number}
+                for later in range(number, min(number + AHEAD, -(-self._steps // self._block))):
+                    if later not in self._ahead:
+                        self._ahead[later] = _drawers().submit(self._draw_block, later)
+                self._samples, self._noises = self._ahead.pop(number).result()
             self._drawn = number
         return self._samples[at], self._noises[at]
+
+    @property
+    def _steps(self) -> int:
+        """Steps of a whole run."""
+        return self.plan.setting.rounds * self.plan.setting.local_steps
+
+    def _draw_block(self, number: int) -> tuple[tuple[Tensor, ...], list]:
+        """The samples and the noises of the block's steps."""
+        stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
+        people = len(self._images)
+        present = stream.uniform(self._block * people).view(self._block, people) < self.plan.setting.sample_rate
+        who, sizes = self._one_image(present.nonzero()[:, 1], stream), present.sum(1)
+        if self.noise is None:
+            noises = [None] * self._block
+        elif self.device is None:
+            noises = self.noise.draw(stream, self._block)
+        else:
+            noises = self.noise.draw(stream, self._block, self.device)
+        return who.split(sizes.tolist()), noises
 
     def _one_image(self, people: Tensor, stream: Stream) -> Tensor:
         """An image of each of ``people``, drawn evenly from the person's own: so no person adds more than C."""
@@ -104,6 +139,12 @@ class Hospital:
             return self._by_person[people]
         first = self._images.cumsum(0) - self._images
         return self._by_person[first[people] + (stream.uniform(len(people)) * self._images[people]).long()]
+
+
+@functools.cache
+def _drawers() -> ThreadPoolExecutor:
+    """Threads that draw ahead of use; encrypting and copying, they do not hold Python's lock."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="noise")
 
 
 def local_change(
@@ -145,4 +186,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     samples = [hospital.sample(round_number) for hospital in hospitals]
     group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
     sums = task.clipped_sums(w, torch.cat(samples), plan.choice.max_grad_norm, group, len(samples))
-    return {h.number: h.noised(own, round_number) for h, own in zip(hospitals, sums, strict=True)}
+    if plan.noise is None or hospitals[0].device is None:
+        return {h.number: h.noised(own, round_number) for h, own in zip(hospitals, sums, strict=True)}
+    drawn = [hospital._draw(round_number)[1] for hospital in hospitals]  # a device is waited for once, not K times
+    return {h.number: own for h, own in zip(hospitals, plan.noise.combine_there(sums, drawn), strict=True)}

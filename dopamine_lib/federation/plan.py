@@ -188,12 +188,12 @@ class Plan:
 
     def encoded(self, message: Tensor) -> Tensor | np.ndarray:
         """A message (d,) of floats as int64 (d,), or as it is where floats are added in the clear."""
-        return message if self.codec is None else self.codec.encode(message.numpy())
+        return message if self.codec is None else self.codec.encode(message.cpu().numpy())
 
     def decoded(self, round_number: int, total: np.ndarray) -> Tensor:
         """What a total int64 (d,) stands for, float32 (d,); round 0 is that of the mean features."""
         codec = self.mean_noise if round_number == 0 and self.mean_noise else self.codec
-        return torch.from_numpy(codec.decode(total)).float()
+        return torch.as_tensor(codec.decode(total)).float()
 
     @cached_property
     def bound(self) -> Bound:

@@ -1,6 +1,7 @@
 """What a finished run leaves: its record, and ``results.json``, put together for one process and for MPI alike."""
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.release import release
+from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -84,20 +86,31 @@ def assemble(
     records: dict[str, list[dict]],
     account: Callable[[list[dict]], Iterable],
     *,
+    begun: dict[str, list[dict]] | None = None,
     randomness: str = "operating system",
 ) -> dict:
     """``results.json``, from the records of each setting's runs.
 
     asked       the options as plain data
     account     does jobs of ``do_account``, in order
+    begun       "charged" and "history" of runs that have not come to their end: the folder spends for them, too
     randomness  where it came from in an unseeded run
     Numbers of training patients are the declared ones; "counted" says whether that is their count.
     """
-    options = experiment.options
+    options, begun = experiment.options, begun or {}
+    records = {name: own for name, own in records.items() if own}
     charged = {name: [record["charged"] for record in own] for name, own in records.items()}
     every = {name: sum(own, []) for name, own in charged.items()}
     pairs = [(name, steps) for name, own in every.items() for steps in sorted(set(own))]
-    jobs = [{"folder": charged}, *({"worst": pair} for pair in every.items()), *({"spent": pair} for pair in pairs)]
+    folder = {
+        name: charged.get(name, []) + [record["charged"] for record in begun.get(name, [])]
+        for name in asked["settings"]
+    }
+    jobs = [
+        {"folder": {name: own for name, own in folder.items() if own}},
+        *({"worst": pair} for pair in every.items()),
+        *({"spent": pair} for pair in pairs),
+    ]
     folder, *answers = account(jobs)
     said, spent = dict(zip(records, answers, strict=False)), {name: {} for name in records}
     for (name, steps), answer in zip(pairs, answers[len(records) :], strict=True):
@@ -116,6 +129,11 @@ def assemble(
         "settings": {
             name: _setting_result(experiment, name, own, said[name], spent[name]) for name, own in records.items()
         },
+        "unfinished": [
+            {"setting": name, "charged": record["charged"], "history": record["history"]}
+            for name, own in begun.items()
+            for record in own
+        ],
     }
 
 
@@ -202,6 +220,12 @@ def table(results: dict) -> str:
         if "epsilon_worst" in result:
             lines[-1] += "   worst hospital"
             lines.append(f"{'':8} {'':>14} {'':>6}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
+    for record in results.get("unfinished", []):
+        reached = record["history"][-1:] or [{"epoch": 0, "accuracy": math.nan}]
+        lines.append(
+            f"{record['setting']:8} {100 * reached[0]['accuracy']:7.1f}          "
+            f"after {reached[0]['epoch']} of {EPOCHS} epochs; --resume goes on"
+        )
     folder = results["folder"]
     if folder["epsilon_private"] is not None:
         private = ", ".join(name for name, result in results["settings"].items() if result["epsilon"] is not None)

@@ -50,6 +50,10 @@ class Setting:
         """Noisy steps that touch one hospital's patients, at its expected participation."""
         return round(self.rounds * self.participation) * self.local_steps
 
+    def gradients(self, patients: int) -> float:
+        """Gradients of single patients that one run computes, on average: q N T, for ``patients`` in all."""
+        return self.sample_rate * patients * self.steps
+
     def round_after(self, epoch: int) -> int:
         """Rounds done at the end of ``epoch`` (0 … EPOCHS)."""
         return math.ceil(epoch * self.rounds / EPOCHS)

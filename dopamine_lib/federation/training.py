@@ -94,11 +94,21 @@ class Training:
     def run(
         self, save: Callable[[], object] = lambda: None, after: Callable[[int], object] = lambda epoch: None
     ) -> "Training":
-        """Train to the end; ``after`` is called with each epoch's number. Returns itself."""
+        """Train to the end, or until ``after``, called with each epoch's number, answers that it is enough.
+
+        Returns itself.
+        """
         with threads(self.task.threads or torch.get_num_threads()):
             for epoch in self.epochs(save):
-                after(epoch)
+                if after(epoch):
+                    break
         return self
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are in the model, or all that the budget allows."""
+        epoch = self.progress.epoch
+        return epoch >= EPOCHS or self.plan.setting.round_after(epoch) >= len(self.schedule)
 
     def epochs(self, save: Callable[[], object] = lambda: None) -> Iterator[int]:
         """Train epoch by epoch, yielding the number of epochs done; stops early where the budget ends.
@@ -106,12 +116,12 @@ class Training:
         save  called when the state must be on disk: once an epoch's steps are in the ledger, before their
               noise is used
         """
-        progress, setting = self.progress, self.plan.setting
+        progress = self.progress
         if not self.randomness.seeded and self.ledgers and progress.reserved > progress.epoch:
             # an epoch that was begun cannot be repeated with the same noise: it is spent, and skipped
             progress.epoch = progress.reserved
             yield progress.epoch
-        while progress.epoch < EPOCHS and setting.round_after(progress.epoch) < len(self.schedule):
+        while not self.done:
             rounds = self._rounds(progress.epoch)
             if progress.reserved == progress.epoch:
                 self.reserve(progress.epoch + 1)
@@ -149,7 +159,7 @@ class Training:
         Raises KeyError or ValueError for a state of something else.
         """
         if vectors or self.hospitals:
-            w, velocity, mean = (vectors[key] for key in ("w", "velocity", "mean"))
+            w, velocity, mean = (vectors[key].to(self.server.w.device) for key in ("w", "velocity", "mean"))
             if any(vector.shape != self.task.start.shape for vector in (w, velocity, mean)):
                 raise ValueError(f"the model has {len(w)} parameters, not {len(self.task.start)}")
             self.server.w, self.server.velocity, self.server.mean = w, velocity, mean
@@ -179,7 +189,7 @@ class Training:
         arrived = self._arrived(number, invited)
         total = self._total(number, invited, arrived, contribute(self._here(arrived), self.server.w, number))
         if total is not None:
-            self.server.step(total, self._patients(arrived))
+            self.server.step(total.to(self.server.w.device), self._patients(arrived))
 
     @torch.no_grad()
     def _ask_for_mean(self) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
 from dopamine_lib.machine import check_torch
 
 MODELS = ("head", "cnn", "squeezenet")
+CPU = torch.device("cpu")
 FEATURES = 512
 BATCH = 64  # images in one pass of the backbone
 MAX_WEIGHTS = 4 * 2**30  # bytes of a weights file, unpacked
@@ -231,6 +233,23 @@ def to_input(images: np.ndarray, mean: Channels, std: Channels) -> torch.Tensor:
     return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
 
 
+def resident_inputs(
+    images: np.ndarray, mean: Channels, std: Channels, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``to_input`` of the images at an index, for a device that keeps all of them as uint8.
+
+    images  uint8 (N, H, W, 3); 224 pixels take 150 kB each
+    """
+    pixels = torch.from_numpy(np.array(images)).to(device)
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+
+    def inputs(index: torch.Tensor) -> torch.Tensor:
+        chosen = pixels[index.to(device, non_blocking=True)].permute(0, 3, 1, 2)
+        return chosen.float().div_(255).sub_(shift).div_(scale)
+
+    return inputs
+
+
 def normalise_features(features: torch.Tensor) -> torch.Tensor:
     """Each image's features (…, 512), centred over its own channels and scaled to L2 norm 1.
 
@@ -260,13 +279,21 @@ def backbone(weights: Weights, seed: int = 0) -> nn.Sequential:
 
 
 @torch.inference_mode()
-def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, progress: bool = True) -> torch.Tensor:
+def extract_features(
+    weights: Weights,
+    images: np.ndarray,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    device: torch.device = CPU,
+) -> torch.Tensor:
     """Normalised features of uint8 (N, H, W, 3) images: float32 (N, 512), cached by content.
 
-    The cache's key is a hash of the pixels, the weights (or the seed of a random start) and the version of this recipe.
+    The cache's key is a hash of the pixels, the weights (or the seed of a random start) and the version of this recipe;
+    a GPU, which rounds differently, has features of its own.
     """
     check_torch()
-    key = hashlib.sha256(b"features 2")
+    key = hashlib.sha256(b"features 2" + (b"" if device.type == "cpu" else device.type.encode()))
     key.update(json.dumps([weights.sha256 or f"random {seed}", weights.mean, weights.std, images.shape]).encode())
     for start in range(0, len(images), 512):
         key.update(np.ascontiguousarray(images[start : start + 512]))
@@ -274,13 +301,13 @@ def extract_features(weights: Weights, images: np.ndarray, *, seed: int = 0, pro
     found = read_array(path, (len(images), FEATURES), "<f4")
     if found is not None:
         return torch.from_numpy(np.array(found))
-    net = backbone(weights, seed)
+    net = backbone(weights, seed).to(device)
     features = torch.empty(len(images), FEATURES)
     for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
         batch = images[start : start + BATCH]
         # a short batch is filled up: kernels go by its size, and an image's features must not tell how many there are
         full = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
-        features[start : start + BATCH] = net(to_input(full, weights.mean, weights.std))[: len(batch)]
+        features[start : start + BATCH] = net(to_input(full, weights.mean, weights.std).to(device))[: len(batch)].cpu()
     features = normalise_features(features)
     write_array(path, tuple(features.shape), "<f4", [np.ascontiguousarray(features.numpy(), "<f4")])
     return features

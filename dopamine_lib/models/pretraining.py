@@ -15,17 +15,19 @@ from tqdm.auto import tqdm
 from dopamine_lib.data.synthetic import describe, make_population
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
+from dopamine_lib.machine import find_device
 from dopamine_lib.models.networks import FEATURES, HALF, normalise_features, squeezenet, to_input
 
 PATIENTS, HELD_OUT, SIZE = 25_000, 1000, 64
 EPOCHS, BATCH, PEAK_RATE, SCALE = 12, 64, 1e-3, 10.0
 
 
-def pretrain(out: str | Path, *, seed: int = 0) -> float:
+def pretrain(out: str | Path, *, seed: int = 0, device: str = "cpu") -> float:
     """Train on 25,000 public patients and write the features in half precision to ``out``.
 
     out  a .safetensors file with torchvision's keys ``features.*`` (722,496 parameters, 1.4 MB); its metadata
          names architecture, preprocessing, population and command
+    device  as ``machine.find_device`` names it
     Returns the accuracy on public patients held out. Raises InputError for another suffix.
     """
     out = Path(out)
@@ -35,12 +37,13 @@ def pretrain(out: str | Path, *, seed: int = 0) -> float:
     # the severity that was drawn, not one grader's opinion: as if a panel had graded the public images
     labels = torch.from_numpy(describe(PATIENTS + HELD_OUT, seed, "public")[1])
     # on processors with bfloat16 units this halves the time of a step; on others it would slow the step down
-    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    place = find_device(device)
+    half = place.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     torch.manual_seed(seed)
     # trained as it is used, under a linear layer on averaged, normalised features: SqueezeNet's own classifier
     # ends in a ReLU, and once that is dead for all classes, training stops
-    features = squeezenet(5).features.to(memory_format=torch.channels_last)
-    linear = nn.Linear(FEATURES, 5)
+    features = squeezenet(5).features.to(place, memory_format=torch.channels_last)
+    linear = nn.Linear(FEATURES, 5).to(place)
 
     def logits_of(x: torch.Tensor) -> torch.Tensor:
         return linear(SCALE * normalise_features(features(x).float().mean((2, 3))))
@@ -52,10 +55,10 @@ def pretrain(out: str | Path, *, seed: int = 0) -> float:
     bar = tqdm(total=steps, desc="pretrain", unit="step", disable=None)
     for _ in range(EPOCHS):
         for index in torch.randperm(PATIENTS)[: PATIENTS // BATCH * BATCH].split(BATCH):
-            x = _turned(to_input(images[index.numpy()], *HALF))
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            x = _turned(to_input(images[index.numpy()], *HALF).to(place))
+            with torch.autocast(place.type, torch.bfloat16, enabled=half):
                 logits = logits_of(x)
-            loss = F.cross_entropy(logits, labels[index])
+            loss = F.cross_entropy(logits, labels[index].to(place))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -80,7 +83,8 @@ def pretrain(out: str | Path, *, seed: int = 0) -> float:
     with torch.inference_mode():
         held_out = torch.arange(PATIENTS, PATIENTS + HELD_OUT)
         right = [
-            logits_of(to_input(images[part.numpy()], *HALF)).argmax(1) == labels[part] for part in held_out.split(200)
+            logits_of(to_input(images[part.numpy()], *HALF).to(place)).argmax(1).cpu() == labels[part]
+            for part in held_out.split(200)
         ]
     return float(torch.cat(right).float().mean())
 

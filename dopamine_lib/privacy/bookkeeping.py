@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.privacy.layers import Kept, Layer, layer_for
+from dopamine_lib.privacy.layers import Kept, Layer, accelerated, layer_for
 
 #: Relative difference of float32 sums that is put down to rounding.
 ROUNDING = 1e-3
@@ -55,12 +55,22 @@ class Book:
     def add_to(self, sums: Tensor, factors: Tensor, group: list[int]) -> None:
         """Add factors[i] times sample i's gradient to row group[i] of ``sums`` (groups, d); ``group`` ascends.
 
-        A sample without a finite norm needs the factor 0, as ``clip_factors`` gives it.
+        A sample without a finite norm needs the factor 0, as ``clip_factors`` gives it. On a GPU all groups are added
+        at once, and what fills a batch up beyond ``group`` is left out.
         """
-        factors, first = factors.to(sums.dtype), 0
+        factors, first, kept = factors.to(sums.dtype), 0, self._kept
+        if accelerated(sums):
+            member = torch.tensor(group) == torch.arange(len(sums))[:, None]
+            member = F.pad(member.to(sums.dtype), (0, len(factors) - len(group)))
+            weights = member.to(sums.device, non_blocking=True) * factors
+            for layer, entry in kept:
+                if entry.gradients is not None:
+                    own = layer.in_order(weights @ entry.gradients.to(sums.dtype))
+                    sums[:, layer.start : layer.end] += own
+            kept = [(layer, entry) for layer, entry in kept if entry.gradients is None]
         while first < len(group):
             last = first + group[first:].count(group[first])
-            for layer, entry in self._kept:
+            for layer, entry in kept:
                 layer.add(sums[group[first]], entry, factors, slice(first, last))
             first = last
 

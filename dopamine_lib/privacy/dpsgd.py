@@ -15,9 +15,16 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.privacy.bookkeeping import BookKeeper
+from dopamine_lib.privacy.layers import accelerated
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
+#: The same on a GPU, about 7 GB of SqueezeNet at 224 pixels: a step of the paper's in one pass.
+CHUNK_NUMBERS_GPU, CHUNK_SAMPLES_GPU = 160 * 3 * 224 * 224, 1024
+#: A GPU's batches are filled up to multiples of this, so that few sizes occur: its libraries choose kernels by size.
+FILLED_TO = 16
+#: The label whose loss, and gradient, is zero: of what fills a batch up.
+NOBODY = -100
 #: Numbers kept of all samples of a micro-batch between their norms and their sum: a gigabyte.
 KEPT_NUMBERS = 2**28
 #: Numbers below it have lost digits (they are subnormal), so that nothing is scaled by them.
@@ -112,7 +119,7 @@ class Task:
             return sums
         parameters = self._unflatten(w.detach())
         for part, owners in self._micro_batches(w, index, group, clipped=True):
-            book = self._keeper.open(parameters, *self._batch(part, w))  # line 10
+            book = self._keeper.open(parameters, *self._filled(part, w))  # line 10
             book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
         return sums
 
@@ -120,8 +127,8 @@ class Task:
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         """Class scores (B, classes) of the images at ``index``."""
         parameters = self._unflatten(w)
-        parts = [self._batch(part, w)[0] for (part,) in self._micro_batches(w, index)]
-        return torch.cat([functional_call(self.net, parameters, (x,)) for x in parts])
+        parts = self._micro_batches(w, index)
+        return torch.cat([functional_call(self.net, parameters, self._batch(part, w)[:1]) for (part,) in parts])
 
     def load(self, w: Tensor) -> None:
         """Write w (d,) into the net."""
@@ -133,13 +140,24 @@ class Task:
         if size is None:
             one, _ = self._batch(tensors[0][:1], w)
             kept = self._keeper.try_out(one) if clipped else 0
-            size = max(1, min(CHUNK_SAMPLES, CHUNK_NUMBERS // max(1, one.numel()), KEPT_NUMBERS // max(1, kept)))
+            samples, numbers = (CHUNK_SAMPLES, CHUNK_NUMBERS)
+            if accelerated(w):
+                samples, numbers = (CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU)
+            size = max(1, min(samples, numbers // max(1, one.numel()), KEPT_NUMBERS // max(1, kept)))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
     def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and labels of a micro-batch, images in channels_last memory, on w's device."""
-        x, y = self.inputs(index).to(w.device), self.labels[index].to(w.device)
+        x, y = self.inputs(index).to(w.device), self.labels[index].to(w.device, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, y
+
+    def _filled(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for training: on a GPU followed by images that have no gradient, up to ``FILLED_TO``."""
+        if not accelerated(w):
+            return self._batch(index, w)
+        x, y = self._batch(torch.cat([index, index[:1].expand(-len(index) % FILLED_TO)]), w)
+        y[len(index) :] = NOBODY
+        return x, y
 
     def _unflatten(self, w: Tensor) -> dict[str, Tensor]:
         named = dict(self.net.named_parameters())
@@ -151,7 +169,7 @@ class Task:
         """Add the unclipped gradients' sum to ``total`` (d,)."""
         parameters = {name: piece.requires_grad_() for name, piece in self._unflatten(w.detach()).items()}
         for (part,) in self._micro_batches(w, index):
-            x, y = self._batch(part, w)
+            x, y = self._filled(part, w)
             loss = F.cross_entropy(functional_call(self.net, parameters, (x,)), y, reduction="sum")
             total += torch.cat(
                 [g.flatten() for g in torch.autograd.grad(loss, [*parameters.values()], materialize_grads=True)]

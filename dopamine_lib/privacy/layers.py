@@ -32,13 +32,22 @@ MEMORY = 16
 #: Numbers that fit into a core's cache.
 CACHED = 2**18
 #: The same on a GPU, where launching a kernel costs more than memory does.
-CACHED_GPU = 2**24
+CACHED_GPU = 2**27
 #: A / |G^T X| up to which Gram matrices do: about 2 in training.
 MOST_CANCELLED = 8
 #: The longest input for which they do: with it every number of a clipped gradient that counts has all its digits.
 LONGEST_INPUT = 2.0**100
 #: Squares of which float32 gives the sum to a millionth: 80 in each lane of a vector register.
 MOST_SQUARES = 640
+
+
+def accelerated(tensor: Tensor) -> bool:
+    """Whether a tensor is on a GPU: there the processor must not ask what is in it, for it would wait for the answer.
+
+    >>> accelerated(torch.zeros(3))
+    False
+    """
+    return tensor.device.type != "cpu"
 
 
 def cheaper_by_gram(positions: int, inputs: int, outputs: int) -> bool:
@@ -56,7 +65,7 @@ def matrix_norms(matrices: Tensor) -> Tensor:
     >>> matrix_norms(torch.full((1, 100, 100), 1e30))
     tensor([1.0000e+32], dtype=torch.float64)
     """
-    if matrices.shape[2] <= MOST_SQUARES:  # at the price of float32
+    if matrices.shape[2] <= MOST_SQUARES and not accelerated(matrices):  # at the price of float32
         norms = torch.linalg.vector_norm(torch.linalg.vector_norm(matrices, dim=2).double(), dim=1)
         if norms.isfinite().all():
             return norms
@@ -110,6 +119,10 @@ class Layer:
         """Add the clipped gradients of the samples ``rows`` to ``total`` (d,)."""
         total[self.start : self.end] += factors[rows] @ kept.gradients[rows]
 
+    def in_order(self, gradients: Tensor) -> Tensor:
+        """Instantiated gradients (B, O m), or sums of such, in the order of the flat vector: (B, n)."""
+        return gradients
+
     def gradients(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """Each sample's gradient (B, n), in the order of the flat vector: the derivative of this layer alone."""
 
@@ -132,8 +145,9 @@ class Layer:
         """Gradients (B, O, m) or (B, m) as they are added: rounded, and zero where a sample's are not finite."""
         gradients = gradients.to(dtype)
         squares = matrix_norms(gradients if gradients.dim() == 3 else gradients[:, None]).square()
-        if not squares.isfinite().all():
-            gradients[~squares.isfinite()] = 0
+        if accelerated(squares) or not squares.isfinite().all():
+            finite = squares.isfinite().view(-1, *[1] * (gradients.dim() - 1))
+            gradients = torch.where(finite, gradients, 0)
         return Kept(squares, gradients=gradients.flatten(1))
 
 
@@ -217,7 +231,7 @@ class LinearMap(Layer):
         inputs = self._windows(x) if self.kernel else x.reshape(len(x), -1, self.depth)
         if self.pointwise:  # a view: the images are in channels_last memory
             inputs = inputs.reshape(len(x), -1, self.depth)
-        if cheaper_by_gram(outputs.shape[1], self.depth, self.out):
+        if not accelerated(x) and cheaper_by_gram(outputs.shape[1], self.depth, self.out):
             kept = self._by_gram(inputs if self.pointwise else self._in_weight_order(inputs), outputs)
             if kept is not None:
                 return kept
@@ -253,6 +267,14 @@ class LinearMap(Layer):
             if self.kernel:  # from (O, kh, kw, C), the order of the patches, to (O, C, kh, kw)
                 own = own.unflatten(1, (*self.kernel, -1)).permute(0, 3, 1, 2)
             weight.view(self.module.weight.shape).add_(own)
+
+    def in_order(self, gradients: Tensor) -> Tensor:
+        """As in ``Layer``: weights from (O, kh, kw, C), the order of the patches, to (O, C, kh, kw), then biases."""
+        own = gradients.view(len(gradients), self.out, -1)
+        weight = own[:, :, : self.depth]
+        if self.kernel:
+            weight = weight.unflatten(2, (*self.kernel, -1)).permute(0, 1, 4, 2, 3)
+        return torch.cat([weight.flatten(1), own[:, :, self.depth :].flatten(1)], dim=1)
 
     def _windows(self, x: Tensor) -> Tensor:
         """A convolution's patch at each output position: a view (B, H', W', kh, kw, C) of the input (B, C, H, W)."""

@@ -45,11 +45,18 @@ class Stream:
         """n independent float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
         return unit(self.words(n))
 
-    def words(self, n: int) -> torch.Tensor:
-        """n independent int64 (n,) of 64 random bits each; n may be 0, where nobody was sampled."""
+    def words(self, n: int, pinned: bool = False) -> torch.Tensor:
+        """n independent int64 (n,) of 64 random bits each; n may be 0, where nobody was sampled.
+
+        pinned  in memory from which a GPU copies by itself
+        """
         if n == 0:
             return torch.empty(0, dtype=torch.int64)
-        stream = bytearray(8 * n + 15)  # the library asks for a block's room more
+        if pinned:  # the library asks for a block's room more
+            words = torch.empty(n + 2, dtype=torch.int64, pin_memory=True)
+            self._encryptor.update_into(bytes(8 * n), memoryview(words.numpy()).cast("B"))
+            return words[:n]
+        stream = bytearray(8 * n + 15)
         self._encryptor.update_into(bytes(8 * n), stream)
         return torch.frombuffer(stream, dtype=torch.int64, count=n)
 

@@ -28,10 +28,12 @@ The grid, the box and the scale are made of public numbers alone.
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.privacy.accounting import SampledGaussian
+from dopamine_lib.privacy.device_normal import DeviceNormals
 from dopamine_lib.privacy.dpsgd import noise_share
 from dopamine_lib.privacy.gaussian import remaining_sigma
 from dopamine_lib.privacy.normal import ERROR, Normals
@@ -148,12 +150,15 @@ class RoundedGaussian:
         room = self.total_range - others * (self._box + 0.5)
         return min(1.0, self.d * (apart + 2 * math.exp(-(room**2) / (2 * others * v))))
 
-    def draw(self, stream: Stream, steps: int = 1) -> list[tuple[Normals, int]]:
+    def draw(self, stream: Stream, steps: int = 1, device: torch.device | None = None) -> list[tuple[Normals, int]]:
         """One hospital's noise for each of ``steps``, to be used once: pairs of variables and where a step's begin.
 
-        For a small model, many steps drawn at once cost less.
+        For a small model, many steps drawn at once cost less. Drawn for a device, it is for ``combine_there``.
         """
-        normals = Normals(stream, steps * self.d, self.std)
+        if device is None:
+            normals = Normals(stream, steps * self.d, self.std)
+        else:
+            normals = DeviceNormals(stream, steps * self.d, self.std, device)
         return [(normals, step * self.d) for step in range(steps)]
 
     def combine(self, clipped_sum: Tensor | np.ndarray, drawn: tuple[Normals, int]) -> np.ndarray:
@@ -175,6 +180,21 @@ class RoundedGaussian:
         if y.max() >= self._sure:
             for i in np.flatnonzero(y >= self._sure):
                 message[i] = normals.nearest(at + int(i), float(x[i]))
+        return message
+
+    def combine_there(self, clipped_sums: Tensor, drawn: list[tuple[DeviceNormals, int]]) -> Tensor:
+        """What several hospitals send in a step, int64 (K, d): ``combine`` of their sums (K, d) on a device.
+
+        The device is waited for once, to learn which values are too near a half-integer to be rounded there.
+        """
+        box = torch.tensor(float(self._box), dtype=torch.float64, device=clipped_sums.device)
+        x = torch.fmax(torch.fmin(clipped_sums.double() * self.scale, box), -box)  # a NaN, too, ends in the box
+        y = x + torch.stack([normals.values[at : at + self.d] for normals, at in drawn])
+        whole = y.round()
+        message = whole.long()
+        for k, i in ((y - whole).abs() >= self._sure).nonzero().tolist():
+            normals, at = drawn[k]
+            message[k, i] = normals.nearest(at + i, float(x[k, i]))
         return message
 
     def decode(self, total: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ def read_results(path: str | Path) -> tuple[dict, Path]:
         raise InputError(f"{path} cannot be read as JSON; run reproduce again") from error
     if not isinstance(results, dict) or not isinstance(results.get("settings"), dict) or not results["settings"]:
         raise InputError(f"{path} has no settings; give the results.json that reproduce wrote")
+    if results.get("unfinished"):
+        raise InputError(f"{path} was stopped by --minutes; let reproduce --resume finish it first")
     return results, path.parent
 
 

@@ -25,7 +25,7 @@ def paper_points(accountant: str = "prv", delta: float = 1e-4) -> dict[str, dict
 def figure1(results: dict) -> Figure:
     """Accuracy with its spread over runs (above) and epsilon (below) against epochs, from ``results.json``.
 
-    The paper's own curves are dashed.
+    The paper's own curves are dashed, those of runs that have not come to their end dotted.
     """
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -43,6 +43,9 @@ def figure1(results: dict) -> Figure:
             spent = [record["epsilon_rdp_classic"] for record in history]
             total = result["epsilon"]["rdp_classic"]
             below.plot(epoch, spent, color=colour, label=rf"{name}: $\varepsilon$ = {total:.2f}")
+    for record in results.get("unfinished", []):
+        epoch, accuracy = ([entry[key] for entry in record["history"]] for key in ("epoch", "accuracy"))
+        above.plot(epoch, 100 * np.array(accuracy), color=SETTING_COLOURS[record["setting"]], linestyle=":")
     runs = max((len(result["test_accuracy"]["runs"]) for result in results["settings"].values()), default=0)
     above.set_ylabel("test accuracy (%)")
     above.set_title(
@@ -50,7 +53,8 @@ def figure1(results: dict) -> Figure:
         "; dashed: the paper's Figure 1 (APTOS-2019, SqueezeNet)",
         fontsize=10,
     )
-    above.legend(loc="lower right")
+    if results["settings"]:
+        above.legend(loc="lower right")
     below.set_xlabel("epoch")
     below.set_ylabel(rf"$\varepsilon$ at $\delta$ = {results['delta']:g} (classic RDP)")
     if below.lines:

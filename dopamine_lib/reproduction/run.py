@@ -4,13 +4,14 @@ Runs do not depend on each other, so processes of a ``pool`` share them out wher
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm.auto import tqdm
 
+from dopamine_lib.errors import check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record, statement_for
@@ -26,24 +27,32 @@ from dopamine_lib.federation.run_folder import (
 from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
-from dopamine_lib.machine import keep_freed_memory, ordinary_torch, threads
+from dopamine_lib.machine import device_name, keep_freed_memory, ordinary_torch, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.pool import WorkerPool, fitting_workers
+from dopamine_lib.reproduction.estimate import Estimate
 
-#: The settings by how long they take, so that workers end at about the same time.
-LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
+#: The settings by how long they take, so that workers end at about the same time; and by what they tell, where time
+#: may run out.
+LONGEST_FIRST, TELLING_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C"), ("FSCDP", "C", "CDP", "FPDP", "F")
 #: Seconds to wait for a run that another process holds: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
-#: Is told the number of epochs that have been done since it was last called.
-Advance = Callable[[int], object]
+#: Is told how much has been done since it was last called: of one run epochs, of a whole job gradients.
+Advance = Callable[[float], object]
 
 
 def run_setting(
-    experiment: Experiment, name: str, run: int, checkpoint: Path | None = None, advance: Advance = lambda epochs: None
+    experiment: Experiment,
+    name: str,
+    run: int,
+    checkpoint: Path | None = None,
+    advance: Advance = lambda epochs: None,
+    deadline: float = math.inf,
 ) -> Training:
     """Train one run of one setting to its end, from its checkpoint where that exists.
 
     checkpoint  None to keep nothing
+    deadline    a ``time.time()``; the epoch in which it passes is the last, and is kept
     """
     training = experiment.training(name, run)
     if checkpoint is not None and checkpoint.exists():
@@ -54,22 +63,37 @@ def run_setting(
         if checkpoint is not None:
             save_checkpoint(checkpoint, training)
 
-    def after(epoch: int) -> None:
+    def after(epoch: int) -> bool:
         training.progress.history.append(epoch_record(experiment, training))
         advance(1)
+        return time.time() >= deadline
 
-    return training.run(save, after)
+    if not training.done and time.time() < deadline:
+        training.run(save, after)
+    if not training.done:
+        save()
+    return training
 
 
-def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance: Advance) -> dict:
-    """The record of one run: read if it is finished, else trained to its end and written with the model."""
+def finished_run(
+    experiment: Experiment, name: str, run: int, out: Path, advance: Advance, deadline: float = math.inf
+) -> dict:
+    """The record of one run: read if it is finished, else trained to its end and written with the model.
+
+    Where the deadline passes first, its "history" and "charged" so far, and "unfinished".
+    """
     done, checkpoint, lock = run_files(out, name, run)
+    if time.time() >= deadline and not (done.exists() or checkpoint.exists()):
+        return {"unfinished": True, "history": [], "charged": []}
     done.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=PATIENCE):
         if done.exists():
             advance(EPOCHS)
         else:
-            training = run_setting(experiment, name, run, checkpoint, advance)
+            training = run_setting(experiment, name, run, checkpoint, advance, deadline)
+            if not training.done:
+                charged = [ledger.charged for ledger in training.ledgers]
+                return {"unfinished": True, "history": training.progress.history, "charged": charged}
             record = run_record(experiment, training)
             statement = statement_for(experiment, name, record["charged"])
             training.task.load(training.server.model)
@@ -80,10 +104,13 @@ def finished_run(experiment: Experiment, name: str, run: int, out: Path, advance
     return read_record(done)
 
 
-def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance) -> dict:
+def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance, deadline: float = math.inf) -> dict:
     """One job of the pool: ``{"run": [name, run]}`` gives the run's record; the others are ``results.do_account``'s."""
     if "run" in job:
-        return finished_run(experiment, *job["run"], out, advance)
+        name, run = job["run"]
+        plan = experiment.plan(name)
+        each = plan.setting.gradients(plan.population) / EPOCHS
+        return finished_run(experiment, name, run, out, lambda epochs: advance(epochs * each), deadline)
     return do_account(experiment, job)
 
 
@@ -93,27 +120,41 @@ def shared_jobs(told: dict) -> Iterator[Callable[[dict, Advance], dict]]:
     out = Path(told["out"])
     with threads(1):
         # its features are in the cache: the parent process has extracted them
-        experiment = Experiment.load(Options.from_record(told["options"]), progress=False)
+        experiment = Experiment.load(Options.from_record(told["options"]), progress=False, device=told["device"])
+        deadline = math.inf if told["deadline"] is None else told["deadline"]
         with writing(out):
-            yield lambda job, advance: do_job(experiment, out, job, advance)
+            yield lambda job, advance: do_job(experiment, out, job, advance, deadline)
 
 
 @ordinary_torch()
 def reproduce(
-    options: Options, out: str | Path, *, resume: bool = False, progress: bool = True, workers: int | None = None
+    options: Options,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+    device: str = "cpu",
+    minutes: float | None = None,
 ) -> dict:
     """Run the settings and write ``results.json``, ``figure1.png`` and the models into ``out``; return the results.
 
     workers  processes that train at the same time; 1 for this one alone, None for what suits the machine. They
              change no number: every run draws from streams of its own.
+    device   where networks train, as ``machine.find_device`` names it. It changes numbers by rounding only
+    minutes  time for training: what tells most goes first, and the epoch in which the time is over is the last.
+             ``resume`` goes on; until then "unfinished" lists the runs that were begun
     Raises InputError for bad options, missing data, or an ``out`` that holds another run.
     """
     from dopamine_lib.reproduction.figure1 import figure1
 
     if options.model != "head":
         keep_freed_memory()
+    check_within("minutes", 1.0 if minutes is None else minutes, 0, 1e6, "leave it out for as long as it takes")
     out, began = Path(out), time.perf_counter()
-    runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=LONGEST_FIRST.index)]
+    deadline = math.inf if minutes is None else time.time() + 60 * minutes
+    order = LONGEST_FIRST if minutes is None else TELLING_FIRST
+    runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=order.index)]
     asked = options.record()
     check_out(out, asked, resume)
     if workers is None:  # a larger model keeps every core busy by itself
@@ -123,26 +164,33 @@ def reproduce(
         pool = None
         if workers > 1:  # they load their libraries while this process reads the data
             pool = stack.enter_context(WorkerPool(shared_jobs, workers))
-        experiment = Experiment.load(options, progress=progress)
-        for name in options.settings:  # refuses what would end without a bound, before anything is trained
-            experiment.plan(name)
+        experiment = Experiment.load(options, progress=progress, device=device)
+        # refuses what would end without a bound, before anything is trained
+        plans = {name: experiment.plan(name) for name in options.settings}
         if pool is not None:
-            pool.introduce({"options": asked, "out": str(out)})
+            until = None if minutes is None else deadline
+            pool.introduce({"options": asked, "out": str(out), "device": device, "deadline": until})
         # a file of the same name with other weights is another experiment
         asked["weights_sha256"] = experiment.weights.sha256
         stack.enter_context(writing(out))
         stack.enter_context(claim(out, asked, resume))
-        bar = stack.enter_context(
-            tqdm(total=len(runs) * EPOCHS, desc=f"{len(runs)} runs", unit="epoch", disable=None if progress else True)
-        )
+        total = options.runs * sum(plan.setting.gradients(plan.population) for plan in plans.values())
+        bar = stack.enter_context(Estimate(total, f"{len(runs)} runs", progress))
 
         def do(jobs: list[dict]) -> list:
-            return pool.run(jobs, bar.update) if pool else [do_job(experiment, out, job, bar.update) for job in jobs]
+            if pool:
+                return pool.run(jobs, bar.update)
+            return [do_job(experiment, out, job, bar.update, deadline) for job in jobs]
 
         records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
-        of = {name: [records[name, run] for run in range(options.runs)] for name in options.settings}
-        results = assemble(experiment, asked, of, do)
-        results["seconds"] = round(time.perf_counter() - began, 1)
+        finished, begun = ({name: [] for name in options.settings} for _ in range(2))
+        for (name, _), record in sorted(records.items(), key=lambda item: item[0][1]):
+            if "unfinished" not in record:
+                finished[name].append(record)
+            elif record["history"] or any(record["charged"]):
+                begun[name].append(record)
+        results = assemble(experiment, asked, finished, do, begun=begun)
+        results |= {"device": device_name(experiment.device), "seconds": round(time.perf_counter() - began, 1)}
         write_json(out / "results.json", results)
         with atomic_path(out / "figure1.png") as temporary:
             figure1(results).savefig(temporary, dpi=150)

@@ -152,6 +152,7 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
     results |= {
         "processes": wire.hospitals + 1,
         "server_bytes": {"sent": wire.sent, "received": wire.received},
+        "device": "cpu",
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(out / "results.json", results)
