@@ -103,8 +103,7 @@ def assemble(
     every = {name: sum(own, []) for name, own in charged.items()}
     pairs = [(name, steps) for name, own in every.items() for steps in sorted(set(own))]
     folder = {
-        name: charged.get(name, []) + [record["charged"] for record in begun.get(name, [])]
-        for name in asked["settings"]
+        name: charged.get(name, []) + [record["charged"] for record in begun.get(name, [])] for name in options.settings
     }
     jobs = [
         {"folder": {name: own for name, own in folder.items() if own}},

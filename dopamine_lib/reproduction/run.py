@@ -32,9 +32,10 @@ from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, sa
 from dopamine_lib.pool import WorkerPool, fitting_workers
 from dopamine_lib.reproduction.estimate import Estimate
 
-#: The settings by how long they take, so that workers end at about the same time; and by what they tell, where time
-#: may run out.
-LONGEST_FIRST, TELLING_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C"), ("FSCDP", "C", "CDP", "FPDP", "F")
+#: The settings by how long they take, so that workers end at about the same time.
+LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
+#: The settings by how much they tell, where time may run out.
+TELLING_FIRST = ("FSCDP", "C", "CDP", "FPDP", "F")
 #: Seconds to wait for a run that another process holds: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
 #: Is told how much has been done since it was last called: of one run epochs, of a whole job gradients.
