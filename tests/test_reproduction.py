@@ -273,7 +273,7 @@ def test_validation_patients_are_held_out_for_choices(small):
 def test_a_search_says_that_its_scores_are_exact(monkeypatch, capsys):
     monkeypatch.setattr("dopamine_lib.reproduction.tuning.tune", lambda experiment, name: [(0.5, "a choice")])
     monkeypatch.setattr(
-        Experiment, "load", lambda options: SimpleNamespace(held_out=lambda: SimpleNamespace(options=options))
+        Experiment, "load", lambda options, device: SimpleNamespace(held_out=lambda: SimpleNamespace(options=options))
     )
     assert main(["tune", "--settings", "FSCDP"]) == 0
     said = capsys.readouterr().out
