@@ -140,9 +140,9 @@ class Task:
         if size is None:
             one, _ = self._batch(tensors[0][:1], w)
             kept = self._keeper.try_out(one) if clipped else 0
-            samples, numbers = (CHUNK_SAMPLES, CHUNK_NUMBERS)
+            samples, numbers = CHUNK_SAMPLES, CHUNK_NUMBERS
             if accelerated(w):
-                samples, numbers = (CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU)
+                samples, numbers = CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU
             size = max(1, min(samples, numbers // max(1, one.numel()), KEPT_NUMBERS // max(1, kept)))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
