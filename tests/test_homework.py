@@ -3,8 +3,10 @@
 Every notebook of notebooks/homework is executed with its solutions and as handed out; nbgrader grades both.
 """
 
+import csv
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -184,6 +186,51 @@ def test_damaged_copies_as_the_readme_says(course, copies, tmp_path):
     gap.cells = [cell for cell in gap.cells if not metadata(cell).get("grade")]
     course.api.config.OverwriteCells.add_missing_cells = True
     assert all(score == most for score, most in marks("gap", gap))
+
+
+BROKEN = {
+    "mark": lambda text: b"\xef\xbb\xbf" + text,
+    "merge": lambda text: text.replace(b"\n", b"\n<<<<<<< HEAD\n=======\n>>>>>>> mine\n", 1),
+    "cut": lambda text: text[: len(text) // 2],
+    "killed": lambda text: text.replace(b"raise NotImplementedError()", b"__import__('os').abort()", 1),
+    "renamed": lambda text: text,
+    "stripped": lambda text: text.replace(b'"nbgrader"', b'"lost"'),
+    "blank": lambda text: text,
+    "idle": None,
+}
+
+
+def test_homework_that_could_not_be_graded_is_no_zero_in_the_table(course, copies, tmp_path):
+    """As the README exports it: nbgrader's own table has 0.0 for all of these."""
+    source = SOURCES[0]
+    text = copies[source.stem].read_bytes()
+    course.grade(source, "honest", copies[source.stem])
+    for student, damage in BROKEN.items():
+        if damage is None:
+            with course.api.gradebook as gradebook:
+                gradebook.add_student(student)
+            continue
+        folder = course.folder / "submitted" / student / source.stem
+        folder.mkdir(parents=True)
+        name = f"{source.stem} (1).ipynb" if student == "renamed" else source.name
+        (folder / name).write_bytes(damage(text))
+        assert course.api.autograde(source.stem, student)["success"] == (student in ("blank", "stripped"))
+    command = [sys.executable, "-m", "nbgrader", "export", "--exporter=dopamine_lib.course.grades.Grades"]
+    subprocess.run([*command, "--to", tmp_path / "grades.csv"], cwd=course.folder, check=True, capture_output=True)
+    with open(tmp_path / "grades.csv", newline="", encoding="utf-8") as file:
+        rows = {row["student_id"]: row for row in csv.DictReader(file)}
+    assert {student: row["score"] for student, row in rows.items() if student in (*BROKEN, "honest")} == {
+        **dict.fromkeys(BROKEN, ""),
+        **dict.fromkeys(("honest", "blank", "idle", "stripped"), "0.0"),
+    }
+    notes = {student: row["note"] for student, row in rows.items()}
+    assert notes["honest"] == notes["blank"] == "" and notes["idle"] == "not handed in"
+    for student, said in (
+        *(("mark", "byte-order mark"), ("merge", "merge markers"), ("cut", "is no notebook (")),
+        *(("killed", "the kernel died"), ("renamed", f"but {source.stem} (1).ipynb")),
+    ):
+        assert notes[student].startswith("not graded: ") and said in notes[student]
+    assert re.fullmatch("not final: [0-9]+ cells wait to be graded by hand", notes["stripped"])
 
 
 def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsys):
