@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class Child:
         self._pipe, its = Pipe()
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *words, str(its.fileno())],
+                # -P: a student's random.py beside the notebook is not Python's
+                [sys.executable, "-P", "-m", module, *words, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if quiet else 2,
                 stderr=subprocess.DEVNULL if quiet else 2,
@@ -90,13 +91,21 @@ class Child:
         return self._process.poll() is None
 
     def close(self, patience: float = 0.0) -> None:
-        """End it: after ``patience`` seconds by force. May be called twice."""
+        """End it: after ``patience`` seconds, or at a second interrupt, by force. May be called twice."""
         self._pipe.close()
         try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        finally:
             self._process.kill()
             self._process.wait()
+
+
+def close_all(children: Iterable[Child], patience: float = 0.0) -> None:
+    """Close every child, the last one first, also where an interrupt arrives meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for child in children:
+            stack.callback(child.close, patience)
 
 
 class Parent:
@@ -149,7 +158,13 @@ class WorkerPool:
     """
 
     def __init__(self, work: Callable, count: int):
-        self._children = [Child(__name__, f"{work.__module__}:{work.__qualname__}") for _ in range(count)]
+        self._children = []
+        try:
+            for _ in range(count):
+                self._children.append(Child(__name__, f"{work.__module__}:{work.__qualname__}"))
+        except BaseException:  # an interrupt, or no memory for another process
+            self.close()
+            raise
 
     def introduce(self, message: dict) -> None:
         """Tell every worker what all jobs have in common."""
@@ -186,8 +201,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill the workers: what they must not lose is on disk already."""
-        for child in self._children:
-            child.close()
+        close_all(self._children)
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -198,6 +212,7 @@ class WorkerPool:
 
 def main(work: str, descriptor: str) -> None:
     """One worker of a pool: do one job after another until the parent ends."""
+    sys.path.append("")  # where modules of the user's own lie, behind Python's
     parent = Parent(int(descriptor))
     module, _, name = work.partition(":")
     begin = getattr(importlib.import_module(module), name)

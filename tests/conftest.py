@@ -35,6 +35,17 @@ def _cache_of_the_session():
         yield
 
 
+@pytest.fixture
+def noisy_python(tmp_path, monkeypatch) -> Path:
+    """A folder of modules for every Python that is started from here; it greets, on its standard output."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    greeting = b'Welcome to this Python!\n{"seconds": -1}\n'
+    (folder / "sitecustomize.py").write_text(f"import os; os.write(1, {greeting})")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(REPOSITORY)]))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def check_dataset():
     """A function that asserts what holds for a Dataset of every source."""

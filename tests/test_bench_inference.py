@@ -1,6 +1,8 @@
 """``bench inference``: its rows say what they should, and a target that is missed is said to be."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -21,6 +23,40 @@ def test_a_bound_holds_or_not():
     assert at_most("x", 0.4, "s", 0.4)["holds"] is True
     assert at_most("x", 0.41, "s", 0.4)["holds"] is False
     assert at_most("x", 0.41, "s", None)["target"] is None
+
+
+#: What ``crypten_peer`` needs of CrypTen, in the clear.
+CRYPTEN = """
+import os, types, torch
+class Conv2d(torch.nn.Conv2d):
+    def set_parameter(self, name, value):
+        setattr(self, name, torch.nn.Parameter(value))
+    def encrypt(self, src):
+        return self
+def init():
+    os.write(1, b"a library says hello")
+torch.Tensor.max_pool2d = torch.nn.functional.max_pool2d
+torch.Tensor.get_plain_text = lambda self, dst: print(self)
+nn, cat, cryptensor = types.SimpleNamespace(Conv2d=Conv2d), torch.cat, lambda x, src: x
+"""
+
+
+@pytest.mark.slow
+def test_crypten_may_print_and_its_death_is_heard(noisy_python, tmp_path, monkeypatch):
+    (noisy_python / "crypten.py").write_text(CRYPTEN)
+    monkeypatch.setenv("DOPAMINE_CRYPTEN", str(noisy_python))
+    model, *_ = inference._model_and_image(tmp_path, 32)
+    with inference._Crypten(tmp_path, model, 32) as peer:
+        peer(), peer()
+        assert len(peer.seconds) == 2 and min(peer.seconds) > 0
+        os.kill(peer._parties[1].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="CrypTen process ended"):
+            peer()
+        monkeypatch.setattr(inference, "PATIENCE", 0.5)
+        os.kill(peer._parties[0].pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match=r"silent for 0\.5 s"):
+            peer()
+    assert not any(party.alive for party in peer._parties)
 
 
 @pytest.mark.slow

@@ -352,7 +352,7 @@ def test_identities(tmp_path, refuses, capsys):
             party_number(name)
 
 
-def test_the_scaling_benchmark_measures_fits_and_predicts(tmp_path):
+def test_the_scaling_benchmark_measures_fits_and_predicts(tmp_path, noisy_python):
     from dopamine_lib.benchmarks import scaling
 
     result = scaling.run(tmp_path / "out.json", hospitals=(2,), sizes=(5000,), rounds=1)

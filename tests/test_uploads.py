@@ -261,7 +261,7 @@ def test_the_limit_leaves_room_for_a_camera():
 # decoding in a process of its own
 
 
-def test_what_is_decoded_apart_is_the_same(tmp_path, refuses):
+def test_what_is_decoded_apart_is_the_same(tmp_path, refuses, noisy_python):
     data = encoded(SMOOTH, "JPEG")
     (tmp_path / "eye.jpg").write_bytes(data)
     here = np.asarray(read_upload(data, "eye.jpg"))

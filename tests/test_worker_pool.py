@@ -1,6 +1,7 @@
 """The pool of processes: answers in order, errors in one line, and no worker that outlives its parent."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from dopamine_lib import pool as pool_module
 from dopamine_lib.errors import InputError
-from dopamine_lib.pool import Child, WorkerPool, fitting_workers
+from dopamine_lib.pool import Child, WorkerPool, close_all, fitting_workers
 
 #: Jobs that sleep for a number of seconds, among libraries that print: from Python, and past it, from C.
 SLEEPERS = """
@@ -99,6 +100,80 @@ def test_closing_ends_workers_in_the_middle_of_a_job(sleepers):
         begin = time.monotonic()
         workers.run([60.0, "refuse"])
     assert not any(child.alive for child in children) and time.monotonic() - begin < 30
+
+
+def test_interrupts_while_workers_start_or_end_leave_none_behind(sleepers, monkeypatch):
+    """As in a notebook, where the traceback keeps the pipes open, so that workers do not notice by themselves."""
+    started = []
+
+    class Interrupted(Child):
+        def __init__(self, *words, **more):
+            if started:
+                raise KeyboardInterrupt
+            super().__init__(*words, **more)
+            started.append(self)
+
+    monkeypatch.setattr(pool_module, "Child", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        WorkerPool(sleepers, 2)
+    assert len(started) == 1 and not started[0].alive
+    children = [Child("deaf"), Child("deaf")]
+    monkeypatch.setattr(children[1]._process, "wait", interrupted_once(children[1]._process.wait))
+    with pytest.raises(KeyboardInterrupt):
+        close_all(children)
+    assert not any(child.alive for child in children)
+
+
+def interrupted_once(wait):
+    """``wait`` as the user sees it who presses Ctrl-C once more."""
+    calls = []
+
+    def interrupted(*patience):
+        calls.append(patience)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return wait(*patience)
+
+    return interrupted
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_an_interrupted_cell_leaves_no_worker(sleepers):
+    """In a kernel that goes on, as in JupyterLab, by its button Interrupt."""
+    code = (
+        "from dopamine_lib.pool import WorkerPool; from sleeping import sleepers\n"
+        "with WorkerPool(sleepers, 2) as pool:\n    pool.introduce({'factor': 1})\n"
+        "    pool.run([60.0, 60.0], lambda epochs: print([child.pid for child in pool._children], flush=True))"
+    )
+    jupyter = pytest.importorskip("jupyter_client.manager", reason="needs JupyterLab")
+    manager, client = jupyter.start_new_kernel(kernel_name="python3")
+    try:
+        answer = client.execute(code)
+        while (message := client.get_iopub_msg(timeout=60))["msg_type"] != "stream" or "[" not in str(
+            message["content"]
+        ):
+            pass
+        pids = json.loads(message["content"]["text"].splitlines()[0])
+        manager.interrupt_kernel()
+        while client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] != answer:
+            pass
+        assert len(pids) == 2 and not any(_alive(pid) for pid in pids)
+        assert client.execute("1 + 1", reply=True, timeout=60)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_modules_beside_the_notebook_do_not_stand_in_for_pythons(sleepers, tmp_path, monkeypatch):
+    """A student's queue.py: the kernel has Python's already, a worker would import the other. Own modules are found."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "sleeping.py").rename(tmp_path / "here" / "sleeping.py")
+    for name in ("queue", "random", "copy"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise ImportError('homework 1')")
+    monkeypatch.chdir(tmp_path / "here")
+    with WorkerPool(sleepers, 1) as workers:
+        workers.introduce({"factor": 10})
+        assert workers.run([0.0])[0][0] == 0
 
 
 def test_a_child_that_says_nothing_is_killed_and_one_that_was_closed_hears_nothing(sleepers):

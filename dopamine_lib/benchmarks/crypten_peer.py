@@ -1,4 +1,4 @@
-"""One party of CrypTen 0.4.1, the peer of ``bench inference``: a process that answers ``go`` with its seconds.
+"""One party of CrypTen 0.4.1, the peer of ``bench inference``: a ``pool.Child`` that answers with its seconds.
 
 The kit does not depend on CrypTen: it is installed for the benchmark only, in its own folder,
 
@@ -9,15 +9,16 @@ that torch no longer has, and nothing is converted here, so a stand-in takes the
 from CrypTen's own layers. Party 0 holds the image, party 1 the model, and the correlated randomness comes from
 CrypTen's default, a trusted first party: the faster of its two ways (at 64x64 6.4 s against 9.8 s with a third
 process), so the comparison errs in its favour.
-
-    python -m dopamine_lib.benchmarks.crypten_peer RANK RENDEZVOUS MODEL SIZE
 """
 
+import contextlib
 import os
 import sys
 import time
 import types
 import warnings
+
+from dopamine_lib.pool import Parent
 
 
 def _import_crypten():
@@ -58,8 +59,10 @@ def _forward(crypten, net, convolutions, x):
     return x.mean((2, 3))
 
 
-def main(rank: str, rendezvous: str, model: str, size: str) -> None:
-    """Answer every line on standard input with the seconds of one inference."""
+def main(rank: str, folder: str, rendezvous: str, model: str, size: str, descriptor: str) -> None:
+    """Answer every message of the parent's with the seconds of one inference; ``folder`` is CrypTen's, or empty."""
+    parent = Parent(int(descriptor))
+    sys.path[:0] = [folder] if folder else []
     import torch
 
     from dopamine_lib.models.checkpoints import load_model
@@ -72,15 +75,16 @@ def main(rank: str, rendezvous: str, model: str, size: str) -> None:
     crypten.init()
     net, _ = load_model(model)
     image = torch.rand(1, 3, int(size), int(size), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), contextlib.suppress(EOFError):
         convolutions = {
             layer: _encrypted(crypten, layer) for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)
         }
-        print("ready", flush=True)
-        for _ in sys.stdin:
+        parent.say(seconds=0.0)  # ready
+        while True:
+            parent.hear()
             begin = time.perf_counter()
             _forward(crypten, net, convolutions, crypten.cryptensor(image, src=0)).get_plain_text(dst=0)
-            print(time.perf_counter() - begin, flush=True)
+            parent.say(seconds=time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,21 @@ import contextlib
 import importlib.util
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
+from dopamine_lib.benchmarks import crypten_peer
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
+from dopamine_lib.pool import Child, close_all
 
 #: Times faster than CrypTen, by the image's size.
 CRYPTEN_TARGETS = {64: 30, 224: 100}
 CRYPTEN_PARTIES = 2
+PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
 #: Only Linux shows other processes; elsewhere memory and processor time are left out.
 PROC = Path("/proc/self/smaps_rollup").exists()
 
@@ -132,20 +133,9 @@ class _Crypten:
     """CrypTen's two parties; each call runs one inference and records the slower party's seconds."""
 
     def __init__(self, folder: Path, model: Path, size: int):
-        path = filter(None, [_crypten_folder(), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "dopamine_lib.benchmarks.crypten_peer"]
+        words = [_crypten_folder(), str(folder / "rendezvous"), str(model), str(size)]
         self.seconds: list[float] = []
-        self._parties = [
-            subprocess.Popen(
-                [*command, str(rank), str(folder / "rendezvous"), str(model), str(size)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                text=True,
-            )
-            for rank in range(CRYPTEN_PARTIES)
-        ]
+        self._parties = [Child(crypten_peer.__name__, str(rank), *words) for rank in range(CRYPTEN_PARTIES)]
 
     def __enter__(self):
         self._hear()
@@ -153,22 +143,14 @@ class _Crypten:
 
     def __call__(self) -> None:
         for party in self._parties:
-            party.stdin.write("go\n")
-            party.stdin.flush()
-        self.seconds.append(max(map(float, self._hear())))
+            party.say({})
+        self.seconds.append(max(self._hear()))
 
-    def _hear(self) -> list[str]:
-        lines = [party.stdout.readline() for party in self._parties]
-        if not all(lines):
-            raise RuntimeError("a CrypTen process ended; its message is above")
-        return lines
+    def _hear(self) -> list[float]:
+        try:
+            return [party.hear(PATIENCE)["seconds"] for party in self._parties]
+        except EOFError:
+            raise RuntimeError(f"a CrypTen process ended, or was silent for {PATIENCE:g} s; see above") from None
 
     def __exit__(self, *error):
-        for party in self._parties:
-            party.stdin.close()
-            party.stdout.close()
-            try:
-                party.wait(10)
-            except subprocess.TimeoutExpired:
-                party.kill()
-                party.wait()
+        close_all(self._parties)

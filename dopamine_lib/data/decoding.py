@@ -40,7 +40,7 @@ def open_apart(source: str | Path | BinaryIO, name: str = "") -> Image.Image:
             file = subprocess.PIPE if held else stack.enter_context(_opened(source, name))
             home, path = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
             child = subprocess.Popen(
-                [sys.executable, "-m", __name__, *map(str, (writes, MEMORY, SECONDS))],
+                [sys.executable, "-P", "-m", __name__, *map(str, (writes, MEMORY, SECONDS))],  # -P: see ``pool.Child``
                 stdin=file,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -60,6 +60,7 @@ def open_apart(source: str | Path | BinaryIO, name: str = "") -> Image.Image:
     finally:
         if timer is not None:
             timer.cancel()
+            child.kill()  # an interrupt leaves none behind
         os.close(reads)
     if kind == b"picture" and len(rest) == 3 * int(size[0]) * int(size[1]):
         return Image.frombytes("RGB", (int(size[0]), int(size[1])), rest)

@@ -26,7 +26,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.inference.workers import tls
-from dopamine_lib.pool import Child, Parent
+from dopamine_lib.pool import Child, Parent, close_all
 
 ROLES = ("crypto-provider", "provider", "patient")
 LOOPBACK = ("127.0.0.1", 0)
@@ -99,8 +99,7 @@ class Workers:
 
     def close(self) -> None:
         """End the three processes; may be called twice."""
-        for child in reversed(self._children.values()):  # the patient first: it ends its session
-            child.close(END_TIMEOUT)
+        close_all(self._children.values(), END_TIMEOUT)  # the patient first: it ends its session
         self._children.clear()
 
     def __enter__(self) -> "Workers":
