@@ -144,7 +144,7 @@ def check_nbgrader(words: list[str]) -> None:
     apps = pytest.importorskip("nbgrader.apps")
     app = apps.NbGraderApp.subcommands[words[0]][0]
     for word in words[1:]:
-        if "=" in word and "." not in word:
+        if "=" in word and "." not in word.split("=")[0]:
             assert word.split("=")[0].lstrip("-") in app().aliases, word
         elif "=" in word:
             owner, trait = word.split("=")[0].lstrip("-").split(".")
