@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status, 0, or 2 after an error."""
     safe_output()
     parser = argparse.ArgumentParser(description="Fetch a data set into a folder where the kit finds it.")
-    parser.add_argument("name", choices=[source for source in SOURCES if source != "synthetic"])
+    parser.add_argument("name", choices=[source for source in SOURCES if source not in ("synthetic", "heart")])
     parser.add_argument("--out", type=Path, default=Path("data"), help="parent folder (default: data)")
     options = parser.parse_args(arguments)
     folder = options.out / options.name

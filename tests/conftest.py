@@ -52,7 +52,8 @@ def check_dataset():
 
     def check(data):
         n = len(data)
-        assert data.images.dtype == np.uint8 and data.images.shape == (n, data.size, data.size, 3)
+        rows, pixels = (np.float32, (n, len(data.inputs))), (np.uint8, (n, data.size, data.size, 3))
+        assert (data.images.dtype, data.images.shape) == (rows if data.inputs else pixels)
         assert data.labels.dtype == np.int64 and data.person.dtype == np.int64 and len(data.person) == n
         assert 0 <= data.labels.min() and data.labels.max() < len(data.grades)
         assert np.array_equal(np.sort(np.concatenate([data.train, data.test])), np.arange(n))

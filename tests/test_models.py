@@ -135,9 +135,9 @@ def test_initial_weights_follow_the_seed_and_leave_torchs_alone(model):
 @pytest.mark.parametrize("model", networks.MODELS)
 def test_the_parameters_of_a_model_are_counted_without_drawing_any(model, refuses):
     before = torch.random.get_rng_state()
-    counted = networks.parameter_count(model, 7)
+    counted = networks.parameter_count(model, 7, inputs=29)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert counted == sum(p.numel() for p in build(model, 7, load_weights("random"), 0).parameters())
+    assert counted == sum(p.numel() for p in build(model, 7, load_weights("random"), 0, inputs=29).parameters())
     with refuses("model 'vgg'", "squeezenet"):
         networks.parameter_count("vgg", 7)
 

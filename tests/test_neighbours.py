@@ -20,7 +20,7 @@ from held_noise import hold, shorten
 from PIL import Image
 
 from dopamine_lib.__main__ import main
-from dopamine_lib.data import aptos, dataset, hospitals, load
+from dopamine_lib.data import HEART, aptos, dataset, hospitals, load, table
 from dopamine_lib.data.aptos import load_aptos
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.federation import hospital
@@ -67,7 +67,32 @@ def folders(tmp_path_factory):
     others["many"] = {name: own for name, own in others["a second image"].items() if name not in gone}
     for name, own in others.items():
         write_folder(top / name / "data" / "aptos", own)
+    write_tables(top)
     return top
+
+
+def write_tables(top):
+    """In each of the working directories the heart-disease patients, as they are or with other training patients."""
+    header, *rows = HEART.read_text().splitlines()
+    mine = load("heart").train
+    # a row of another patient who trains as well; nobody of the declared range has such an age or pressure
+    other = next(row for i in range(99) if trains_too(row := f"Budapest,95,1,2,{250 + i},132,0,2,185,0,0,,,,1", top))
+    fewer = [row for i, row in enumerate(rows) if i != mine[3]]
+    many = [row for i, row in enumerate(rows) if i not in mine[5:200]] + [other, rows[mine[300]]]
+    for name, own in {"one": rows, "one fewer": fewer, "many": many}.items():
+        (top / name / "heart").mkdir()
+        (top / name / "heart" / "heart.csv").write_text("\n".join([header, *own]) + "\n")
+        shutil.copy(HEART.with_suffix(".toml"), top / name / "heart")
+
+
+def trains_too(row, top):
+    """Whether the patient of a row is a training patient."""
+    folder = top / "look"
+    folder.mkdir(exist_ok=True)
+    (folder / "heart.csv").write_text(HEART.read_text() + row + "\n")
+    shutil.copy(HEART.with_suffix(".toml"), folder)
+    data = load("heart", folder)
+    return 920 in data.train and 920 not in data.validation
 
 
 def trains(seed, top):
@@ -173,6 +198,20 @@ def test_with_every_model_noise_and_aggregation(released, options):
     assert difference(released("one", *DECLARED, *options), released("many", *DECLARED, *options)) == []
 
 
+HEART_OPTIONS = ("--data", "heart", "--data-dir", "heart")
+
+
+@pytest.mark.parametrize(
+    "which, terms",
+    [("one fewer", ()), ("many", ()), ("many", ("--split", "skewed")), ("many", ("--model", "mlp"))],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_patients_in_a_table(released, which, terms):
+    one, other = (released(name, *HEART_OPTIONS, *terms) for name in ("one", which))
+    assert difference(one, other) == []
+    assert b"n = 613" in one["out/report.md"] and {"out/figure1.png", "out/FPDP-0.safetensors"} <= one.keys()
+
+
 @pytest.mark.slow
 def test_between_processes(folders, tmp_path):
     """Over MPI as well: results, models, and every rank's messages, or their lengths where nobody can read them."""
@@ -249,6 +288,31 @@ def checksum_of_all(patch):
     """A checksum over all images."""
     real = aptos.content_checksum
     patch.setattr(aptos, "content_checksum", lambda images, labels, test: real(images, labels, np.arange(len(labels))))
+
+
+def range_of_the_data(patch):
+    """A table's ranges read off its rows."""
+    encoded = table._encoded
+
+    def as_found(name, told, values):
+        numbers = [value for value in values if value is not None]
+        return encoded(name, told | {"range": [min(numbers), max(numbers)]} if "range" in told else told, values)
+
+    patch.setattr(table, "_encoded", as_found)
+
+
+def checksum_of_all_rows(patch):
+    """A checksum over all rows of a table."""
+    real = table.content_checksum
+    patch.setattr(table, "content_checksum", lambda images, labels, test: real(images, labels, np.arange(len(labels))))
+
+
+@pytest.mark.parametrize("fault", [range_of_the_data, checksum_of_all_rows])
+def test_each_fault_of_a_table_is_seen(released, fault):
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        one, other = (released(which, *HEART_OPTIONS, "--settings", "FSCDP", again=True) for which in ("one", "many"))
+        assert "out/report.md" in difference(one, other)
 
 
 def split_by_rank(patch):

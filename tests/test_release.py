@@ -86,7 +86,8 @@ def test_the_table_says_what_the_folder_spends_and_the_worst_hospital_before_the
     spread = {"mean": 0.7, "std": 0.0}
     results = {"data": "synthetic", "model": "head", "weights": "embedded", "delta": 1e-4, "settings": {}}
     for name in ("F", "FPDP"):
-        results["settings"][name] = {"test_accuracy": spread, "quadratic_kappa": spread, "epsilon": None}
+        scores = dict.fromkeys(("test_accuracy", "balanced_accuracy", "quadratic_kappa"), spread)
+        results["settings"][name] = scores | {"epsilon": None}
     results["settings"]["FPDP"] |= {
         "epsilon": {"rdp_classic": 19.05, "rdp": 17.82, "prv": 16.45},
         "epsilon_worst": {"rdp_classic": 20.79, "rdp": 19.5, "prv": 18.0},

@@ -1,22 +1,27 @@
-"""Data: every source of images behind one interface, loaded by name.
+"""Data: every source of patients behind one interface, loaded by name.
 
 Entering this room loads NumPy only; a source brings its own libraries when it is asked for.
 """
 
 from pathlib import Path
 
-from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.data.dataset import NO_NUMBERS, Dataset
+from dopamine_lib.data.table import PERSONS, load_table
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import MARKERS
 
-SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10")
-_NO_NUMBERS = "no patient numbers are published, so every image counts as one patient's"
+SOURCES = ("synthetic", "retinamnist", "aptos", "mnist", "fashion-mnist", "cifar10", "heart")
+#: The sources that are tables; all others are images.
+TABLES = ("heart",)
 #: Who is one patient in each source: what a bound per patient rests on.
-PATIENTS = {name: _NO_NUMBERS for name in SOURCES} | {
+PATIENTS = {name: NO_NUMBERS for name in SOURCES} | {
     "synthetic": "everybody has one image",
     "aptos": "pixel-identical images are one patient's; no patient numbers are published, so two eyes of one patient "
     "count as two patients",
+    "heart": PERSONS,
 }
+#: The UCI heart-disease patients, who come with the kit; their data sheet lies beside.
+HEART = Path(__file__).parent / "heart_disease" / "heart.csv"
 #: Side of an image in pixels; SqueezeNet's pooling leaves no pixel of a smaller one.
 MIN_SIZE, MAX_SIZE = 16, 1024
 
@@ -24,7 +29,8 @@ MIN_SIZE, MAX_SIZE = 16, 1024
 def load(name: str, data_dir: str | Path | None = None, *, size: int | None = None, seed: int = 0) -> Dataset:
     """Load the source called ``name`` (one of ``SOURCES``) with images of ``size`` by ``size`` pixels.
 
-    data_dir  the folder of its files, by default ``data/NAME`` or ``data`` in the working directory
+    data_dir  the folder of its files, by default ``data/NAME`` or ``data`` in the working directory; of "heart" the
+              package's own
     size      by default the source's own (synthetic: 64)
     seed      decides the split, and for "synthetic" the images too
     Raises InputError for an unknown name, a size out of bounds, and bad data.
@@ -37,6 +43,8 @@ def load(name: str, data_dir: str | Path | None = None, *, size: int | None = No
         from dopamine_lib.data.synthetic import load_synthetic
 
         return load_synthetic(size=size or 64, seed=seed)
+    if name == "heart":
+        return load_table(HEART if data_dir is None else Path(data_dir) / HEART.name, name=name, seed=seed)
     data_dir = _find(name) if data_dir is None else Path(data_dir)
     chosen = {} if size is None else {"size": size}
     if name == "retinamnist":

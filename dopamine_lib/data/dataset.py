@@ -1,6 +1,7 @@
-"""One interface for every source of images, and the split into training, validation and test patients."""
+"""One interface for every source of patients, and the split into training, validation and test patients."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,10 @@ GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
 
 #: The share of the training patients that validates choices.
 VALIDATION_FRACTION = 0.1
+#: Who is one patient where nothing is known of it.
+NO_NUMBERS = "no patient numbers are published, so every image counts as one patient's"
+#: What a column "split" may say, by part.
+PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Datasheet:
     checksum     of what is public, or of the test images alone: nothing in it depends on a training patient
     patients     training patients as the source publishes them; None where it publishes no number
     proportions  published shares of the values of "grade" and of attributes, by name
+    persons      who is one patient: what a bound per patient rests on
+    sites        the hospitals that the data names, in order; none where it names none
     """
 
     source: str
@@ -34,19 +41,22 @@ class Datasheet:
     notes: tuple[str, ...] = ()
     patients: int | None = None
     proportions: dict[str, dict[str, float]] = field(default_factory=dict)
+    persons: str = NO_NUMBERS
+    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, split by patient.
+    """Patients' images, or rows of a table, with labels, split by patient.
 
-    images       uint8 (N, H, W, 3), possibly memory-mapped
-    labels       int64 (N,), index into ``grades``
+    images       uint8 (N, H, W, 3), possibly memory-mapped; or float32 (N, p), a table's rows, of norm 1 at most
+    labels       int64 (N,), index into ``grades``, the names of the classes
     person       int64 (N,), shared by the images of one person (pixel-identical files). A person's number depends on
                  nobody else: it decides the person's part and hospital
     train, test  int64 indices into the images; no person is in both
     validation   a part of ``train``: the server's small set D_G of section 3, which decides hyperparameters
-    attributes   str arrays (N,) by name, what else is known of each image: age band, camera, eye, …
+    attributes   str arrays (N,) by name, what else is known of each image: age band, camera, eye, "site" (hospital), …
+    inputs       names of a table's p columns; none of images
     """
 
     name: str
@@ -59,13 +69,14 @@ class Dataset:
     test: np.ndarray
     sheet: Datasheet
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def size(self) -> int:
-        """Height and width of an image in pixels."""
+        """Height and width of an image in pixels; of a table the numbers in a row."""
         return self.images.shape[1]
 
     @property
@@ -142,8 +153,57 @@ def split_by_person(
     return train, validation, test
 
 
+def own_number(identity: str | bytes) -> int:
+    """A person's number, a hash of what identifies it: 60 bits, so positive, and no two meet by chance.
+
+    >>> own_number("Cleveland 1") == own_number(b"Cleveland 1")
+    True
+    """
+    identity = identity.encode() if isinstance(identity, str) else identity
+    return int(hashlib.sha256(identity).hexdigest()[:15], 16)
+
+
+def split_or_obey(
+    person: np.ndarray, parts: Sequence[tuple[str, str]] | None, *, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``split_by_person``, or the split that the data give: for each image, where that stands and what it says.
+
+    parts  None where the data give none; else for each image the words that name its place in a file, and one of
+           ``PARTS``. Without validation patients a tenth of the training patients, drawn by hash, are
+    Raises InputError for another part, and for a person in two parts.
+
+    >>> said = [("", "test"), ("", "train"), ("", "val"), ("", "train")]
+    >>> [part.tolist() for part in split_or_obey(np.arange(4), said, test_fraction=0.2, seed=0)]
+    [[1, 2, 3], [2], [0]]
+    """
+    if parts is None:
+        return split_by_person(person, test_fraction=test_fraction, seed=seed)
+    named = {word: part for part, words in PARTS.items() for word in words}
+    found, said = [], {}
+    for own, (where, word) in zip(person.tolist(), parts, strict=True):
+        part = named.get(word.lower())
+        if part is None:
+            raise InputError(f"{where} {word!r} is no part; write {', '.join(PARTS)}")
+        if said.setdefault(own, part) != part:
+            raise InputError(
+                f"{where} is {part}, but another row of the same person is {said[own]}; put all in one part"
+            )
+        found.append(part)
+    found = np.array(found)
+    train, validation, test = (np.flatnonzero(found == part) for part in PARTS)
+    if not len(validation) and len(train):
+        validation = train[place(person[train], "validation", seed) < VALIDATION_FRACTION]
+        fit = np.setdiff1d(train, validation)
+    else:
+        fit, train = train, np.union1d(train, validation)
+    for part, own in (("training", fit), ("validation", validation), ("test", test)):
+        if not len(own):
+            raise InputError(f"{len(person)} rows, but none of them for {part}; name some in the column of parts")
+    return train, validation, test
+
+
 def content_checksum(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> str:
-    """SHA-256 of the images uint8 (N, H, W, 3) and labels (N,) at ``index``, for a data sheet."""
+    """SHA-256 of the images (N, …) and labels (N,) at ``index``, for a data sheet."""
     found = hashlib.sha256(labels[index].astype("<i8"))
     for i in index:
         found.update(np.ascontiguousarray(images[i]))

@@ -1,4 +1,4 @@
-"""The division of training patients among hospitals: equal, unequal, or skewed in grades or image quality.
+"""The division of training patients among hospitals: as they are, equal, unequal, or skewed in grades or quality.
 
 All images of one person are in one hospital, which depends on that person and the public seed alone: a patient more or
 less moves nobody else. So a hospital's number of patients is as private as its patients. What is public, and what the
@@ -10,7 +10,9 @@ import numpy as np
 from dopamine_lib.data.dataset import Dataset, place
 from dopamine_lib.errors import InputError
 
-SPLITS = ("iid", "unequal", "skewed", "quality")
+SPLITS = ("iid", "unequal", "skewed", "quality", "site")
+#: What a split deals by, as data sheets call it.
+DEALT_BY = {"skewed": "grade", "quality": "camera", "site": "site"}
 #: Dirichlet concentration of the skewed splits: at 0.5 two or three hospitals get most of a grade (or camera).
 CONCENTRATION = 0.5
 
@@ -23,6 +25,7 @@ def split_hospitals(dataset: Dataset, hospitals: int = 10, *, split: str = "iid"
            ``skewed``   each grade dealt by Dirichlet weights
            ``quality``  each camera dealt by Dirichlet weights, or where no camera is known, each half octave of
                         sharpness
+           ``site``     the hospitals that the data names, as they are
     The shares hold on average: sizes have a binomial spread, and a small hospital may be empty. It then sends noise
     like any other.
 
@@ -33,7 +36,7 @@ def split_hospitals(dataset: Dataset, hospitals: int = 10, *, split: str = "iid"
     [26, 21, 15, 15]
     [38, 17, 13, 9]
 
-    Raises InputError for an unknown split, and for more hospitals than declared patients.
+    Raises InputError for an unknown split or one that the data cannot have, and for a wrong number of hospitals.
     """
     weights = _Weights(dataset, hospitals, split, seed)
     kinds, kind_of = np.unique(_kinds(dataset, split), return_inverse=True)
@@ -79,8 +82,15 @@ class _Weights:
         patients = dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
         if not 1 <= hospitals <= patients:
             raise InputError(f"{hospitals} hospitals for {patients} training patients; choose 1 to {patients}")
-        self.hospitals, self.split, self.seed = hospitals, split, seed
-        self.proportions = dataset.sheet.proportions.get({"skewed": "grade", "quality": "camera"}.get(split), {})
+        if split == "site" and hospitals != len(dataset.sheet.sites):
+            raise InputError(
+                f"{hospitals} hospitals, but {dataset.name} names {len(dataset.sheet.sites)}; give "
+                + (f"--hospitals {len(dataset.sheet.sites)}" if dataset.sheet.sites else "another --split, such as iid")
+            )
+        if split == "quality" and dataset.inputs and "camera" not in dataset.attributes:
+            raise InputError(f"split 'quality' is for pictures, but {dataset.name} is a table; give another --split")
+        self.hospitals, self.split, self.seed, self.sites = hospitals, split, seed, dataset.sheet.sites
+        self.proportions = dataset.sheet.proportions.get(DEALT_BY.get(split), {})
 
     def of(self, kind: str) -> np.ndarray:
         """Shares (K,) of the patients of one kind."""
@@ -89,6 +99,8 @@ class _Weights:
         if self.split == "unequal":
             shares = 1 / np.arange(1, self.hospitals + 1)
             return shares / shares.sum()
+        if self.split == "site":
+            return np.array([kind == site for site in self.sites], dtype=float)
         # a stream for each kind: whether another occurs changes nothing
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), *kind.encode()])
         return rng.dirichlet(np.full(self.hospitals, CONCENTRATION))
@@ -106,8 +118,8 @@ def _kinds(dataset: Dataset, split: str) -> np.ndarray:
     """What a training image's hospital depends on beside chance, as text (n,), the same for all images of a person."""
     if split == "skewed":
         own = np.array(dataset.grades)[dataset.labels[dataset.train]]
-    elif split == "quality" and "camera" in dataset.attributes:
-        own = dataset.attributes["camera"][dataset.train]
+    elif split == "site" or split == "quality" and "camera" in dataset.attributes:
+        own = dataset.attributes[DEALT_BY[split]][dataset.train]
     elif split == "quality":
         own = np.array([_half_octave(dataset.images[i]) for i in dataset.train])
     else:

@@ -19,6 +19,8 @@ SCORES = (*METRICS, "recall_per_grade")
 LEAST = 30
 #: Equal bins of confidence for the calibration error.
 BINS = 10
+#: What would be worth knowing of patients, for gaps between them.
+WANTED = ("sex", "ethnicity", "place")
 QUARTERS = ("blurred", "rather blurred", "rather sharp", "sharp")
 
 
@@ -91,7 +93,9 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -
 
 
 def subgroups(dataset: Dataset, index: np.ndarray, *, least: int = LEAST) -> dict[str, dict[str, np.ndarray]]:
-    """Groups of the images at ``index``, as masks (len(index),): by attributes, pairs of them, grade and sharpness.
+    """Groups of the images at ``index``, as masks (len(index),): by attributes, pairs of them, grade, sharpness.
+
+    A table's rows have no sharpness.
 
     Groups below ``least`` images are left out, and so are divisions with fewer than two groups. Raises InputError for
     a ``least`` below 2.
@@ -105,9 +109,10 @@ def subgroups(dataset: Dataset, index: np.ndarray, *, least: int = LEAST) -> dic
             f"{a}, {b}": mask & divisions[other][b] for a, mask in divisions[one].items() for b in divisions[other]
         }
     divisions["grade"] = {name: labels == g for g, name in enumerate(dataset.grades)}
-    sharp = sharpness(dataset.images, index)
-    quarter = np.searchsorted(np.quantile(sharp, [0.25, 0.5, 0.75]), sharp)
-    divisions["sharpness"] = {name: quarter == q for q, name in enumerate(QUARTERS)}
+    if not dataset.inputs:
+        sharp = sharpness(dataset.images, index)
+        quarter = np.searchsorted(np.quantile(sharp, [0.25, 0.5, 0.75]), sharp)
+        divisions["sharpness"] = {name: quarter == q for q, name in enumerate(QUARTERS)}
     kept = {
         by: {name: mask for name, mask in groups.items() if mask.sum() >= least} for by, groups in divisions.items()
     }
@@ -126,8 +131,10 @@ def sharpness(images: np.ndarray, index: np.ndarray) -> np.ndarray:
 def cannot_say(dataset: Dataset) -> str:
     """Which subgroups a data set cannot support, in one sentence."""
     if dataset.attributes:
+        place = {"place"} if "site" in dataset.attributes else set()
+        unknown = [what for what in WANTED if what not in dataset.attributes.keys() | place]
         return (
-            f"{dataset.name}: {', '.join(dataset.attributes)} are recorded; sex, ethnicity, place and other illnesses "
+            f"{dataset.name}: {', '.join(dataset.attributes)} are recorded; {', '.join(unknown)} and other illnesses "
             "are not, so nothing is known of gaps between them."
         )
     return (

@@ -19,20 +19,24 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of every training command: data, model, weights, hospitals, delta."""
     # choices are checked by Options, which names them: the parser stays quick and loads no torch
     command.add_argument(
-        "--data", default="synthetic", help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10"
+        "--data",
+        default="synthetic",
+        help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10, heart",
     )
     command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
-    command.add_argument("--model", default="head", metavar="NAME", help="head (default), cnn, squeezenet")
+    command.add_argument(
+        "--model", metavar="NAME", help="head (default), cnn, squeezenet; for tables linear (default), mlp"
+    )
     command.add_argument("--weights", metavar="FILE", help="a .npz, .pth or .safetensors file, 'imagenet' or 'random'")
     command.add_argument(
         "--seed", type=int, metavar="N", help="repeatable, for teaching (default: the operating system's randomness)"
     )
-    command.add_argument("--hospitals", type=int, default=10, metavar="K", help="how many; 10 in the paper")
+    command.add_argument("--hospitals", type=int, metavar="K", help="how many; 10 in the paper (default)")
     command.add_argument(
         "--patients", type=int, metavar="N", help="training patients, declared to everybody (default: as published)"
     )
-    command.add_argument("--split", default="iid", metavar="NAME", help="iid (default), unequal, skewed, quality")
+    command.add_argument("--split", metavar="NAME", help="iid (default), unequal, skewed, quality, site: as named")
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
     command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")
 

@@ -17,6 +17,7 @@ from dopamine_lib import data
 from dopamine_lib.data.dataset import VALIDATION_FRACTION, Dataset
 from dopamine_lib.data.hospitals import declared_sizes, hospital_shares, split_hospitals
 from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation
 from dopamine_lib.federation.hospital import Hospital
 from dopamine_lib.federation.options import Options, make_plan
@@ -34,6 +35,7 @@ from dopamine_lib.models.networks import (
     resident_inputs,
     to_input,
 )
+from dopamine_lib.models.tables import TABLE_MODELS
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
@@ -43,7 +45,7 @@ from dopamine_lib.privacy.randomness import Randomness
 class Experiment:
     """What the options name, ready to train any of the settings; ``replace`` makes a variation of it.
 
-    features  float32 (N, p) for the model "head", else None
+    features  float32 (N, p) for the models "head" and "linear", else None
     sizes     declared training patients of each hospital: public, and what everything is divided by
     patients  the true ones' indices, one array per hospital; None for a hospital in another process
     train, test  indices of the images that are trained on and of those that are scored
@@ -76,6 +78,13 @@ class Experiment:
         """
         place = find_device(device)
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
+        if bool(dataset.inputs) != (options.model in TABLE_MODELS):
+            kind, fitting = ("a table", TABLE_MODELS) if dataset.inputs else ("images", ("head", "cnn", "squeezenet"))
+            raise InputError(
+                f"model '{options.model}' does not take {kind}, as {dataset.name} is: {' or '.join(fitting)}"
+            )
+        if options.hospitals is None:
+            options = replace(options, hospitals=len(dataset.sheet.sites))
         terms = {"split": options.split, "seed": options.public_seed}
         patients = split_hospitals(dataset, options.hospitals, **terms)
         declared = options.patients or dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
@@ -85,11 +94,13 @@ class Experiment:
         if party is not None:
             dataset = dataset.rows(dataset.test if party == SERVER else patients[party])
             patients = [dataset.train if k == party else None for k in range(len(sizes))]
-        weights = load_weights("random" if options.model == "cnn" else options.weights)
+        weights = load_weights("random" if options.model in ("cnn", *TABLE_MODELS) else options.weights)
         features = None
         if options.model == "head":
             terms = {"seed": options.public_seed, "progress": progress, "device": place}
             features = extract_features(weights, dataset.images, **terms)
+        elif options.model == "linear":
+            features = torch.from_numpy(np.array(dataset.images))
         rest = (sizes, tuple(patients), dataset.train, dataset.test, split_hash, place)
         return cls(options, dataset, weights, features, *rest)
 
@@ -122,17 +133,22 @@ class Experiment:
     def plan(self, name: str) -> Plan:
         """The plan of a setting, made once."""
         if name not in self._plans:
-            d = parameter_count(self.options.model, len(self.dataset.grades))
+            d = parameter_count(self.options.model, len(self.dataset.grades), len(self.dataset.inputs))
             # a plan that is not federated has all training patients as one
             self._plans[name] = make_plan(self.options, name, self.sizes, d)
         return self._plans[name]
 
     def task(self, run: int = 0) -> Task:
         """The model with this run's initial weights, and its images."""
-        net = build(self.options.model, len(self.dataset.grades), self.weights, self.options.public_seed + run)
+        classes, seed = len(self.dataset.grades), self.options.public_seed + run
+        net = build(self.options.model, classes, self.weights, seed, len(self.dataset.inputs))
         images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
         if self.features is not None:
             return self._of_persons(HeadTask(net, self.features, self.labels))
+        if self.dataset.inputs:
+            task = self._of_persons(Task(net, lambda index: torch.from_numpy(images[index.numpy()]), self.labels))
+            task.threads = 1
+            return task
         if self.device.type == "cpu":
             return self._of_persons(Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels))
         return self._of_persons(Task(net.to(self.device), self._resident, self.labels))
@@ -183,7 +199,9 @@ class Experiment:
         """What a model file says about itself."""
         return {
             "architecture": self.options.model,
-            "preprocessing": {"size": self.dataset.size, "mean": self.weights.mean, "std": self.weights.std},
+            "preprocessing": {"inputs": self.dataset.inputs}
+            if self.dataset.inputs
+            else {"size": self.dataset.size, "mean": self.weights.mean, "std": self.weights.std},
             "grades": self.dataset.grades,
             "data": self.options.data,
             "weights": self.weights.source,

@@ -19,6 +19,9 @@ NOISES = ("float", "integer")
 class Options:
     """What ``reproduce`` is asked for; the fields are the command line's.
 
+    model    None for "head", or for a table "linear"
+    hospitals  None for 10, or with split "site" for as many as the data names
+    split    None for "iid", or for "heart" the four hospitals that it names: "site"
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
@@ -31,13 +34,13 @@ class Options:
     data: str = "synthetic"
     data_dir: str | None = None
     size: int | None = None
-    model: str = "head"
+    model: str | None = None
     weights: str | None = None
     settings: tuple[str, ...] = tuple(SETTINGS)
     runs: int = 5
     seed: int | None = None
-    hospitals: int = 10
-    split: str = "iid"
+    hospitals: int | None = None
+    split: str | None = None
     epsilon: float | None = None
     delta: float = DELTA
     accountant: str = "prv"
@@ -50,6 +53,10 @@ class Options:
     def __post_init__(self):
         for name in self.settings:
             setting(name)
+        table = self.data in data.TABLES
+        self._default("model", "linear" if table else "head")
+        self._default("split", "site" if self.data == "heart" else "iid")
+        self._default("hospitals", None if self.split == "site" else 10)
         for value, known, what in (
             (self.data, data.SOURCES, "data"),
             (self.model, MODELS, "model"),
@@ -64,23 +71,30 @@ class Options:
             raise InputError(f"no setting was named; choose from {', '.join(SETTINGS)}")
         if not 1 <= self.runs <= 1000:
             raise InputError(f"runs is {self.runs}, but must lie in [1, 1000]: 5 is the paper's")
-        if not 2 <= self.hospitals <= 1000:
+        if self.hospitals is not None and not 2 <= self.hospitals <= 1000:
             raise InputError(f"hospitals is {self.hospitals}, but must lie in [2, 1000]: 10 is the paper's")
         if self.epsilon is not None:
             check_epsilon(self.epsilon)
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed is {self.seed}, but must not be negative; leave it out for real randomness")
-        if self.least is not None and not 2 <= self.least <= self.hospitals:
-            raise InputError(f"least is {self.least}, but must lie in [2, {self.hospitals}], the number of hospitals")
-        if self.patients is not None and not self.hospitals <= self.patients <= 10**9:
+        if self.least is not None and not 2 <= self.least <= (self.hospitals or 1000):
             raise InputError(
-                f"patients is {self.patients}, but must lie in [{self.hospitals}, 1e9]: every hospital has one"
+                f"least is {self.least}, but must lie in [2, {self.hospitals or 1000}], the number of hospitals"
+            )
+        if self.patients is not None and not (self.hospitals or 2) <= self.patients <= 10**9:
+            raise InputError(
+                f"patients is {self.patients}, but must lie in [{self.hospitals or 2}, 1e9]: every hospital has one"
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, but must lie in [0, 1): it is a probability")
         if self.noise == "integer" and self.epsilon is not None:
             raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
         check_delta(self.delta)
+
+    def _default(self, name: str, value: object) -> None:
+        """Give an option that was left out its value."""
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
 
     def record(self) -> dict:
         """As plain data, for ``options.json`` and ``results.json``."""

@@ -7,6 +7,8 @@ from importlib.resources import files
 
 import numpy as np
 
+from dopamine_lib.data import PATIENTS
+from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.settings import EPOCHS
@@ -26,7 +28,10 @@ def epoch_record(experiment: Experiment, training: Training) -> dict:
 
 
 def run_record(experiment: Experiment, training: Training) -> dict:
-    """What is kept of a finished run: its scores on the test images, its history and what was charged."""
+    """What is kept of a finished run: its scores on the test images, its history and what was charged.
+
+    Balanced accuracy is the mean recall of the classes that the test images have.
+    """
     from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
 
     truth, predicted = experiment.dataset.labels[experiment.test], experiment.predictions(training)
@@ -34,6 +39,7 @@ def run_record(experiment: Experiment, training: Training) -> dict:
     recall = recall_score(truth, predicted, labels=grades, average=None, zero_division=0)
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall[np.unique(truth)].mean()),
         "quadratic_kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=grades)),
         "recall_per_grade": recall.tolist(),
         "charged": [ledger.charged for ledger in training.ledgers],
@@ -55,6 +61,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         counted=experiment.counted,
         seeded=options.seed is not None,
         data=options.data,
+        persons=experiment.dataset.sheet.persons,
         model=options.model,
         aggregation=options.aggregation,
         apart=apart,
@@ -120,6 +127,9 @@ def assemble(
         "weights": experiment.weights.source,
         "weights_sha256": experiment.weights.sha256,
         "delta": options.delta,
+        "grades": list(experiment.dataset.grades),
+        "inputs": len(experiment.dataset.inputs),
+        "persons": PATIENTS.get(options.data, experiment.dataset.sheet.persons),
         "patients": {"train": sum(experiment.sizes), "test": len(experiment.test), "counted": experiment.counted},
         "hospitals": list(experiment.sizes),
         "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",
@@ -163,6 +173,7 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
         "sample_rate": declared.sample_rate,
         "steps": declared.steps,
         "test_accuracy": _spread(record["accuracy"] for record in records),
+        "balanced_accuracy": _spread(record["balanced_accuracy"] for record in records),
         "quadratic_kappa": _spread(record["quadratic_kappa"] for record in records),
         "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
         "choice": plan.choice.record(),
@@ -198,27 +209,33 @@ def paper_figure1() -> dict[str, np.ndarray]:
     return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 
 
+def on_the_papers_task(results: dict) -> bool:
+    """Whether the results are of the five grades of diabetic retinopathy, so that Figure 1 may stand beside them."""
+    return tuple(results.get("grades", GRADES)) == GRADES
+
+
 def table(results: dict) -> str:
-    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1.
+    """The results as a table for the terminal, beside the accuracies of the paper's Figure 1 where these are grades.
 
     Epsilon is that of the worst-off hospital's patients; where hospitals differ, their mean follows in a line of its
     own. Below stands what the folder spends as a whole.
     """
-    published = paper_figure1()
+    published = paper_figure1() if on_the_papers_task(results) else {}
     lines = [
-        f"{'setting':8} {'accuracy':>14} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6} {'PLD':>6}   "
-        f"{'paper':>6}",
-        f"{'':8} {'%':>14} {'':>6}   {'classic':>7} {'':>8} {'':>6} {'':>6}   {'%':>6}",
+        f"{'setting':8} {'accuracy':>14} {'balanced':>8} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6} "
+        f"{'PLD':>6}   {'paper' if published else '':>6}",
+        f"{'':8} {'%':>14} {'%':>8} {'':>6}   {'classic':>7} {'':>8} {'':>6} {'':>6}   {'%' if published else '':>6}",
     ]
     for name, result in results["settings"].items():
         accuracy = result["test_accuracy"]
         percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
-        kappa = result["quadratic_kappa"]["mean"]
+        balanced, kappa = 100 * result["balanced_accuracy"]["mean"], result["quadratic_kappa"]["mean"]
+        paper = f"{published[name][-10:].mean():.1f}" if published else ""
         worst = _numbers(result.get("epsilon_worst", result["epsilon"]))
-        lines.append(f"{name:8} {percent:>14} {kappa:6.2f}   {worst}   {published[name][-10:].mean():6.1f}")
+        lines.append(f"{name:8} {percent:>14} {balanced:8.1f} {kappa:6.2f}   {worst}   {paper:>6}".rstrip())
         if "epsilon_worst" in result:
             lines[-1] += "   worst hospital"
-            lines.append(f"{'':8} {'':>14} {'':>6}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
+            lines.append(f"{'':30} {'':>8}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
     for record in results.get("unfinished", []):
         reached = record["history"][-1:] or [{"epoch": 0, "accuracy": math.nan}]
         lines.append(
@@ -228,10 +245,10 @@ def table(results: dict) -> str:
     folder = results["folder"]
     if folder["epsilon_private"] is not None:
         private = ", ".join(name for name, result in results["settings"].items() if result["epsilon"] is not None)
-        lines.append(f"{'together':8} {'':>14} {'':>6}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
+        lines.append(f"{'together':30} {'':>8}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
     lines.append(
-        f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}; "
-        "paper: APTOS-2019, mean of its last ten epochs"
+        f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"
+        + ("; paper: APTOS-2019, mean of its last ten epochs" if published else "")
     )
     return "\n".join([*lines, "this folder: " + folder["verdict"]])
 

@@ -137,8 +137,9 @@ PAPER_CHOICES = {
     "FPDP": Choice(0.002, 2.0),
     "FSCDP": Choice(0.002, 2.0),
 }
-#: The head's were chosen on validation patients of APTOS-2019 and RetinaMNIST (``tune``), the CNN's are
-#: untuned starting values, SqueezeNet's are the authors'.
+#: The head's were chosen on validation patients of APTOS-2019 and RetinaMNIST (``tune``), the linear model's by
+#: five-fold cross-validation among the heart-disease data's training patients; the CNN's and the MLP's are untuned
+#: starting values, SqueezeNet's are the authors'.
 CHOICES = {
     "head": {
         "C": Choice(0.5, math.inf, averaging=10, mean_noise_multiplier=0.0),
@@ -155,6 +156,20 @@ CHOICES = {
         "FSCDP": Choice(0.1, 1.0, averaging=10),
     },
     "squeezenet": PAPER_CHOICES,
+    "linear": {
+        "C": Choice(0.5, math.inf, averaging=10),
+        "CDP": Choice(0.5, 0.5, averaging=10),
+        "F": Choice(0.5, math.inf, averaging=10),
+        "FPDP": Choice(0.25, 0.5, averaging=10),
+        "FSCDP": Choice(0.5, 0.5, averaging=10),
+    },
+    "mlp": {
+        "C": Choice(0.1, math.inf, averaging=10),
+        "CDP": Choice(0.1, 1.0, averaging=10),
+        "F": Choice(0.1, math.inf, averaging=10),
+        "FPDP": Choice(0.1, 1.0, averaging=10),
+        "FSCDP": Choice(0.1, 1.0, averaging=10),
+    },
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dopamine_lib.data import PATIENTS
+from dopamine_lib.data import PATIENTS, TABLES
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -31,6 +31,9 @@ TUNING = {
     "APTOS-2019 and RetinaMNIST, who are training patients held back and then trained on",
     "cnn": "learning rate and clip are starting values that nobody has tuned",
     "squeezenet": "learning rate and clip are the paper's authors', who do not say on whose images they chose them",
+    "linear": "learning rate and clip were chosen by cross-validation among training patients of the UCI heart-disease "
+    "data",
+    "mlp": "learning rate and clip are starting values that nobody has tuned",
 }
 SEEDED = (
     "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
@@ -49,9 +52,13 @@ def not_covered(model: str) -> tuple[str, ...]:
     )
 
 
-def unit(data: str) -> str:
-    """Whom a bound on this data protects: a step samples persons, and takes one image of each."""
-    return f"one patient, with all of their images, of which a step takes one at most ({PATIENTS[data]})"
+def unit(data: str, persons: str | None = None) -> str:
+    """Whom a bound on this data protects: a step samples persons, and takes one image of each.
+
+    persons  who is one patient, as the data sheet has it; of a built-in source that is known
+    """
+    one = "row" if data in TABLES else "image"
+    return f"one patient, with all of their {one}s, of which a step takes one at most ({PATIENTS.get(data, persons)})"
 
 
 def in_words(bound: dict[str, float | None]) -> str:
@@ -67,6 +74,7 @@ def privacy_statement(
     seeded: bool,
     counted: bool = False,
     data: str = "synthetic",
+    persons: str | None = None,
     model: str = "head",
     aggregation: str = "plain",
     apart: bool = False,
@@ -76,7 +84,7 @@ def privacy_statement(
     charged   noisy steps of each ledger: one for all patients where noise is shared, else one per hospital
     patients  N, declared training patients in all
     counted   whether that is their count, which the run then makes public
-    data      one of ``data.SOURCES``, which knows who is one patient
+    data      what was trained on;  persons  who is one patient in it, where that is none of ``data.SOURCES``
     apart     whether every party was a process of its own
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
@@ -101,8 +109,8 @@ def privacy_statement(
             "hospitals, which bounds nobody"
         )
     lines = [
-        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data)}. Neighbours: one "
-        "patient added or removed (replacing one is two such changes).",
+        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data, persons)}. Neighbours: "
+        "one patient added or removed (replacing one is two such changes).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, {grid}, Poisson samples at rate "
         f"{setting.sample_rate:.6g}, {steps} steps; the sum is divided by the public expected batch."

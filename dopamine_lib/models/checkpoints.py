@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.networks import NormalisedFeatures, backbone, build, load_weights, read_state
+from dopamine_lib.models.tables import TABLE_MODELS
 
 
 class Resumable(Protocol):
@@ -70,13 +71,19 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
     """A model written by ``reproduce``: ``(net, metadata)``, where net maps inputs (B, 3, H, W) to logits.
 
     backbone_weights  for a ``head``: the file of the SqueezeNet below it, by default the embedded one
-    Raises InputError for any other file, and where the backbone is not the one that the head was trained on.
+    Raises InputError for any other file, a model of tables, and where the backbone is not the head's own.
     """
     state, metadata = read_state(path)
     try:
         metadata = {key: json.loads(value) for key, value in metadata.items()}
         architecture, classes = metadata["architecture"], len(metadata["grades"])
+        if architecture in TABLE_MODELS:
+            raise InputError(
+                f"{path} is a model of a table's rows ({architecture}), and an image is asked for: give one of images"
+            )
         start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model written by reproduce: its metadata names no architecture") from error
     net = build(architecture, classes, load_weights("random"), 0)

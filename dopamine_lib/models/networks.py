@@ -1,8 +1,9 @@
-"""The three models of the kit, their starting weights, and the frozen features of the ``head``.
+"""The models of the kit, their starting weights, and the frozen features of the ``head``.
 
 ``squeezenet``  torchvision's SqueezeNet-1.1 with a 512 -> 5 classifier: 725,061 parameters (paper, section 4.2)
 ``cnn``         a small convolutional network for 28-pixel images
 ``head``        a linear layer on SqueezeNet's frozen features, extracted once: 2,565 parameters
+``linear``, ``mlp``  of a table's rows: ``models.tables``
 
 No model uses batch normalisation: statistics over other patients would carry their data past the privacy bound.
 Features are normalised image by image for the same reason.
@@ -14,6 +15,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,9 @@ from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
 from dopamine_lib.machine import check_torch
+from dopamine_lib.models.tables import TABLE_MODELS
 
-MODELS = ("head", "cnn", "squeezenet")
+MODELS = ("head", "cnn", "squeezenet", *TABLE_MODELS)
 CPU = torch.device("cpu")
 FEATURES = 512
 BATCH = 64  # images in one pass of the backbone
@@ -181,9 +184,10 @@ def load_weights(source: str | Path | None = None) -> Weights:
     return Weights(name, sha256, state, *normalise)
 
 
-def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Module:
+def build(model: str, classes: int, weights: Weights | None, seed: int, inputs: int = 0) -> nn.Module:
     """``model`` with a seeded initialisation, and SqueezeNet with ``weights`` wherever the shapes agree.
 
+    inputs  numbers in a row, for a model of tables
     Raises InputError for an unknown model, and where PyTorch's defaults were changed (``check_torch``).
     """
     check_torch()
@@ -196,6 +200,8 @@ def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Mo
             nn.init.zeros_(net.bias)
         elif model == "cnn":
             net = cnn(classes)
+        elif model in TABLE_MODELS:
+            net = TABLE_MODELS[model](inputs, classes)
         elif model == "squeezenet":
             net = squeezenet(classes)
             own = net.state_dict()
@@ -208,15 +214,18 @@ def build(model: str, classes: int, weights: Weights | None, seed: int) -> nn.Mo
     return net
 
 
-def parameter_count(model: str, classes: int) -> int:
+def parameter_count(model: str, classes: int, inputs: int = 0) -> int:
     """d, the parameters of ``model`` with ``classes`` outputs, from its layers' shapes alone.
 
-    >>> parameter_count("head", classes=5), parameter_count("cnn", classes=5)
-    (2565, 30629)
+    inputs  numbers in a row, for a model of tables
+
+    >>> parameter_count("head", classes=5), parameter_count("cnn", classes=5), parameter_count("linear", 2, inputs=29)
+    (2565, 30629, 60)
 
     Raises InputError for an unknown model.
     """
     layers = {"head": lambda classes: nn.Linear(FEATURES, classes), "cnn": cnn, "squeezenet": squeezenet}
+    layers |= {name: partial(make, inputs) for name, make in TABLE_MODELS.items()}
     if model not in layers:
         raise _unknown(model)
     with torch.device("meta"):  # shapes without memory or random initialisation

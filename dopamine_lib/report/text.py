@@ -76,7 +76,7 @@ def _opening(facts: dict) -> str:
     results, options = facts["results"], facts["options"]
     return (
         f"{plain(results['data'])}, {plain(results['model'])} on {plain(results['weights'])}; "
-        f"{results['patients']['train']} declared training patients in {options.hospitals} hospitals "
+        f"{results['patients']['train']} declared training patients in {len(results['hospitals'])} hospitals "
         f"({plain(options.split)} split), {results['patients']['test']} test images, runs of each setting: "
         f"{options.runs}. "
         "Intended for teaching and for reproducing the paper's Figure 1: not a medical device, not for diagnosis."
@@ -130,7 +130,7 @@ def _epsilons(epsilon: dict | None) -> str:
 def _bounds(facts: dict, bounded: list) -> str:
     patients, model = facts["results"]["patients"]["train"], facts["options"].model
     rows = {
-        "unit": lambda one: unit(facts["options"].data),
+        "unit": lambda one: unit(facts["options"].data, facts["results"].get("persons")),
         "adjacency": lambda one: "one patient added or removed",
         "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
         "mechanism": _mechanism,

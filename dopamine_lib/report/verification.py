@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dopamine_lib.data import PATIENTS
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.options import Options
@@ -84,13 +85,19 @@ def options_of(results: dict) -> Options:
         asked = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
         options = Options.from_record(asked)
         sizes, _ = results["hospitals"], (results["weights"], results["weights_sha256"])
-        if len(sizes) != options.hospitals or sum(sizes) != results["patients"]["train"] or min(sizes) < 1:
+        if (
+            len(sizes) != (options.hospitals or len(sizes))
+            or sum(sizes) != results["patients"]["train"]
+            or min(sizes) < 1
+        ):
             raise InputError(
                 f"results.json has hospitals of {sizes} patients, but they must be {options.hospitals} and have "
                 f"{results['patients']['train']} together: run reproduce again"
             )
         for key, value in (("data", options.data), ("model", options.model), ("delta", options.delta)):
             _must_agree(f"the {key}", results[key], value)
+        if options.data in PATIENTS:
+            _must_agree("who is one patient", results.get("persons", PATIENTS[options.data]), PATIENTS[options.data])
         check_within("number of test images", results["patients"]["test"], 0, 10**9, "run reproduce again")
         source = "operating systems of the parties" if "processes" in results else "operating system"
         seeded = source if options.seed is None else f"seeded with {options.seed}: for teaching only"
@@ -155,6 +162,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             counted=results["patients"]["counted"],
             seeded=options.seed is not None,
             data=options.data,
+            persons=results.get("persons"),
             model=options.model,
             aggregation=options.aggregation,
             apart=apart,
@@ -192,7 +200,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         declared,
         Choice.from_record(result["choice"]),
         tuple(sizes) if declared.federated else (sum(sizes),),
-        parameter_count(options.model, len(result["recall_per_grade"])),
+        parameter_count(options.model, len(result["recall_per_grade"]), results.get("inputs", 0)),
         aggregation=options.aggregation,
         discrete=options.discrete(declared),
         least=options.shares(declared, len(sizes)),

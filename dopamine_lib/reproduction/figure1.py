@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from dopamine_lib.federation.results import paper_figure1
+from dopamine_lib.federation.results import on_the_papers_task, paper_figure1
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.pictures import SETTING_COLOURS
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
@@ -25,11 +25,12 @@ def paper_points(accountant: str = "prv", delta: float = 1e-4) -> dict[str, dict
 def figure1(results: dict) -> Figure:
     """Accuracy with its spread over runs (above) and epsilon (below) against epochs, from ``results.json``.
 
-    The paper's own curves are dashed, those of runs that have not come to their end dotted.
+    The paper's own curves are dashed, where the classes are the paper's; those of runs that have not come to their
+    end are dotted.
     """
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    published = paper_figure1()
+    published = paper_figure1() if on_the_papers_task(results) else {}
     for name, result in results["settings"].items():
         history, colour = result["history"], SETTING_COLOURS[name]
         epoch = [record["epoch"] for record in history]
@@ -38,7 +39,8 @@ def figure1(results: dict) -> Figure:
         final = 100 * result["test_accuracy"]["mean"]
         above.plot(epoch, mean, color=colour, label=f"{name}: {final:.1f} %")
         above.fill_between(epoch, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-        above.plot(published["epoch"], published[name], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
+        if published:
+            above.plot(published["epoch"], published[name], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
         if result["epsilon"] is not None:
             spent = [record["epsilon_rdp_classic"] for record in history]
             total = result["epsilon"]["rdp_classic"]
@@ -50,7 +52,7 @@ def figure1(results: dict) -> Figure:
     above.set_ylabel("test accuracy (%)")
     above.set_title(
         f"{results['data']}, {results['model']}, {runs} run{'s' if runs != 1 else ''}"
-        "; dashed: the paper's Figure 1 (APTOS-2019, SqueezeNet)",
+        + ("; dashed: the paper's Figure 1 (APTOS-2019, SqueezeNet)" if published else ""),
         fontsize=10,
     )
     if results["settings"]:

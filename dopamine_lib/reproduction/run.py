@@ -29,6 +29,7 @@ from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import device_name, keep_freed_memory, ordinary_torch, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
+from dopamine_lib.models.tables import TABLE_MODELS
 from dopamine_lib.pool import WorkerPool, fitting_workers
 from dopamine_lib.reproduction.estimate import Estimate
 
@@ -36,6 +37,8 @@ from dopamine_lib.reproduction.estimate import Estimate
 LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
 #: The settings by how much they tell, where time may run out.
 TELLING_FIRST = ("FSCDP", "C", "CDP", "FPDP", "F")
+#: Models so small that a run takes one thread, and others run beside it.
+ONE_THREAD = ("head", *TABLE_MODELS)
 #: Seconds to wait for a run that another process holds: the worker of a killed process needs a moment to notice.
 PATIENCE = 10.0
 #: Is told how much has been done since it was last called: of one run epochs, of a whole job gradients.
@@ -149,7 +152,7 @@ def reproduce(
     """
     from dopamine_lib.reproduction.figure1 import figure1
 
-    if options.model != "head":
+    if options.model not in ONE_THREAD:
         keep_freed_memory()
     check_within("minutes", 1.0 if minutes is None else minutes, 0, 1e6, "leave it out for as long as it takes")
     out, began = Path(out), time.perf_counter()
@@ -157,10 +160,11 @@ def reproduce(
     order = LONGEST_FIRST if minutes is None else TELLING_FIRST
     runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=order.index)]
     asked = options.record()
-    check_out(out, asked, resume)
+    # how many hospitals the data names is not known yet
+    check_out(out, {key: value for key, value in asked.items() if key != "hospitals" or value}, resume)
     if workers is None:  # a larger model keeps every core busy by itself
         unfinished = sum(not run_files(out, *run)[0].exists() for run in runs)
-        workers = fitting_workers(unfinished) if options.model == "head" else 1
+        workers = fitting_workers(unfinished) if options.model in ONE_THREAD else 1
     with contextlib.ExitStack() as stack:
         pool = None
         if workers > 1:  # they load their libraries while this process reads the data
@@ -171,6 +175,7 @@ def reproduce(
         if pool is not None:
             until = None if minutes is None else deadline
             pool.introduce({"options": asked, "out": str(out), "device": device, "deadline": until})
+        asked["hospitals"] = experiment.options.hospitals
         # a file of the same name with other weights is another experiment
         asked["weights_sha256"] = experiment.weights.sha256
         stack.enter_context(writing(out))
