@@ -142,7 +142,7 @@ def test_unlike_events_compose():
 
 
 def test_skellam_noise_has_both_rdp_bounds_and_no_other():
-    noise = IntegerNoise(1.15, 1.0, 10, 100, patients=60, total_range=2**23, sample_rate=100 / 2930, steps=3001)
+    noise = IntegerNoise(1.15, 1.0, 10, 100, total_range=2**23, sample_rate=100 / 2930, steps=3001)
     for events in (noise.event(3001), (SampledGaussian(40, 1.0, 1), noise.event(3001))):
         spent = epsilons(events, 1e-4)
         assert spent["prv"] is None and spent["pld"] is None and spent["rdp_classic"] > spent["rdp"] > 0

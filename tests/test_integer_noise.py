@@ -11,9 +11,10 @@ from skellam_check import chi_square, exact_pmf
 
 from dopamine_lib.privacy import integer_noise
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, epsilons
+from dopamine_lib.privacy.float_sums import FLOAT_SLACK
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.randomness import Randomness
-from dopamine_lib.privacy.rounded_gaussian import BOX, FLOAT_SLACK, most_in_a_sum
+from dopamine_lib.privacy.rounded_gaussian import BOX
 from dopamine_lib.privacy.skellam import Sampler
 
 Q, SIGMA, STEPS = 100 / 2930, 1.15, 3001
@@ -35,15 +36,11 @@ def encode(noise, clipped_sum, stream):
     return noise.combine(clipped_sum, noise.draw(stream)[0])
 
 
-def test_large_hospitals_pay_for_adding_in_float32():
-    """A sum of the paper's has 10 patients; of 6,000 it has 205, and is less exact."""
-    most = most_in_a_sum(Q, 6000)
-    assert most_in_a_sum(Q, 293) < 129 < most
-    small, large = (head(total_range=RING, patients=patients) for patients in (52, most))
-    for noise, slack in ((small, FLOAT_SLACK), (large, most * (most + 1) * 2**-24)):
-        due = (SIGMA * 0.5 * noise.scale * (1 + slack)) ** 2 / 10
-        assert noise.share_variance == pytest.approx(due, rel=1e-12)
-        assert noise.l2_sensitivity == pytest.approx(0.5 * noise.scale * (1 + slack), rel=1e-5)
+def test_sums_of_floats_pay_with_noise_for_their_rounding():
+    noise = head(total_range=RING)
+    due = (SIGMA * 0.5 * noise.scale * (1 + FLOAT_SLACK)) ** 2 / 10
+    assert noise.share_variance == pytest.approx(due, rel=1e-12)
+    assert noise.l2_sensitivity == pytest.approx(0.5 * noise.scale * (1 + FLOAT_SLACK), rel=1e-5)
 
 
 def test_with_fine_units_the_bound_equals_that_of_gaussian_noise():

@@ -16,7 +16,7 @@ from dopamine_lib.fairness.scores import scores
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.privacy.head import STRETCH
 from dopamine_lib.privacy.randomness import Randomness
-from dopamine_lib.privacy.rounded_gaussian import FLOAT_SLACK, RoundedGaussian
+from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
 #: Noise multiplier of the mean features.
 MEAN_NOISE = 20.0
@@ -42,7 +42,7 @@ def perturbed_head(
     randomness = Randomness(options.seed)
     total, patients = sum(task.feature_sum(torch.as_tensor(own)) for own in hospitals), sum(experiment.sizes)
     if target is not None:
-        terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": patients, "slack": FLOAT_SLACK}
+        terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": patients}
         noise = RoundedGaussian(MEAN_NOISE, 1.0, 1, len(total), box=patients, **terms)
         drawn = noise.draw(randomness.stream("output perturbation", run, "centre"))[0]
         total = torch.from_numpy(noise.decode(noise.combine(total, drawn)))

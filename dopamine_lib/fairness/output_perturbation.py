@@ -37,7 +37,7 @@ from torch import Tensor
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.privacy.gaussian import analytic_sigma
 from dopamine_lib.privacy.randomness import Randomness
-from dopamine_lib.privacy.rounded_gaussian import FLOAT_SLACK, RoundedGaussian
+from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
 #: Largest total, in units of the grid: nothing is encrypted here, so that there is room. Largest value of an answer, in
 #: sensitivities.
@@ -164,7 +164,7 @@ def output_perturbation(
             f"epsilon is {epsilon}, but the earlier release with noise {before:g} spends it all: raise one of them"
         )
     sigma, shape = 1 / math.sqrt(left), answers[0].shape
-    terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": BOX, "box": BOX, "slack": FLOAT_SLACK}
+    terms = {"total_range": TOTAL_RANGE, "sample_rate": 1.0, "patients": BOX, "box": BOX}
     noise = RoundedGaussian(sigma, moves, len(hospitals), answers[0].size, **terms)
     total = np.zeros(answers[0].size, np.int64)
     for number, answer in enumerate(answers):

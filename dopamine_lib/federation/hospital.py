@@ -58,7 +58,7 @@ class Hospital:
         (d,), which ``Plan.noise`` decodes.
         """
         if self.noise is None:
-            return clipped_sum
+            return clipped_sum.to(self.task.start.dtype)
         drawn = self._draw(step)[1]
         if self.device is None:
             return self.noise.combine(clipped_sum.cpu() if isinstance(clipped_sum, Tensor) else clipped_sum, drawn)

@@ -22,7 +22,7 @@ from dopamine_lib.federation.settings import DELTA, Choice, Setting
 from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
-from dopamine_lib.privacy.rounded_gaussian import BOX, FLOAT_SLACK, RoundedGaussian, most_in_a_sum
+from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
 
 #: How messages may be added: in the clear, under BFV, behind masks.
 AGGREGATIONS = ("plain", "bfv", "masks")
@@ -109,7 +109,7 @@ class Plan:
     def most_patients(self) -> int:
         """The most patients that one hospital may hold: all declared ones, and room for the chance that dealt them.
 
-        What adding in float32 is bounded for, so that a hospital's true number need not be known.
+        What the box of a sum has room for, so that a hospital's true number need not be known.
         """
         return most_in_a_sum(1.0, self.population)
 
@@ -140,12 +140,13 @@ class Plan:
         sigma, clip, q = self.setting.noise_multiplier, self.choice.max_grad_norm, self.setting.sample_rate
         hospitals = self.hospitals if self._adds_sums else 1
         least = self.survivors if self.setting.shared_noise else 1
-        terms = {"least": least, "sample_rate": q, "patients": most_in_a_sum(q, self.most_patients)}
+        terms, patients = {"least": least, "sample_rate": q}, most_in_a_sum(q, self.most_patients)
         if not self.discrete:
+            terms["patients"] = patients
             return _narrowest(lambda width: RoundedGaussian(sigma, clip, hospitals, self.d, total_range=width, **terms))
         layout = find_layout("wide" if self._adds_sums and self.aggregation != "masks" else "ring32")
         terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.local_steps}
-        return IntegerNoise(sigma, clip, hospitals, self.d, box=BOX if self._adds_sums else terms["patients"], **terms)
+        return IntegerNoise(sigma, clip, hospitals, self.d, box=BOX if self._adds_sums else patients, **terms)
 
     @cached_property
     def mean_noise(self) -> RoundedGaussian | None:
@@ -158,7 +159,6 @@ class Plan:
         sigma, norm = self.choice.mean_noise_multiplier, self.hospitals / self.population
         terms = {"least": self.survivors, "sample_rate": 1.0, "patients": self.most_patients}
         terms["box"] = most_in_a_sum(1.0, max(self.sizes))  # a hospital that happens to hold more is clamped
-        terms["slack"] = FLOAT_SLACK  # they are added in float64
         return _narrowest(
             lambda width: RoundedGaussian(sigma, norm, self.hospitals, self.d, total_range=width, **terms)
         )

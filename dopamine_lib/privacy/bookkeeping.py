@@ -52,13 +52,14 @@ class Book:
         tensors = (t for _, entry in kept for t in (entry.inputs, entry.outputs, entry.gradients) if t is not None)
         self.numbers = sum(t.numel() // len(t) for t in tensors)
 
-    def add_to(self, sums: Tensor, factors: Tensor, group: list[int]) -> None:
+    def add_to(self, sums: Tensor, factors: Tensor, group: list[int], room: float = 0.0) -> None:
         """Add factors[i] times sample i's gradient to row group[i] of ``sums`` (groups, d); ``group`` ascends.
 
+        room  how far off float32 products may be, for each sample (``float_sums``)
         A sample without a finite norm needs the factor 0, as ``clip_factors`` gives it. On a GPU all groups are added
         at once, and what fills a batch up beyond ``group`` is left out.
         """
-        factors, first, kept = factors.to(sums.dtype), 0, self._kept
+        first, kept, exact_factors, factors = 0, self._kept, factors.double(), factors.to(sums.dtype)
         if accelerated(sums):
             member = torch.tensor(group) == torch.arange(len(sums))[:, None]
             member = F.pad(member.to(sums.dtype), (0, len(factors) - len(group)))
@@ -70,9 +71,21 @@ class Book:
             kept = [(layer, entry) for layer, entry in kept if entry.gradients is None]
         while first < len(group):
             last = first + group[first:].count(group[first])
+            rows = slice(first, last)
+            exact = not self._rounding(exact_factors, rows) <= (last - first) * room
             for layer, entry in kept:
-                layer.add(sums[group[first]], entry, factors, slice(first, last))
+                own = exact_factors if exact and entry.uncancelled is not None else factors
+                layer.add(sums[group[first]], entry, own, rows)
             first = last
+
+    def _rounding(self, factors: Tensor, rows: slice) -> float:
+        """How far off the sum of float32 products of the samples ``rows`` may be: see ``layers``."""
+        off = [
+            (entry.inputs[rows, :, 0].numel() + 3) * 2**-24 * float(factors[rows] @ entry.uncancelled[rows])
+            for _, entry in self._kept
+            if entry.uncancelled is not None
+        ]
+        return math.hypot(*off)
 
 
 class BookKeeper:

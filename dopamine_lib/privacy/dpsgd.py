@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.privacy.bookkeeping import BookKeeper
+from dopamine_lib.privacy.float_sums import most_together, room, sum_type
 from dopamine_lib.privacy.layers import accelerated
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
@@ -97,17 +98,19 @@ class Task:
     ) -> Tensor:
         """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and line 13's sum.
 
-        w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d). Whatever the image
-        and w, a sample's own vector is no longer than C (1 + 1e-6) in float32, and zero where its gradient is not
-        finite. An infinite ``max_grad_norm`` clips nothing. An empty batch gives zeros. With w = 0 the gradient of the
-        first of two classes at x = 3 is (-1.5, 1.5) for W and (-0.5, 0.5) for b, of norm sqrt(5); clipped to 1:
+        w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d), float64 where many
+        patients are in one sum (``float_sums``). Whatever the image and w, a sample's own vector is no longer than
+        C (1 + 1e-6), and zero where its gradient is not finite. An infinite ``max_grad_norm`` clips nothing. An empty
+        batch gives zeros. With w = 0 the gradient of the first of two classes at x = 3 is (-1.5, 1.5) for W and
+        (-0.5, 0.5) for b, of norm sqrt(5); clipped to 1:
 
         >>> x, y = torch.tensor([[3.0], [0.0]]), torch.tensor([0, 1])
         >>> task = Task(nn.Linear(1, 2), lambda index: x[index], y)
         >>> task.clipped_sums(torch.zeros(4), torch.tensor([0]), max_grad_norm=1.0)
         tensor([[-0.6708,  0.6708, -0.2236,  0.2236]])
         """
-        sums = w.new_zeros(groups, self.d)
+        most = most_together(index, group)
+        sums = w.new_zeros(groups, self.d, dtype=sum_type(most, w.dtype))
         if len(index) == 0:
             return sums
         group = torch.zeros_like(index) if group is None else group
@@ -120,7 +123,8 @@ class Task:
         parameters = self._unflatten(w.detach())
         for part, owners in self._micro_batches(w, index, group, clipped=True):
             book = self._keeper.open(parameters, *self._filled(part, w))  # line 10
-            book.add_to(sums, clip_factors(book.norms, max_grad_norm), owners.tolist())  # line 11
+            factors = clip_factors(book.norms, max_grad_norm)  # line 11
+            book.add_to(sums, factors, owners.tolist(), max_grad_norm * room(most))
         return sums
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.privacy.dpsgd import Task, shorten_rows
+from dopamine_lib.privacy.float_sums import most_together, sum_type
 
 #: Centred features have norms of about 0.6; stretched by this, they train at the learning rates of uncentred ones.
 STRETCH = 2.0
@@ -96,7 +97,8 @@ class HeadTask(Task):
         add_clipped = _loop()
         if add_clipped is None or w.device.type != "cpu":
             return self.product_sums(w, index, max_grad_norm, group, groups)
-        group, sums = torch.zeros_like(index) if group is None else group, w.new_zeros(groups, self.d)
+        sums = w.new_zeros(groups, self.d, dtype=sum_type(most_together(index, group), w.dtype))
+        group = torch.zeros_like(index) if group is None else group
         head = w.detach().numpy(), self.features.numpy(), self.labels.numpy(), self.weights.numpy(), self.norms.numpy()
         add_clipped(*head, index.numpy(), group.numpy(), float(max_grad_norm), sums.numpy())
         return sums
@@ -121,10 +123,10 @@ class HeadTask(Task):
     def _sums(self, x: Tensor, error: Tensor, group: Tensor | None, groups: int) -> Tensor:
         """Each group's sum of e x^T, as (groups, d), for x (B, p + 1), error (B, classes) and group (B,) or None."""
         # one block of columns per group: e_i stands in its group's block, so one product gives every sum
-        classes = error.shape[1]
-        blocks = error.new_zeros(len(x), groups, classes)
-        blocks[torch.arange(len(x)), 0 if group is None else group] = error
-        matrix = (blocks.flatten(1).T @ x).view(groups, classes, -1)
+        classes, kind = error.shape[1], sum_type(most_together(error, group), error.dtype)
+        blocks = error.new_zeros(len(x), groups, classes, dtype=kind)
+        blocks[torch.arange(len(x)), 0 if group is None else group] = error.to(kind)
+        matrix = (blocks.flatten(1).T @ x.to(kind)).view(groups, classes, -1)
         return torch.cat([matrix[..., :-1].flatten(1), matrix[..., -1]], dim=1)
 
     def _matrix(self, w: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ def add_clipped(
     w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones, but
     a row of zeros where features are not finite; labels (N,); weights (classes,) of the loss; index and group (B,).
     These floats are of one type; the ``norms`` (N,) of the features' rows are float64, and so are the gradients'
-    norms. Raises IndexError for a patient or group that does not exist, and ValueError for a wrong length of w, sums
-    or group.
+    norms. ``sums`` are of either type: what a patient adds is computed without the others, and only added.
+    Raises IndexError for a patient or group that does not exist, and ValueError for a wrong length of w, sums or group.
     """
     classes, p = len(weights), features.shape[1] - 1
     if not len(w) == sums.shape[1] == classes * (p + 1) or len(group) != len(index):  # nothing here checks bounds

@@ -12,7 +12,7 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
               ROUNDING_FAILURE, which is charged to delta: Kairouz, Liu, Steinke 2021, proposition 22. Rounding to
               nearest lengthens it up to |w| + sqrt(d), and for large d that is much more
     noise     of variance (sigma s C)^2 / m per hospital, so that any m shares make up sigma; larger by the slack of
-              floating-point sums, as in ``rounded_gaussian``. Its Renyi-DP is in ``skellam.rdp``
+              floating-point sums (``float_sums``). Its Renyi-DP is in ``skellam.rdp``
     sample    Poisson at rate q: ``sampled_rdp``. Given all other patients' samples and all u, a step is Skellam noise
               at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
     range     a total beyond the range wraps around. That is post-processing of the noisy total, but a program that
@@ -32,8 +32,9 @@ from torch import Tensor
 from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.privacy import skellam
 from dopamine_lib.privacy.accounting import MAX_STEPS, SampledGaussian
+from dopamine_lib.privacy.float_sums import FLOAT_SLACK
 from dopamine_lib.privacy.randomness import Stream
-from dopamine_lib.privacy.rounded_gaussian import BOX, float_slack
+from dopamine_lib.privacy.rounded_gaussian import BOX
 
 ORDERS = (*range(2, 65), 96, 128, 256)
 #: Probability per step that random rounding moves further than the sensitivity says; charged to delta.
@@ -57,7 +58,6 @@ class IntegerNoise:
     total_range       the largest |total| that the aggregation returns
     sample_rate       q
     steps             T, as planned
-    patients          at most in one hospital's sum, for the error of adding in float32
     scale             s, units in 1.0; by default the largest whose probability of an overflow is below ``OVERFLOW``
     box               largest |value| of one hospital's sum, in units of C; what is larger is clamped
     rounding          "random", or "nearest" to see what that costs
@@ -77,7 +77,6 @@ class IntegerNoise:
         sample_rate: float,
         steps: int,
         least: int | None = None,
-        patients: int = 91,
         scale: float | None = None,
         box: float = BOX,
         rounding: str = "random",
@@ -86,7 +85,6 @@ class IntegerNoise:
         check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
         check_within("hospitals", hospitals, 1, 10**6, "count those that may take part", low_open=False)
         check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
-        check_within("patients in a sum", patients, 1, 2**10, "let more hospitals share them", low_open=False)
         check_within("d", d, 1, 2**31, "it is the number of parameters", low_open=False)
         check_within("box", box, 0, 2**31, "it is in units of the clipping norm")
         if rounding not in ROUNDINGS:
@@ -94,7 +92,7 @@ class IntegerNoise:
         self.noise_multiplier, self.max_grad_norm, self.rounding = noise_multiplier, max_grad_norm, rounding
         self.hospitals, self.least, self.d = hospitals, least or hospitals, d
         self.total_range, self.sample_rate, self.steps = total_range, sample_rate, steps
-        self._box, self._slack = box * max_grad_norm, float_slack(patients)
+        self._box = box * max_grad_norm
         most = self._largest_scale()
         if scale is not None and not 0 < scale <= most:
             raise InputError(
@@ -122,7 +120,7 @@ class IntegerNoise:
     @property
     def l2_sensitivity(self) -> float:
         """How far one patient moves the total (L2, in units): clipping, float32 and rounding together."""
-        moved, d = self.scale * self.max_grad_norm * (1 + self._slack), self.d
+        moved, d = self.scale * self.max_grad_norm * (1 + FLOAT_SLACK), self.d
         nearest = moved + math.sqrt(d)
         if self.rounding == "nearest":
             return nearest
@@ -137,7 +135,7 @@ class IntegerNoise:
     @property
     def inflation(self) -> float:
         """The L2 sensitivity relative to that of continuous noise, s C with its slack: what integers cost."""
-        return self.l2_sensitivity / (self.scale * self.max_grad_norm * (1 + self._slack))
+        return self.l2_sensitivity / (self.scale * self.max_grad_norm * (1 + FLOAT_SLACK))
 
     @property
     def outside(self) -> float:
@@ -188,7 +186,7 @@ class IntegerNoise:
         return SampledSkellam(self, steps, colluding)
 
     def _share_variance(self, scale: float) -> float:
-        return (self.noise_multiplier * scale * self.max_grad_norm * (1 + self._slack)) ** 2 / self.least
+        return (self.noise_multiplier * scale * self.max_grad_norm * (1 + FLOAT_SLACK)) ** 2 / self.least
 
     def _overflow(self, scale: float, steps: int) -> float:
         variance = self.hospitals * self._share_variance(scale)

@@ -15,6 +15,8 @@ The bound on a patient is a bound on these sums as they are rounded. An instanti
 is added, whatever was rounded before. With Gram matrices the norm is taken in float64, and what float32 can add to a
 sum of P products, P + 1 roundings of the products' own norm A = sum of |x_p| |g_p|, is added to it. Where A is many
 times the norm, because positions cancel, this would clip far too much: such a layer is instantiated, in float64.
+In a sum over n samples there are n P products, whose n P + 3 roundings are of the sum of the samples' f A. Where that
+may be more than ``float_sums`` has room for, they are added in float64.
 """
 
 import contextlib
@@ -72,6 +74,18 @@ def matrix_norms(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)  # where squares overflowed, too
 
 
+def weighted_sum(factors: Tensor, rows: Tensor) -> Tensor:
+    """The sum (m,) of ``factors`` (B,) times ``rows`` (B, m), in the factors' type: in pieces, to stay in the cache.
+
+    >>> weighted_sum(torch.tensor([1.0, 2.0]).double(), torch.ones(2, 3))
+    tensor([3., 3., 3.], dtype=torch.float64)
+    """
+    if factors.dtype == rows.dtype:
+        return factors @ rows
+    pieces = rows.split(max(1, CACHED // 4 // max(1, len(rows))), dim=1)
+    return torch.cat([factors @ piece.to(factors.dtype) for piece in pieces])
+
+
 def padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The inputs (B, C, H, W) with the padding of this convolution around them, however it was given.
 
@@ -86,12 +100,15 @@ def padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class Kept:
     """What is kept of a layer: X as ``inputs`` (B, P, D) and G as ``outputs`` (B, P, O), or ``gradients`` (B, O D).
 
-    squares  float64 (B,), the gradients' squared norms; not finite where a gradient is not, which is then kept as zeros
+    squares      float64 (B,), the gradients' squared norms; not finite where a gradient is not, which is then kept as
+                 zeros
+    uncancelled  A, float64 (B,), where the products of X and G are left to the sum
     """
 
     squares: Tensor
     inputs: Tensor | None = None
     outputs: Tensor | None = None
+    uncancelled: Tensor | None = None
     gradients: Tensor | None = None
 
 
@@ -116,8 +133,8 @@ class Layer:
         return self._instantiated(self.gradients(x, g, parameters), g.dtype)
 
     def add(self, total: Tensor, kept: Kept, factors: Tensor, rows: slice) -> None:
-        """Add the clipped gradients of the samples ``rows`` to ``total`` (d,)."""
-        total[self.start : self.end] += factors[rows] @ kept.gradients[rows]
+        """Add the clipped gradients of the samples ``rows`` to ``total`` (d,), computed in the type of ``factors``."""
+        total[self.start : self.end] += weighted_sum(factors[rows], kept.gradients[rows])
 
     def in_order(self, gradients: Tensor) -> Tensor:
         """Instantiated gradients (B, O m), or sums of such, in the order of the flat vector: (B, n)."""
@@ -183,7 +200,7 @@ class Embedding(Layer):
 
     def add(self, total: Tensor, kept: Kept, factors: Tensor, rows: slice) -> None:
         """As in ``Layer``."""
-        scaled = (kept.outputs[rows] * factors[rows, None, None]).flatten(0, 1)
+        scaled = (kept.outputs[rows].to(total.dtype) * factors[rows, None, None]).flatten(0, 1)
         total[self.start : self.end].view(self.module.weight.shape).index_add_(0, kept.inputs[rows].flatten(), scaled)
 
 
@@ -248,20 +265,22 @@ class LinearMap(Layer):
         products *= derivatives
         uncancelled = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)  # A
         norms = products.flatten(1).sum(1).clamp_min(0).sqrt()
-        if not (longest <= LONGEST_INPUT**2 and (uncancelled <= MOST_CANCELLED * norms).all()):
+        cancelled = uncancelled > MOST_CANCELLED * norms
+        if not (longest <= LONGEST_INPUT**2 and norms.isfinite().all()) or cancelled.any():
             return None
         rounding = (x.shape[1] + 1) * torch.finfo(inputs.dtype).eps / 2 * uncancelled
-        return Kept((norms + rounding).square(), inputs=inputs, outputs=outputs)
+        return Kept((norms + rounding).square(), inputs=inputs, outputs=outputs, uncancelled=uncancelled)
 
     def add(self, total: Tensor, kept: Kept, factors: Tensor, rows: slice) -> None:
         """As in ``Layer``."""
         weight, bias = total[self.start : self.start + self.weights], total[self.start + self.weights : self.end]
         if kept.gradients is None:
-            scaled = (kept.outputs[rows] * factors[rows, None, None]).flatten(0, 1)
-            weight.view(self.out, -1).addmm_(scaled.T, kept.inputs[rows].flatten(0, 1))
+            inputs, outputs = (part[rows].to(factors.dtype) for part in (kept.inputs, kept.outputs))
+            scaled = (outputs * factors[rows, None, None]).flatten(0, 1)
+            weight.view(self.out, -1).add_(scaled.T @ inputs.flatten(0, 1))
             bias += scaled.sum(0)[: len(bias)]
         else:
-            own = (factors[rows] @ kept.gradients[rows]).view(self.out, -1)
+            own = weighted_sum(factors[rows], kept.gradients[rows]).view(self.out, -1)
             bias += own[:, self.depth :].flatten()
             own = own[:, : self.depth]
             if self.kernel:  # from (O, kh, kw, C), the order of the patches, to (O, C, kh, kw)

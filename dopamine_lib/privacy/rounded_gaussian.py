@@ -17,8 +17,8 @@ Hospital j, whose clipped sum is a_j in R^d, sends at the scale s (units in 1.0)
               integers within pi v sqrt(2 H) + H / 2 of the mean, with what lies beyond, that is a total variation
               distance of at most 100 v H^2 e^(-pi^2 v) per coordinate: ``failure``, which is charged to delta. For
               v = 64^2 it is 10^-17,000. Colluders who subtract their own integers leave such a sum, or one message
-    slack     float32 sums of neighbours may differ by more than C, relatively by ``float_slack``: the noise is larger
-              by that, so that sigma and every epsilon stay what they are
+    slack     sums of neighbours, as computed, may differ by more than C, relatively by ``FLOAT_SLACK``: the noise is
+              larger by that, so that sigma and every epsilon stay what they are
     range     a sum beyond the layout's range would wrap around, so ``REACH`` standard deviations of noise are kept free
               on either side. The probability of more, below 10^-340 per value, is in ``failure`` too
 
@@ -35,6 +35,7 @@ from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.privacy.accounting import SampledGaussian
 from dopamine_lib.privacy.device_normal import DeviceNormals
 from dopamine_lib.privacy.dpsgd import noise_share
+from dopamine_lib.privacy.float_sums import FLOAT_SLACK
 from dopamine_lib.privacy.gaussian import remaining_sigma
 from dopamine_lib.privacy.normal import ERROR, Normals
 from dopamine_lib.privacy.randomness import Stream
@@ -47,29 +48,18 @@ REACH = 40.0
 #: Least of the box that clamps a hospital's sum, in units of C; usually it is larger. In the head's training the
 #: largest of a sum's values was 0.9 in the median and below 4.4 in 99.9 % of the sums.
 BOX = 4.0
-#: The least allowance, relative to C, for what clipping and adding in float32 add to one patient's part of a sum.
-FLOAT_SLACK = 1e-3
 
 
 def most_in_a_sum(sample_rate: float, patients: int) -> int:
     """A bound on one hospital's Poisson sample, exceeded with probability below 1e-16 per step (Chernoff).
 
-    That much it would add to delta, where a float32 sum of more were off by more than its ``float_slack``.
+    It bounds the box that a sum needs: what is larger is clamped.
 
     >>> most_in_a_sum(sample_rate=100 / 2930, patients=293)  # 10 on average
     52
     """
     mean = sample_rate * patients
     return math.ceil(mean + 10 * math.sqrt(mean) + 10)
-
-
-def float_slack(patients: int) -> float:
-    """By how much the float32 sums of neighbours may differ, beyond C and relative to it: n (n + 1) 2^-24.
-
-    Adding n vectors of length C one by one is off by at most 2^-24 (2 + 3 + ... + n) C in either sum
-    (Higham 2002, equation 4.3). ``FLOAT_SLACK`` is enough for 129 patients.
-    """
-    return max(FLOAT_SLACK, patients * (patients + 1) * 2**-24)
 
 
 class RoundedGaussian:
@@ -82,7 +72,6 @@ class RoundedGaussian:
     total_range       the largest |total| that the aggregation returns
     sample_rate       q
     patients          at most in one hospital's sum
-    slack             of adding in floating point; by default ``float_slack`` of ``patients``
     box               C's that the box must have room for, by default ``BOX``, or ``patients`` where these are fewer
     Raises InputError for values out of their bounds, and for a range that is too narrow.
 
@@ -104,7 +93,6 @@ class RoundedGaussian:
         sample_rate: float,
         patients: int,
         least: int | None = None,
-        slack: float | None = None,
         box: float | None = None,
     ):
         SampledGaussian(noise_multiplier, sample_rate, 1)  # for its checks
@@ -115,8 +103,7 @@ class RoundedGaussian:
         check_within("d", d, 1, 2**31, "it is the number of values", low_open=False)
         self.noise_multiplier, self.max_grad_norm, self.sample_rate = noise_multiplier, max_grad_norm, sample_rate
         self.hospitals, self.least, self.d, self.total_range = hospitals, least or hospitals, d, total_range
-        share = noise_share(noise_multiplier, max_grad_norm, self.least)
-        share *= 1 + (float_slack(patients) if slack is None else slack)
+        share = noise_share(noise_multiplier, max_grad_norm, self.least) * (1 + FLOAT_SLACK)
         needed = (min(BOX, patients) if box is None else box) * max_grad_norm
         # a share of one unit takes this much of the range: every hospital's box, and the noise of all
         reach, room = REACH * math.sqrt(hospitals), total_range - hospitals / 2
