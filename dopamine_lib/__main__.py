@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     card.add_argument("results", metavar="RESULTS", help="the folder that reproduce wrote, or its results.json")
     card.add_argument("--out", metavar="DIR", help="where report.md and report.html go (default: beside the results)")
     card.add_argument("--data-dir", metavar="DIR", help="where the data set is now, for the table of subgroups")
+    card.add_argument("--model", metavar="module:function", help="your network that was trained, to be run again")
     card.add_argument("--audit", action="store_true", help="train once more with canaries and report the result")
     card.set_defaults(call=_report)
 
@@ -145,7 +146,8 @@ def _pretrain(arguments) -> None:
 def _report(arguments) -> None:
     from dopamine_lib.report.collect import write_report
 
-    for written in write_report(arguments.results, arguments.out, data_dir=arguments.data_dir, audit=arguments.audit):
+    where = {"data_dir": arguments.data_dir, "model": arguments.model}
+    for written in write_report(arguments.results, arguments.out, audit=arguments.audit, **where):
         print(written)
 
 

@@ -19,7 +19,7 @@ from dopamine_lib.fairness.scores import METRICS, scores
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import calibrated
-from dopamine_lib.federation.settings import CHOICES, Choice, Setting, choice_for, setting, slower
+from dopamine_lib.federation.settings import Choice, Setting, choice_for, choices_of, setting, slower
 from dopamine_lib.federation.training import Training
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
@@ -56,7 +56,7 @@ def at_epsilon(
     rounds, rate = max(1, round(declared.rounds / shorter)), boost * declared.sample_rate
     used, options = replace(declared, rounds=rounds, sample_rate=rate), experiment.options
     if math.isinf(target):
-        choice = CHOICES[options.model][WITHOUT_NOISE[name]]
+        choice = choices_of(options.model)[WITHOUT_NOISE[name]]
         longer = min(LONGEST, shorter * choice.learning_rate)
         return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
     choice = choice_for(options.model, name, target)

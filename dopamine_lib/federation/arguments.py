@@ -26,8 +26,12 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
     command.add_argument(
-        "--model", metavar="NAME", help="head (default), cnn, squeezenet; for tables linear (default), mlp"
+        "--model",
+        metavar="NAME",
+        help="head (default), cnn, squeezenet, for tables linear (default), mlp; one of torchvision's (resnet18 …), or "
+        "your module:function",
     )
+    command.add_argument("--backbone", metavar="NAME:FILE", help="network under the head, as resnet50:FILE")
     command.add_argument("--weights", metavar="FILE", help="a .npz, .pth or .safetensors file, 'imagenet' or 'random'")
     command.add_argument(
         "--seed", type=int, metavar="N", help="repeatable, for teaching (default: the operating system's randomness)"

@@ -26,12 +26,15 @@ from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.training import Training
 from dopamine_lib.federation.transports import make_aggregation
 from dopamine_lib.machine import find_device
+from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import (
     Weights,
     build,
     extract_features,
+    load_backbone,
     load_weights,
     parameter_count,
+    replaced_layers,
     resident_inputs,
     to_input,
 )
@@ -78,7 +81,7 @@ class Experiment:
         """
         place = find_device(device)
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
-        if bool(dataset.inputs) != (options.model in TABLE_MODELS):
+        if not is_own(options.model) and bool(dataset.inputs) != (options.model in TABLE_MODELS):
             kind, fitting = ("a table", TABLE_MODELS) if dataset.inputs else ("images", ("head", "cnn", "squeezenet"))
             raise InputError(
                 f"model '{options.model}' does not take {kind}, as {dataset.name} is: {' or '.join(fitting)}"
@@ -94,7 +97,10 @@ class Experiment:
         if party is not None:
             dataset = dataset.rows(dataset.test if party == SERVER else patients[party])
             patients = [dataset.train if k == party else None for k in range(len(sizes))]
-        weights = load_weights("random" if options.model in ("cnn", *TABLE_MODELS) else options.weights)
+        if options.backbone:
+            weights = load_backbone(options.backbone)
+        else:
+            weights = load_weights(options.weights, options.model, dataset.size)
         features = None
         if options.model == "head":
             terms = {"seed": options.public_seed, "progress": progress, "device": place}
@@ -125,6 +131,13 @@ class Experiment:
         fit = self.dealt(fit, declared_sizes(declared, shares))
         return replace(fit, test=self.dataset.validation)
 
+    @cached_property
+    def replaced(self) -> tuple[str, ...]:
+        """Names of the model's layers of batch normalisation, which are group normalisation here."""
+        return replaced_layers(
+            self.options.model, len(self.dataset.grades), len(self.dataset.inputs), self.dataset.size
+        )
+
     @property
     def labels(self) -> Tensor:
         """int64 (N,), the grades of all images."""
@@ -133,7 +146,8 @@ class Experiment:
     def plan(self, name: str) -> Plan:
         """The plan of a setting, made once."""
         if name not in self._plans:
-            d = parameter_count(self.options.model, len(self.dataset.grades), len(self.dataset.inputs))
+            terms = {"backbone": self.options.backbone, "size": self.dataset.size}
+            d = parameter_count(self.options.model, len(self.dataset.grades), len(self.dataset.inputs), **terms)
             # a plan that is not federated has all training patients as one
             self._plans[name] = make_plan(self.options, name, self.sizes, d)
         return self._plans[name]
@@ -141,7 +155,7 @@ class Experiment:
     def task(self, run: int = 0) -> Task:
         """The model with this run's initial weights, and its images."""
         classes, seed = len(self.dataset.grades), self.options.public_seed + run
-        net = build(self.options.model, classes, self.weights, seed, len(self.dataset.inputs))
+        net = build(self.options.model, classes, self.weights, seed, len(self.dataset.inputs), self.dataset.size)
         images, mean, std = self.dataset.images, self.weights.mean, self.weights.std
         if self.features is not None:
             return self._of_persons(HeadTask(net, self.features, self.labels))
@@ -205,6 +219,7 @@ class Experiment:
             "grades": self.dataset.grades,
             "data": self.options.data,
             "weights": self.weights.source,
+            "backbone": self.weights.network if self.options.model == "head" else None,
             "backbone_sha256": self.weights.sha256 if self.options.model == "head" else None,
             "backbone_seed": self.options.public_seed,
             "setting": name,

@@ -9,7 +9,7 @@ from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Setting, choice_for, setting, slower
-from dopamine_lib.models.networks import MODELS
+from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 NOISES = ("float", "integer")
@@ -19,9 +19,10 @@ NOISES = ("float", "integer")
 class Options:
     """What ``reproduce`` is asked for; the fields are the command line's.
 
-    model    None for "head", or for a table "linear"
+    model    one of the kit's or of torchvision's, or ``module:function``; None for "head", or for a table "linear"
     hospitals  None for 10, or with split "site" for as many as the data names
     split    None for "iid", or for "heart" the four hospitals that it names: "site"
+    backbone  network and weights under a "head", as "resnet50:FILE"; None for SqueezeNet with ``weights``
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
@@ -36,6 +37,7 @@ class Options:
     size: int | None = None
     model: str | None = None
     weights: str | None = None
+    backbone: str | None = None
     settings: tuple[str, ...] = tuple(SETTINGS)
     runs: int = 5
     seed: int | None = None
@@ -59,7 +61,6 @@ class Options:
         self._default("hospitals", None if self.split == "site" else 10)
         for value, known, what in (
             (self.data, data.SOURCES, "data"),
-            (self.model, MODELS, "model"),
             (self.split, SPLITS, "split"),
             (self.accountant, ACCOUNTANTS, "accountant"),
             (self.aggregation, AGGREGATIONS, "aggregation"),
@@ -67,6 +68,9 @@ class Options:
         ):
             if value not in known:
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
+        check_model(self.model)
+        if self.backbone is not None and (self.model != "head" or self.weights is not None):
+            raise InputError("backbone is for the model head, and names its own weights: leave out --weights")
         if not self.settings:
             raise InputError(f"no setting was named; choose from {', '.join(SETTINGS)}")
         if not 1 <= self.runs <= 1000:

@@ -63,6 +63,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         data=options.data,
         persons=experiment.dataset.sheet.persons,
         model=options.model,
+        replaced=len(experiment.replaced),
         aggregation=options.aggregation,
         apart=apart,
     )
@@ -124,6 +125,8 @@ def assemble(
     return {
         "data": options.data,
         "model": options.model,
+        "parameters": experiment.plan(next(iter(records))).d,
+        "group_norm_for_batch_norm": list(experiment.replaced),
         "weights": experiment.weights.source,
         "weights_sha256": experiment.weights.sha256,
         "delta": options.delta,

@@ -44,7 +44,7 @@ SEEDED = (
 def not_covered(model: str) -> tuple[str, ...]:
     """What no epsilon of a run with this model includes, as phrases."""
     return (
-        f"choices: {TUNING[model]}",
+        f"choices: {TUNING.get(model, TUNING['cnn'])}",
         "other models trained on the same patients, which spend theirs besides",
         "the weights that training starts from, if the same patients were in what those were trained on",
         "test patients: their scores, of every epoch too, are exact",
@@ -77,6 +77,7 @@ def privacy_statement(
     data: str = "synthetic",
     persons: str | None = None,
     model: str = "head",
+    replaced: int = 0,
     aggregation: str = "plain",
     apart: bool = False,
 ) -> str:
@@ -86,6 +87,7 @@ def privacy_statement(
     patients  N, declared training patients in all
     counted   whether that is their count, which the run then makes public
     data      what was trained on;  persons  who is one patient in it, where that is none of ``data.SOURCES``
+    replaced  layers of batch normalisation in the model's place of which group normalisation was trained
     apart     whether every party was a process of its own
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
@@ -120,6 +122,11 @@ def privacy_statement(
         + (", which is their count: this run makes it public." if counted else "."),
         f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",
     ]
+    if replaced:
+        lines.append(
+            f"The network: {model} with group normalisation in {replaced} layers, where it had batch normalisation, "
+            "which mixes patients."
+        )
     if not setting.federated:
         lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")
     elif setting.shared_noise:

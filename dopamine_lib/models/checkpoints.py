@@ -11,7 +11,17 @@ from safetensors.torch import save_file
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
-from dopamine_lib.models.networks import NormalisedFeatures, backbone, build, load_weights, read_state
+from dopamine_lib.models.architectures import is_own
+from dopamine_lib.models.networks import (
+    HALF,
+    NormalisedFeatures,
+    Weights,
+    backbone,
+    build,
+    load_backbone,
+    load_weights,
+    read_state,
+)
 from dopamine_lib.models.tables import TABLE_MODELS
 
 
@@ -62,7 +72,10 @@ def _digest(vectors: dict[str, torch.Tensor], state: str) -> str:
 
 def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:
     """Write a model's tensors, described by ``metadata``, which becomes JSON."""
-    tensors = {key: value.detach().contiguous() for key, value in net.state_dict().items()}
+    # copies, since tied weights share their memory, which the format forbids
+    tensors = {
+        key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in net.state_dict().items()
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
 
@@ -70,7 +83,7 @@ def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:
 def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[torch.nn.Module, dict]:
     """A model written by ``reproduce``: ``(net, metadata)``, where net maps inputs (B, 3, H, W) to logits.
 
-    backbone_weights  for a ``head``: the file of the SqueezeNet below it, by default the embedded one
+    backbone_weights  for a ``head``: the weights of the network below it, by default SqueezeNet's embedded ones
     Raises InputError for any other file, a model of tables, and where the backbone is not the head's own.
     """
     state, metadata = read_state(path)
@@ -86,13 +99,24 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model written by reproduce: its metadata names no architecture") from error
-    net = build(architecture, classes, load_weights("random"), 0)
+    if is_own(architecture):
+        raise InputError(
+            f"{path} is of {architecture}, and reading a file runs no code that it names: make the network yourself "
+            "and load the tensors by safetensors.torch.load_model"
+        )
+    below = metadata.get("backbone") or "squeezenet"
+    net = build(architecture, classes, Weights("random start", None, {}, *HALF, below), 0)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit its architecture {architecture}; run reproduce again") from error
     if architecture == "head":
-        weights = load_weights(backbone_weights if start else "random")
+        if below == "squeezenet":
+            weights = load_weights(backbone_weights if start else "random")
+        elif backbone_weights is None:
+            raise InputError(f"{path} needs the {below} that it was trained on; give its weights as --backbone FILE")
+        else:
+            weights = load_backbone(f"{below}:{backbone_weights}")
         if weights.sha256 != start:
             wanted = metadata.get("weights", "that one")
             raise InputError(f"{path} needs a backbone with SHA-256 {start}, not {weights.sha256}; give {wanted}")

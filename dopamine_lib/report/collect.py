@@ -21,6 +21,7 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice, setting
 from dopamine_lib.files import atomic_path
+from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import read_state
 from dopamine_lib.report.text import html, markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
@@ -38,6 +39,7 @@ def write_report(
     out: str | Path | None = None,
     *,
     data_dir: str | Path | None = None,
+    model: str | None = None,
     audit: bool = False,
     progress: bool = True,
 ) -> list[Path]:
@@ -45,11 +47,12 @@ def write_report(
 
     out       folder for the report; by default that of the results
     data_dir  where the data is, if it has moved since the run
+    model     the results' ``module:function``, whose code may be run: no file decides that
     audit     train once more in every private setting, with canaries, and report what that proves
     Raises InputError where there are no results, where their numbers do not agree with each other, or where ``out``
     cannot be written.
     """
-    facts = collect(path, data_dir=data_dir, audit=audit, progress=progress)
+    facts = collect(path, data_dir=data_dir, model=model, audit=audit, progress=progress)
     text = markdown(facts)
     out = read_results(path)[1] if out is None else Path(out)
     written = []
@@ -64,7 +67,12 @@ def write_report(
 
 
 def collect(
-    path: str | Path, *, data_dir: str | Path | None = None, audit: bool = False, progress: bool = True
+    path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    model: str | None = None,
+    audit: bool = False,
+    progress: bool = True,
 ) -> dict:
     """All that the report says, as plain data, which ``text`` puts into words."""
     results, folder = read_results(path)
@@ -75,7 +83,10 @@ def collect(
         # canaries are trained with Gaussian noise, which says nothing about discrete noise
         bounded = [one for one in accounted.values() if one.bound is not None]
         audits += [short_audit(one, options) for one in bounded if not one.bound.noise.discrete]
-    rows, sheet, missing = _models(results, options, folder, data_dir, progress)
+    if is_own(options.model) and options.model != model:
+        rows, sheet, missing = None, None, f"its network's code is run only where --model {options.model} says so"
+    else:
+        rows, sheet, missing = _models(results, options, folder, data_dir, progress)
     source = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     return {
         "results": results,

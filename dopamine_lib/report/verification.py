@@ -22,7 +22,8 @@ from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import privacy_statement
-from dopamine_lib.models.networks import parameter_count, read_state
+from dopamine_lib.models.architectures import is_own
+from dopamine_lib.models.networks import parameter_count, read_state, replaced_layers
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 #: Relative difference that is put down to rounding: the PRV accountant's last digits depend on the number of threads.
@@ -164,6 +165,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             data=options.data,
             persons=results.get("persons"),
             model=options.model,
+            replaced=len(_replaced(results, options)),
             aggregation=options.aggregation,
             apart=apart,
         )
@@ -200,7 +202,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         declared,
         Choice.from_record(result["choice"]),
         tuple(sizes) if declared.federated else (sum(sizes),),
-        parameter_count(options.model, len(result["recall_per_grade"]), results.get("inputs", 0)),
+        _parameters(results, options, len(result["recall_per_grade"])),
         aggregation=options.aggregation,
         discrete=options.discrete(declared),
         least=options.shares(declared, len(sizes)),
@@ -209,6 +211,24 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         accountant=options.accountant,
         seed=options.public_seed,
     )
+
+
+def _parameters(results: dict, options: Options, classes: int) -> int:
+    """d, which must be the model's; of a ``module:function`` as stated, since reading a file must run no code."""
+    if is_own(options.model):
+        check_within("number of parameters", results["parameters"], 1, 10**12, "run reproduce again", low_open=False)
+        return results["parameters"]
+    counted = parameter_count(options.model, classes, results.get("inputs", 0), backbone=options.backbone)
+    _must_agree("the number of parameters", results.get("parameters", counted), counted)
+    return counted
+
+
+def _replaced(results: dict, options: Options) -> list[str]:
+    """Names of layers that the model has in place of others; of a ``module:function`` as stated."""
+    stated = results.get("group_norm_for_batch_norm", [])
+    if not is_own(options.model):
+        _must_agree("the list of replaced layers", stated, list(replaced_layers(options.model, 5)))
+    return stated
 
 
 def _statement_in(path: Path) -> str:
