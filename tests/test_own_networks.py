@@ -31,7 +31,6 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
         pytest.param("efficientnet_b0", 32, marks=pytest.mark.slow),
         pytest.param("densenet121", 32, marks=pytest.mark.slow),
         pytest.param("shufflenet_v2_x0_5", 32, marks=pytest.mark.slow),
-        pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
     ],
 )
 def test_torchvisions_networks_equal_the_loop(name, pixels):
