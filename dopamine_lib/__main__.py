@@ -9,7 +9,7 @@ from dopamine_lib import __version__
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import Parser, chosen_options, device_argument, experiment_arguments
 from dopamine_lib.inference.workers.commands import add_infer, add_party
-from dopamine_lib.machine import safe_output
+from dopamine_lib.machine import keep_to_cores, safe_output
 from dopamine_lib.page.app import add_app
 
 
@@ -191,6 +191,7 @@ def _site(arguments) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 for an interrupt."""
     safe_output()
+    keep_to_cores()
     arguments = parser().parse_args(argv)
     try:
         arguments.call(arguments)

@@ -42,14 +42,36 @@ PACKAGES = {
     "nbgrader": "optional: without it no students' copies of the homework; pip install nbgrader==0.9.6",
 }
 GB = 2**30  # what everybody calls a gigabyte of memory
+#: Where Linux says what a container may use.
+CGROUP = Path("/sys/fs/cgroup")
 #: What a terminal that has no such letters shows in their place.
 SPELT = {"±": "+-", "…": "...", "×": "x", "–": "-", "—": "-"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def cores() -> int:
-    """How many processor cores this process may use."""
+def _allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """How many processor cores this process may use; a container may have a share of them (Docker's ``--cpus``)."""
+    count = _allowed_cores()
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # Linux, cgroup v2 and v1
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the word "max"
+            words = " ".join((CGROUP / name).read_text(encoding="utf-8") for name in files).split()
+            quota, period = map(int, words)
+            if quota > 0:
+                count = min(count, -(-quota // period))
+    return count
+
+
+def keep_to_cores() -> None:
+    """Have libraries start no more threads than a container has cores; for the beginning of a program.
+
+    They count the machine's, and 64 threads that take turns on two cores wait most of the time.
+    """
+    if cores() < _allowed_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
 def memory_size() -> int | None:
@@ -58,9 +80,9 @@ def memory_size() -> int | None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # no such call on Windows
         return None
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            memory = min(memory, int(Path(limit).read_text(encoding="utf-8")))
+            memory = min(memory, int((CGROUP / limit).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such file, or the word "max"
             continue
     return memory
@@ -153,6 +175,16 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
+
+
+def need_home() -> None:
+    """Raise InputError where this user has no home directory, as on some clusters: Jupyter does not go without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise InputError(
+            "this user has no home directory, and Jupyter needs one; set the environment variable HOME to a folder"
+        ) from None
 
 
 def safe_output() -> None:

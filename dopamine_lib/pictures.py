@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -23,6 +25,14 @@ LIGHT_GREY, GREY, DARK_GREY = "#bbbbbb", "#999999", "#777777"
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 #: A setting has one colour in every picture.
 SETTING_COLOURS = {"C": BLACK, "CDP": BLUE, "F": GREY, "FPDP": RED, "FSCDP": GREEN}
+
+
+@contextlib.contextmanager
+def plain_style() -> Iterator[None]:
+    """Draw as matplotlib does by itself, for files: a user's ``matplotlibrc`` may ask for a LaTeX that is not there."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def panels(

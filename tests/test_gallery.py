@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -35,7 +36,8 @@ def drawn(tmp_path_factory):
     light = {name: draw for name, draw in gallery.PICTURES.items() if name not in HEAVY}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "PICTURES", light)
-        assert main(["gallery", str(folder / "out"), "--results", str(folder)]) == 0
+        with matplotlib.rc_context({"text.usetex": True, "figure.dpi": 200, "savefig.bbox": "tight"}):  # a user's own
+            assert main(["gallery", str(folder / "out"), "--results", str(folder)]) == 0
     return folder / "out"
 
 

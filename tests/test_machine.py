@@ -1,5 +1,6 @@
 """The machine check: true findings, a remedy for everything missing, and no path of this machine."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dopamine_lib import machine
+from dopamine_lib.__main__ import main
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
@@ -33,6 +35,45 @@ def test_it_finds_what_is_here():
 def test_the_check_imports_no_torch():
     program = "import sys; from dopamine_lib import machine; machine.machine_check(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "files, count",
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_containers_share_of_the_cores_counts(files, count, tmp_path, monkeypatch):
+    """Docker's --cpus, Binder: a process there sees all cores of the machine, and libraries start a thread on each."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "_allowed_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1"), monkeypatch.delenv("OMP_NUM_THREADS")
+    machine.keep_to_cores()
+    assert machine.cores() == count and os.environ.get("OMP_NUM_THREADS") == (None if count == 8 else str(count))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    machine.keep_to_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "3"  # the user's word
+
+
+def test_what_needs_jupyter_says_that_it_needs_a_home(tmp_path, monkeypatch, capsys):
+    """The unknown users of some clusters and containers have none."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(machine.Path, "home", no_home)
+    for command in (["homework", str(tmp_path / "out")], ["site", str(tmp_path / "site")], ["app"]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "environment variable HOME" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_torch_gets_its_threads_back():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,6 +288,22 @@ def check_line(main, words, said, patch):
     lines = []
     patch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
     assert main(words) == 2 and len(lines) == 1 and said in lines[0] and "\n" not in lines[0]
+
+
+def test_ranks_that_shared_memory_has_no_room_for_are_refused_by_the_first_of_a_host(monkeypatch, capsys):
+    """MPICH's would be killed in the middle, which said nothing: 64 MB, as Docker gives, are enough for 11 ranks."""
+    from dopamine_lib.federation.mpi import __main__ as mpi
+
+    monkeypatch.setattr(mpi.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    mpi._check_shared_memory(11)
+    for name, value in {"PMI_RANK": 20, "PMI_SIZE": 40, "MPI_LOCALRANKID": 0, "MPI_LOCALNRANKS": 20}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(mpi, "_rank", lambda arguments, rank: 0)
+    assert mpi.main(["--out", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "20 ranks take 108; make room" in error and "--shm-size" in error and len(error.splitlines()) == 1
+    monkeypatch.setenv("MPI_LOCALRANKID", "1")
+    assert mpi.main(["--out", "x"]) == 0  # the first of this host takes the memory for all
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -43,8 +44,12 @@ def rounded(result):
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
+    """By a user whose pictures are set by LaTeX, which is not there: that is no reason to lose a run's."""
     out = tmp_path_factory.mktemp("results")
-    return reproduce(Options(**small, runs=2, seed=5), out, progress=False, workers=1), out
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 40}):
+        results = reproduce(Options(**small, runs=2, seed=5), out, progress=False, workers=1)
+        assert matplotlib.rcParams["text.usetex"]
+    return results, out
 
 
 def test_results_have_the_documented_keys(finished):

@@ -14,6 +14,7 @@ from os import PathLike
 
 from dopamine_lib import __version__
 from dopamine_lib.files import atomic_path
+from dopamine_lib.machine import cores
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -89,10 +90,9 @@ def at_most(
 
 def machine() -> str:
     """The machine behind the figures, in one line: processor, cores, load, system and versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return (
-        f"{_processor()}, {cores} cores, {load} at the end, {platform.system()}, "
+        f"{_processor()}, {cores()} cores, {load} at the end, {platform.system()}, "
         f"Python {platform.python_version()}, dopamine_lib {__version__}"
     )
 

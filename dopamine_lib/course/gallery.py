@@ -23,6 +23,7 @@ from dopamine_lib.federation.explorer import draw_step
 from dopamine_lib.federation.options import Options
 from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.explorer import draw_message
+from dopamine_lib.pictures import plain_style
 from dopamine_lib.privacy.explorer import draw_budget, draw_calibration
 from dopamine_lib.reproduction.figure1 import figure1
 from dopamine_lib.reproduction.run import reproduce
@@ -55,11 +56,15 @@ def draw_gallery(out: str | PathLike, results: str | PathLike | None = None) -> 
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
     for name, draw in PICTURES.items():
-        yield save(draw(), out / name)
+        with plain_style():
+            path = save(draw(), out / name)
+        yield path
     if found is None:
         with tempfile.TemporaryDirectory(prefix="dopamine-gallery-") as folder:
             found = reproduce(Options(), folder)
-    yield save(figure1(found), out / FIGURE1)
+    with plain_style():
+        path = save(figure1(found), out / FIGURE1)
+    yield path
 
 
 def save(figure: Figure, path: Path) -> Path:

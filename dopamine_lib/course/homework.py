@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.machine import need_home
 
 #: The repository's homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
 SOURCES = Path(__file__).parents[2] / "notebooks" / "homework"
@@ -26,6 +27,7 @@ def students_copies(out: str | PathLike, sources: str | PathLike | None = None) 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or empty it")
     notebooks = find_homework(sources)
+    need_home()
     with tempfile.TemporaryDirectory(prefix="dopamine-homework-") as course:
         released = [_release(Path(course).resolve(), notebook) for notebook in notebooks]
         out.mkdir(parents=True, exist_ok=True)

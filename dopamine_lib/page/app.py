@@ -22,7 +22,7 @@ from typing import Any
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.commands import add_answer
-from dopamine_lib.machine import memory_size
+from dopamine_lib.machine import memory_size, need_home
 from dopamine_lib.pool import Child, Parent
 
 PORT, LOOPBACK = 8866, ("127.0.0.1", "localhost", "::1")
@@ -60,6 +60,7 @@ def _app(arguments) -> None:
 
     from dopamine_lib.page.consultation import INTRODUCTION, Backend
 
+    need_home()
     host, port = arguments.host, _free_port(arguments.host, arguments.port)
     # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")

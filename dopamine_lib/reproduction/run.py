@@ -30,6 +30,7 @@ from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import device_name, keep_freed_memory, ordinary_torch, threads
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 from dopamine_lib.models.tables import TABLE_MODELS
+from dopamine_lib.pictures import plain_style
 from dopamine_lib.pool import WorkerPool, fitting_workers
 from dopamine_lib.reproduction.estimate import Estimate
 
@@ -56,7 +57,8 @@ def run_setting(
     """Train one run of one setting to its end, from its checkpoint where that exists.
 
     checkpoint  None to keep nothing
-    deadline    a ``time.time()``; the epoch in which it passes is the last, and is kept
+    deadline    by ``time.monotonic()``, which all processes of a machine share; the epoch in which it passes is the
+                last, and is kept
     """
     training = experiment.training(name, run)
     if checkpoint is not None and checkpoint.exists():
@@ -70,9 +72,9 @@ def run_setting(
     def after(epoch: int) -> bool:
         training.progress.history.append(epoch_record(experiment, training))
         advance(1)
-        return time.time() >= deadline
+        return time.monotonic() >= deadline
 
-    if not training.done and time.time() < deadline:
+    if not training.done and time.monotonic() < deadline:
         training.run(save, after)
     if not training.done:
         save()
@@ -87,7 +89,7 @@ def finished_run(
     Where the deadline passes first, its "history" and "charged" so far, and "unfinished".
     """
     done, checkpoint, lock = run_files(out, name, run)
-    if time.time() >= deadline and not (done.exists() or checkpoint.exists()):
+    if time.monotonic() >= deadline and not (done.exists() or checkpoint.exists()):
         return {"unfinished": True, "history": [], "charged": []}
     done.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=PATIENCE):
@@ -156,7 +158,7 @@ def reproduce(
         keep_freed_memory()
     check_within("minutes", 1.0 if minutes is None else minutes, 0, 1e6, "leave it out for as long as it takes")
     out, began = Path(out), time.perf_counter()
-    deadline = math.inf if minutes is None else time.time() + 60 * minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     order = LONGEST_FIRST if minutes is None else TELLING_FIRST
     runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=order.index)]
     asked = options.record()
@@ -198,6 +200,6 @@ def reproduce(
         results = assemble(experiment, asked, finished, do, begun=begun)
         results |= {"device": device_name(experiment.device), "seconds": round(time.perf_counter() - began, 1)}
         write_json(out / "results.json", results)
-        with atomic_path(out / "figure1.png") as temporary:
+        with plain_style(), atomic_path(out / "figure1.png") as temporary:
             figure1(results).savefig(temporary, dpi=150)
     return results

@@ -45,6 +45,8 @@ from dopamine_lib.federation.arguments import Parser, chosen_options, experiment
 from dopamine_lib.machine import safe_output
 
 PATIENCE = 1800.0
+#: Where MPICH 5.0 has ranks of one host exchange messages, and the bytes it takes for each; Docker gives 64 MB in all.
+SHARED, SHARED_BY_A_RANK = Path("/dev/shm"), 5_400_000
 
 
 def _parser(hospitals: int) -> Parser:
@@ -197,6 +199,17 @@ def _check(arguments, size: int) -> None:
         raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
 
 
+def _check_shared_memory(ranks: int) -> None:
+    """Raise InputError where MPICH's ``ranks`` of this host would be killed (SIGBUS) for want of shared memory."""
+    if ranks and SHARED.is_dir():
+        room, needed = shutil.disk_usage(SHARED).free, ranks * SHARED_BY_A_RANK
+        if room < needed:
+            raise InputError(
+                f"{SHARED} has {room / 1e6:.0f} MB left, but {ranks} ranks take {needed / 1e6:.0f}; make room, or give "
+                "the container more (docker run --shm-size=1g)"
+            )
+
+
 def main(words: list[str] | None = None) -> int:
     """Run this rank, or what ``words`` name; returns the exit status: 0, or 2 for bad input."""
     safe_output()
@@ -206,6 +219,7 @@ def main(words: list[str] | None = None) -> int:
         int(next((os.environ[name] for name in names if name in os.environ), default))
         for names, default in ((("PMI_RANK", "OMPI_COMM_WORLD_RANK"), 0), (("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"), 1))
     )
+    first = int(os.environ.get("MPI_LOCALRANKID", rank)) == 0  # of this host
     try:
         if words[:1] == ["identity"]:
             return _identity(words[1:])
@@ -214,10 +228,12 @@ def main(words: list[str] | None = None) -> int:
         arguments = _parser(size - 1).parse_args(words)
         arguments.settings = (arguments.setting,)
         _check(arguments, size)
+        if first:  # the one that takes the memory for all
+            _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))
         if importlib.util.find_spec("mpi4py") is None:
             raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
     except InputError as error:
-        if rank == 0:  # one line in all, not one per rank
+        if first:  # one line, not one per rank
             print(f"dopamine: {error}", file=sys.stderr, flush=True)
         return 2
     return _rank(arguments, rank)
