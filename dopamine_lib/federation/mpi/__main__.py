@@ -228,8 +228,7 @@ def main(words: list[str] | None = None) -> int:
         arguments = _parser(size - 1).parse_args(words)
         arguments.settings = (arguments.setting,)
         _check(arguments, size)
-        if first:  # the one that takes the memory for all
-            _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))
+        _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))  # taken once all ranks have come this far
         if importlib.util.find_spec("mpi4py") is None:
             raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
     except InputError as error:
