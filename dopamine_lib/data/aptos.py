@@ -1,6 +1,7 @@
 """APTOS 2019, the paper's data set: fundus images in Kaggle's layout, decoded once and memory-mapped."""
 
 import hashlib
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from dopamine_lib.data.dataset import (
 )
 from dopamine_lib.data.folder import find_images, find_table, read_table
 from dopamine_lib.data.images import open_image, prepare
-from dopamine_lib.machine import cores
 
 _CACHE_VERSION = 2  # to be raised when the preprocessing changes
 #: A folder whose number of images is within this share of APTOS's is taken for APTOS as published.
@@ -96,7 +96,7 @@ def _decode_or_reuse(files: list[Path], size: int, content: bytes) -> tuple[np.n
 
 def _decode(files: list[Path], size: int, hashes: list[bytes]) -> Iterator[bytes]:
     """The pictures in order, by a thread per CPU (Pillow releases Python's lock); ``hashes`` grows with them."""
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings():
             # open_image refuses large images with one line of its own
