@@ -154,7 +154,7 @@ def test_a_run_is_the_same_whatever_the_user_has_told_torch(make_aptos, tmp_path
 
 
 def test_reproduce_computes_as_torch_does_by_itself(tmp_path, monkeypatch, _defaults, refuses):
-    def load(options, progress):
+    def load(options, **more):
         machine.check_torch()
         raise InputError("the defaults are right")
 
