@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
     measure.add_argument("--json", metavar="FILE", help="write the figures there as well")
     measure.add_argument("--size", type=int, metavar="PIXELS", help="for inference: side of the image (default: 64)")
+    measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
 
     copies = commands.add_parser("homework", help="write the students' copies of the homework, by nbgrader")
@@ -155,8 +156,10 @@ def _bench(arguments) -> None:
     import importlib
 
     module = importlib.import_module(f"dopamine_lib.benchmarks.{arguments.what}")
-    size = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
-    result = module.run(arguments.json, **size)
+    terms = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
+    if arguments.what == "dp":
+        terms["device"] = arguments.device
+    result = module.run(arguments.json, **terms)
     print(result["machine"])
     for row in result["rows"]:
         peer = ""

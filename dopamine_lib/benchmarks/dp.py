@@ -8,6 +8,7 @@ simulation generator there. ``cost`` computes the price of the paper's whole run
 """
 
 import copy
+import itertools
 import multiprocessing
 import statistics
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +26,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.benchmarks import cost
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
-from dopamine_lib.machine import keep_freed_memory
-from dopamine_lib.models.networks import build, load_weights
+from dopamine_lib.federation.plan import Plan
+from dopamine_lib.federation.settings import PAPER_CHOICES, SETTINGS
+from dopamine_lib.federation.training import Training
+from dopamine_lib.machine import find_device, keep_freed_memory
+from dopamine_lib.models.networks import CPU, IMAGENET, build, load_weights, resident_inputs
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
 from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
@@ -66,15 +71,23 @@ FEDERATED = (
 MEMORY = (Case("squeezenet", 64, 64, most=2.2), Case("squeezenet", 224, 10, most=2.2), Case("cnn", 28, 64, most=2.2))
 
 
+#: On a GPU: the paper's own step and iteration.
+ON_GPU = Case("squeezenet", 224, 100, most=1.2, least=1.0)
+
+
 def run(
     path: str | PathLike | None = None,
     *,
+    device: str = "cpu",
     steps: tuple[Case, ...] = STEPS,
     federated: tuple[Case, ...] = FEDERATED,
     memory: tuple[Case, ...] = MEMORY,
     repeats: int = 9,
 ) -> dict:
-    """All rows, also written to ``path`` if one is given."""
+    """All rows, also written to ``path`` if one is given. ``device_rows`` has those of a GPU."""
+    place = find_device(device)
+    if place.type != "cpu":
+        return write(device_rows(place, ON_GPU, repeats), path)
     keep_freed_memory()
     rows = [row("threads", torch.get_num_threads(), "threads")]
     with warnings.catch_warnings():
@@ -90,11 +103,12 @@ def run(
     return write(rows, path)
 
 
-def step_rows(case: Case, repeats: int) -> list[dict]:
+def step_rows(case: Case, repeats: int, device: torch.device = CPU) -> list[dict]:
     """One step of one model: ours against the ordinary step and each of Opacus's modes."""
     makers = {"plain SGD step": plain_step, "ours": our_step}
     makers |= {"Opacus hooks": opacus_hooks, "Opacus functorch": opacus_functorch, "Opacus ghost": opacus_ghost}
-    seconds = interleaved({name: make(*batch_of(case)) for name, make in makers.items()}, repeats)
+    steps = {name: waited_for(make(*batch_of(case, device)), device) for name, make in makers.items()}
+    seconds = interleaved(steps, repeats)
     own, name = seconds.pop("ours"), f"private step: {case}"
     rows = [compared(name, own, "plain SGD step", seconds.pop("plain SGD step"), most=case.most)]
     best = min(seconds, key=medians(seconds).get)
@@ -147,16 +161,70 @@ def compared(
     return line | {"fastest": min(own), "slowest": max(own)}
 
 
-def batch_of(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
+def device_rows(device: torch.device, case: Case, repeats: int = 9) -> list[dict]:
+    """The step, the iteration of ten hospitals with all that belongs to it, and what the paper's run would take."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = step_rows(case, repeats, device)
+    hours = 0.0
+    for name, declared in SETTINGS.items():
+        turns = interleaved({name: waited_for(whole_round(name, case, device), device)}, repeats)[name]
+        seconds = statistics.median(turns)
+        hours += cost.RUNS * declared.rounds * seconds / 3600
+        rows.append(row(f"{name}: a round, sampling and noise included, {case.model}, {case.pixels} px", seconds, "s"))
+        taken = cost.PATIENTS * declared.sample_rate * declared.steps / declared.rounds
+        rows.append(row(f"{name}: gradients a second", taken / seconds, "1/s"))
+        rows.append(row(f"{name}: one run of {declared.rounds} rounds", declared.rounds * seconds / 60, "min"))
+    rows.append(row("the paper's run on this device, five settings, five runs", hours, "h"))
+    rows.append(row(f"the same at {cost.GPU_HOUR:g} USD an hour (assumed)", hours * cost.GPU_HOUR, "USD"))
+    if device.type == "cuda":
+        for name, make in (("private", our_step), ("plain", plain_step)):
+            rows.append(row(f"peak memory of a {name} step: {case}", _device_megabytes(make, case, device), "MB"))
+    return rows
+
+
+def whole_round(name: str, case: Case, device: torch.device) -> Callable[[], None]:
+    """Rounds of a setting as they run, one after another: patients are random images, as many as in the paper."""
+    declared, choice, net = SETTINGS[name], PAPER_CHOICES[name], batch_of(case, device)[0]
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (cost.PATIENTS, case.pixels, case.pixels, 3), dtype=np.uint8)
+    task = Task(net, resident_inputs(images, *IMAGENET, device), torch.arange(cost.PATIENTS) % 5)
+    patients = np.array_split(np.arange(cost.PATIENTS), HOSPITALS if declared.federated else 1)
+    training = Training(Plan.of(declared, choice, task, patients), task, patients, Randomness())
+    numbers = itertools.count()
+    return lambda: training._round(next(numbers))
+
+
+def waited_for(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """The step, and a wait for the device to have done it."""
+
+    def whole() -> None:
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
+
+
+def _device_megabytes(make: Callable, case: Case, device: torch.device) -> float:
+    step = waited_for(make(*batch_of(case, device)), device)
+    step()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def batch_of(case: Case, device: torch.device = CPU) -> tuple[nn.Module, Tensor, Tensor]:
     """The model and a batch of random images and labels, always the same."""
-    net = build(case.model, 5, load_weights("random"), seed=0).eval()
+    net = build(case.model, 5, load_weights("random"), seed=0).eval().to(device)
     x = torch.randn(case.batch, 3, case.pixels, case.pixels, generator=torch.Generator().manual_seed(0))
-    return net, x.contiguous(memory_format=torch.channels_last), torch.arange(case.batch) % 5
+    x = x.contiguous(memory_format=torch.channels_last)
+    return net, x.to(device), (torch.arange(case.batch) % 5).to(device)
 
 
 def our_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
     """A step with clipped gradients by book-keeping; it returns the new parameters."""
-    task, index = Task(net, lambda index: x[index], y), torch.arange(len(x))
+    task, index = Task(net, lambda index: x[index.to(x.device)], y), torch.arange(len(x))
     w = task.start
 
     def step():

@@ -11,7 +11,7 @@ from dopamine_lib.data import PATIENTS
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.release import release
-from dopamine_lib.federation.settings import EPOCHS
+from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -247,7 +247,10 @@ def table(results: dict) -> str:
         )
     folder = results["folder"]
     if folder["epsilon_private"] is not None:
-        private = ", ".join(name for name, result in results["settings"].items() if result["epsilon"] is not None)
+        begun = [record["setting"] for record in results.get("unfinished", [])]
+        private = ", ".join(
+            name for name, own in SETTINGS.items() if own.private and name in [*results["settings"], *begun]
+        )
         lines.append(f"{'together':30} {'':>8}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"

@@ -55,10 +55,10 @@ def read_results(path: str | Path) -> tuple[dict, Path]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON; run reproduce again") from error
+    if isinstance(results, dict) and results.get("unfinished"):
+        raise InputError(f"{path} was stopped by --minutes; let reproduce --resume finish it first")
     if not isinstance(results, dict) or not isinstance(results.get("settings"), dict) or not results["settings"]:
         raise InputError(f"{path} has no settings; give the results.json that reproduce wrote")
-    if results.get("unfinished"):
-        raise InputError(f"{path} was stopped by --minutes; let reproduce --resume finish it first")
     return results, path.parent
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dopamine_lib.errors import check_within
+from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record, statement_for
@@ -197,6 +197,8 @@ def reproduce(
                 finished[name].append(record)
             elif record["history"] or any(record["charged"]):
                 begun[name].append(record)
+        if not any(finished.values()) and not any(begun.values()):
+            raise InputError(f"minutes is {minutes:g}, which was over before training began; give more, and --resume")
         results = assemble(experiment, asked, finished, do, begun=begun)
         results |= {"device": device_name(experiment.device), "seconds": round(time.perf_counter() - began, 1)}
         write_json(out / "results.json", results)
