@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=int, metavar="W", help="processes that train side by side (default: as fit)")
     run.add_argument("--hourly", type=float, metavar="USD", help="what an hour of this machine costs, to print a price")
     run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
-    run.add_argument("--out", required=True, metavar="DIR", help="where results.json, figure1.png and models go")
+    run.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too, if it is installed")
+    run.add_argument("--out", required=True, metavar="DIR", help="where results.json, metrics.csv, … and models go")
     run.set_defaults(call=_reproduce)
 
     search = commands.add_parser("tune", help="compare learning rates and clips on validation patients")
@@ -77,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     card.add_argument("--audit", action="store_true", help="train once more with canaries and report the result")
     card.set_defaults(call=_report)
 
+    beside = commands.add_parser("compare", help="put the results of several runs into one table and one picture")
+    beside.add_argument("results", nargs="+", metavar="DIR", help="folders that reproduce wrote")
+    beside.add_argument("--out", metavar="DIR", help="where compare.csv and compare.png go (default: none are written)")
+    beside.set_defaults(call=_compare)
+
     measure = commands.add_parser("bench", help="measure the kit on this machine, beside its peers")
     measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
     measure.add_argument("--json", metavar="FILE", help="write the figures there as well")
@@ -104,11 +110,12 @@ def _reproduce(arguments) -> None:
     from dopamine_lib.reproduction.run import reproduce
 
     terms = {"device": arguments.device, "minutes": arguments.minutes, "workers": arguments.workers}
+    terms["tensorboard"] = arguments.tensorboard
     results = reproduce(chosen_options(arguments), arguments.out, resume=arguments.resume, **terms)
     print(table(results))
     hours = results["seconds"] / 3600
     price = f", {hours * arguments.hourly:.2f} USD" if arguments.hourly else ""
-    where = f"results.json, figure1.png and the models are in {arguments.out}"
+    where = f"results.json, metrics.csv, figure1.png and the models are in {arguments.out}"
     print(f"{results['seconds']} s on {results['device']}{price}; {where}")
 
 
@@ -150,6 +157,16 @@ def _report(arguments) -> None:
     where = {"data_dir": arguments.data_dir, "model": arguments.model}
     for written in write_report(arguments.results, arguments.out, audit=arguments.audit, **where):
         print(written)
+
+
+def _compare(arguments) -> None:
+    from dopamine_lib.report.comparison import compare, table, write_comparison
+
+    rows = compare(arguments.results)
+    print(table(rows))
+    if arguments.out is not None:
+        for written in write_comparison(rows, arguments.out):
+            print(written)
 
 
 def _bench(arguments) -> None:

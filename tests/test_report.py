@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dopamine_lib.__main__ import main
 from dopamine_lib.auditing.planted_faults import scale_noise
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
@@ -101,6 +102,9 @@ def test_report_says_all_that_a_privacy_statement_needs(report, results):
     for name, result in results["settings"].items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert f"{100 * result['test_accuracy']['mean']:.1f}" in line
+        assert f"| {100 * result['balanced_accuracy']['mean']:.1f} % |" in line
+        found = result["referable_sensitivity"]["mean"], result["referable_specificity"]["mean"]
+        assert f"| {100 * found[0]:.0f} % at {100 * found[1]:.0f} % |" in line
         if result["epsilon"] is None:
             assert "**not private**: no noise was added" in line
         else:
@@ -288,6 +292,9 @@ def tampered(results):
     case("the folder", "folder", "verdict", value=lambda text: "Private.")
     case("patients", "patients", "train", value=lambda n: 10 * n)
     case("FSCDP's test_accuracy", "settings", "FSCDP", "test_accuracy", "mean", value=lambda a: a + 0.01)
+    for score in SCORES[1:]:
+        case(f"FSCDP's {score}", "settings", "FSCDP", score, "mean", value=lambda a: (a or 0) + 0.01)
+    case("F's balanced_accuracy", "settings", "F", "recall_per_grade", 0, value=lambda r: r - 0.01)
     return cases
 
 

@@ -1,7 +1,9 @@
 """The main job from the command line: its files, its errors, and being killed."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from dopamine_lib.__main__ import main
 from dopamine_lib.data import load
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.results import table
+from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import squeezenet, to_input
@@ -78,6 +82,59 @@ def test_results_have_the_documented_keys(finished):
     curious = results["settings"]["FSCDP"]["adversaries"]["hospital"]["prv"]
     assert curious > results["settings"]["FSCDP"]["adversaries"]["server"]["prv"]
     assert results["settings"]["CDP"]["adversaries"]["server"] is None
+
+
+def test_metrics_are_the_results_row_by_row(finished):
+    results, out = finished
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {tuple(row[key] for key in ("setting", "run", "epoch", "score")): float(row["value"]) for row in rows}
+    assert len(found) == len(rows)
+    for name, result in results["settings"].items():
+        stated = {"accuracy": result["test_accuracy"]} | {key: result[key] for key in SCORES[1:]}
+        stated |= {f"accuracy ({group})": own for group, own in result["group_accuracy"].items()}
+        for score, spread in stated.items():
+            last = [found[name, str(run), str(EPOCHS), score] for run in (0, 1)]
+            assert last == spread["runs"] and np.mean(last) == pytest.approx(spread["mean"], abs=1e-12)
+        recalls = [
+            [found.get((name, str(run), str(EPOCHS), f"recall_{grade}")) for run in (0, 1)] for grade in range(5)
+        ]
+        means = [None if None in own else pytest.approx(np.mean(own), abs=1e-12) for own in recalls]
+        assert means == result["recall_per_grade"]
+        assert result["balanced_accuracy"]["mean"] == pytest.approx(
+            np.mean([m for m in result["recall_per_grade"] if m is not None])
+        )
+        for record in result["history"]:
+            each = [found[name, str(run), str(record["epoch"]), "accuracy"] for run in (0, 1)]
+            assert np.mean(each) == pytest.approx(record["accuracy_mean"], abs=1e-12)
+
+
+def test_scores_are_shown_beside_accuracy(finished):
+    results, _ = finished
+    lines = table(results).splitlines()
+    (start,) = (i for i, line in enumerate(lines) if "sight-threatening" in line)
+    for line, (name, result) in zip(lines[start + 2 :], results["settings"].items(), strict=False):
+        sensitivity = result["sight_threatening_sensitivity"]["mean"]
+        assert line.startswith(name) and f"{result['auroc']['mean']:.2f}" in line
+        assert f"{100 * sensitivity:.1f}" in line
+
+
+def test_records_of_an_older_version_are_gone_on_with(finished, small, tmp_path):
+    """They have accuracy, kappa and recalls alone, and no epoch's other scores."""
+    results, out = finished
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "runs").glob("F*-1.json"):
+        record = read_record(path)
+        kept = ("accuracy", "quadratic_kappa", "recall_per_grade", "charged", "aborted")
+        history = [
+            {key: entry[key] for key in ("epoch", "accuracy", "epsilon_rdp_classic")} for entry in record["history"]
+        ]
+        write_record(path, {key: record[key] for key in kept} | {"history": history})
+    resumed = reproduce(Options(**small, runs=2, seed=5), tmp_path, resume=True, progress=False, workers=1)
+    assert "balanced_accuracy" not in resumed["settings"]["F"]
+    assert rounded(resumed["settings"]["C"]) == rounded(results["settings"]["C"])
+    assert resumed["settings"]["F"]["test_accuracy"] == results["settings"]["F"]["test_accuracy"]
+    assert [line.split()[0] for line in table(resumed).splitlines()[-4:-2]] == ["C", "CDP"]
 
 
 def test_figure_and_table_come_from_the_results(finished):

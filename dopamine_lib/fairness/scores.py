@@ -11,12 +11,11 @@ import numpy as np
 
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.federation.metrics import LEAST, attribute_groups
 
 #: The scores that are one number per group; "recall_per_grade" has one for each grade.
 METRICS = ("accuracy", "quadratic_kappa", "auroc", "ece")
 SCORES = (*METRICS, "recall_per_grade")
-#: The smallest group, in test patients, that is reported.
-LEAST = 30
 #: Equal bins of confidence for the calibration error.
 BINS = 10
 #: What would be worth knowing of patients, for gaps between them.
@@ -102,8 +101,7 @@ def subgroups(dataset: Dataset, index: np.ndarray, *, least: int = LEAST) -> dic
     """
     check_within("least number of patients", least, 2, 10**9, "a group of one is a person", low_open=False)
     labels = dataset.labels[index]
-    values = {name: column[index] for name, column in dataset.attributes.items()}
-    divisions = {name: {str(v): column == v for v in np.unique(column)} for name, column in values.items()}
+    divisions = attribute_groups(dataset, index, least=1)
     for one, other in itertools.combinations(list(divisions), 2):
         divisions[f"{one} x {other}"] = {
             f"{a}, {b}": mask & divisions[other][b] for a, mask in divisions[one].items() for b in divisions[other]

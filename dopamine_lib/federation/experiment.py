@@ -20,6 +20,7 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation
 from dopamine_lib.federation.hospital import Hospital
+from dopamine_lib.federation.metrics import evaluate
 from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.server import Server
@@ -204,6 +205,13 @@ class Experiment:
     def predictions(self, training: Training) -> np.ndarray:
         """Predicted grades of the test images by the model that would be handed out now."""
         return training.task.logits(training.server.model, torch.as_tensor(self.test)).argmax(1).cpu().numpy()
+
+    def scores(self, training: Training) -> dict:
+        """``metrics.evaluate`` of the model that would be handed out now, on the test images."""
+        logits = training.task.logits(training.server.model, torch.as_tensor(self.test))
+        # float64, for in float32 sure answers would tie
+        probabilities = torch.softmax(logits.double(), 1).numpy(force=True)
+        return evaluate(self.dataset.labels[self.test], probabilities, self.dataset.grades)
 
     def accuracy(self, training: Training) -> float:
         """Share of the test images graded right."""

@@ -10,6 +10,7 @@ import numpy as np
 from dopamine_lib.data import PATIENTS
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.federation.statement import privacy_statement
@@ -18,30 +19,19 @@ from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 
 def epoch_record(experiment: Experiment, training: Training) -> dict:
-    """An epoch's entry in the history: accuracy on the test images, and epsilon spent, as a mean over hospitals."""
-    spent = training.epsilons("rdp_classic")
-    return {
-        "epoch": training.progress.epoch,
-        "accuracy": experiment.accuracy(training),
-        "epsilon_rdp_classic": float(np.mean(spent)) if spent else None,
-    }
+    """An epoch's entry in the history: scores on the test images, and epsilon spent, as a mean over hospitals."""
+    spent, scores = training.epsilons("rdp_classic"), experiment.scores(training)
+    del scores["recall_per_grade"]  # of the last epoch alone: a history is written once an epoch
+    epsilon = float(np.mean(spent)) if spent else None
+    return {"epoch": training.progress.epoch, **scores, "epsilon_rdp_classic": epsilon}
 
 
 def run_record(experiment: Experiment, training: Training) -> dict:
-    """What is kept of a finished run: its scores on the test images, its history and what was charged.
-
-    Balanced accuracy is the mean recall of the classes that the test images have.
-    """
-    from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
-
-    truth, predicted = experiment.dataset.labels[experiment.test], experiment.predictions(training)
-    grades = list(range(len(experiment.dataset.grades)))
-    recall = recall_score(truth, predicted, labels=grades, average=None, zero_division=0)
+    """What is kept of a finished run: its scores on the test images, its history and what was charged."""
+    predicted = experiment.predictions(training)
     return {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "balanced_accuracy": float(recall[np.unique(truth)].mean()),
-        "quadratic_kappa": float(cohen_kappa_score(truth, predicted, weights="quadratic", labels=grades)),
-        "recall_per_grade": recall.tolist(),
+        **experiment.scores(training),
+        "group_accuracy": group_accuracy(experiment.dataset, experiment.test, predicted),
         "charged": [ledger.charged for ledger in training.ledgers],
         "aborted": training.progress.aborted,
         "history": training.progress.history,
@@ -159,7 +149,7 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
     charged = [steps for record in records for steps in record["charged"]]
     history = []
     for epoch in zip(*(record["history"] for record in records), strict=False):
-        accuracy = _spread(record["accuracy"] for record in epoch)
+        accuracy = spread(record["accuracy"] for record in epoch)
         classic = [record["epsilon_rdp_classic"] for record in epoch]
         history.append(
             {
@@ -169,16 +159,20 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
                 "epsilon_rdp_classic": float(np.mean(classic)) if declared.private else None,
             }
         )
+    scores = {key: spread(record[key] for record in records) for key in SCORES if all(key in r for r in records)}
+    groups = [record.get("group_accuracy", {}) for record in records]  # the same in all: they are of the test images
     result = {
         "epsilon": None,
         "delta": plan.delta,
         "noise_multiplier": declared.noise_multiplier,
         "sample_rate": declared.sample_rate,
         "steps": declared.steps,
-        "test_accuracy": _spread(record["accuracy"] for record in records),
-        "balanced_accuracy": _spread(record["balanced_accuracy"] for record in records),
-        "quadratic_kappa": _spread(record["quadratic_kappa"] for record in records),
-        "recall_per_grade": np.mean([record["recall_per_grade"] for record in records], axis=0).tolist(),
+        "test_accuracy": scores.pop("accuracy"),
+        **scores,
+        "recall_per_grade": [_mean(own) for own in zip(*(r["recall_per_grade"] for r in records), strict=True)],
+        "group_accuracy": {
+            key: spread(own[key] for own in groups) for key in groups[0] if all(key in g for g in groups)
+        },
         "choice": plan.choice.record(),
         "history": history,
         "statement": said["statement"],
@@ -192,17 +186,20 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
     return result
 
 
-def _mean(values: list) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _spread(values: Iterable[float]) -> dict:
-    values = [float(value) for value in values]
-    return {
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "runs": values,
-    }
+def spread(values: Iterable[float | None]) -> dict:
+    """Mean and standard deviation of a score over runs, and each run's; without the first two if one is undefined.
+
+    >>> spread([0.5, 0.75])["mean"]
+    0.625
+    """
+    runs = list(values)
+    if None in runs:
+        return {"mean": None, "std": None, "runs": runs}
+    return {"mean": float(np.mean(runs)), "std": float(np.std(runs, ddof=1)) if len(runs) > 1 else 0.0, "runs": runs}
 
 
 def paper_figure1() -> dict[str, np.ndarray]:
@@ -221,7 +218,7 @@ def table(results: dict) -> str:
     """The results as a table for the terminal, beside the accuracies of the paper's Figure 1 where these are grades.
 
     Epsilon is that of the worst-off hospital's patients; where hospitals differ, their mean follows in a line of its
-    own. Below stands what the folder spends as a whole.
+    own, and then what the folder spends as a whole. Below stand the scores that accuracy hides.
     """
     published = paper_figure1() if on_the_papers_task(results) else {}
     lines = [
@@ -232,10 +229,10 @@ def table(results: dict) -> str:
     for name, result in results["settings"].items():
         accuracy = result["test_accuracy"]
         percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
-        balanced, kappa = 100 * result["balanced_accuracy"]["mean"], result["quadratic_kappa"]["mean"]
+        balanced, kappa = _cell(result, "balanced_accuracy", 8, 100), _cell(result, "quadratic_kappa", 6)
         paper = f"{published[name][-10:].mean():.1f}" if published else ""
         worst = _numbers(result.get("epsilon_worst", result["epsilon"]))
-        lines.append(f"{name:8} {percent:>14} {balanced:8.1f} {kappa:6.2f}   {worst}   {paper:>6}".rstrip())
+        lines.append(f"{name:8} {percent:>14} {balanced} {kappa}   {worst}   {paper:>6}".rstrip())
         if "epsilon_worst" in result:
             lines[-1] += "   worst hospital"
             lines.append(f"{'':30} {'':>8}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
@@ -252,11 +249,36 @@ def table(results: dict) -> str:
             name for name, own in SETTINGS.items() if own.private and name in [*results["settings"], *begun]
         )
         lines.append(f"{'together':30} {'':>8}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
+    lines += _scores_table(results["settings"])
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"
         + ("; paper: APTOS-2019, mean of its last ten epochs" if published else "")
     )
     return "\n".join([*lines, "this folder: " + folder["verdict"]])
+
+
+def _scores_table(settings: dict) -> list[str]:
+    """Lines with AUROC and what screening is for: of the settings that have them, and none where no setting has."""
+    screened = [what for what in SCREENING if any(f"{what}_auroc" in result for result in settings.values())]
+    titles = "".join(f"   {what.replace('_', '-'):>21}" for what in screened)
+    lines = [
+        f"{'setting':8} {'AUROC':>6}{titles}",
+        f"{'':8} {'':>6}" + f"   {'sens. %':>7} {'spec. %':>7} {'AUROC':>5}" * len(screened),
+    ]
+    for name, result in settings.items():
+        if "auroc" in result:
+            line = f"{name:8} {_cell(result, 'auroc', 6)}"
+            for what in screened:
+                shares = " ".join(_cell(result, f"{what}_{score}", 7, 100) for score in ("sensitivity", "specificity"))
+                line += f"   {shares} {_cell(result, f'{what}_auroc', 5)}"
+            lines.append(line)
+    return [line.rstrip() for line in lines if line.strip()] if len(lines) > 2 else []
+
+
+def _cell(result: dict, score: str, width: int, unit: int = 1) -> str:
+    """A score's mean as a cell of the table, in per cent where ``unit`` is 100; "-" where it is undefined."""
+    mean = result[score]["mean"] if score in result else None
+    return f"{'-' if mean is None else format(unit * mean, '.1f' if unit == 100 else '.2f'):>{width}}"
 
 
 def _numbers(bound: dict[str, float | None] | None) -> str:

@@ -12,7 +12,7 @@ spent and not opened; over MPI a lost rank ends the run (``mpi.party``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class Progress:
     centred: bool = False
     aborted: int = 0
     history: list[dict] = field(default_factory=list)
+
+    def record(self) -> dict:
+        """As plain data; ``asdict`` would copy every number of the history at every checkpoint."""
+        return vars(self) | {"history": list(self.history)}
 
 
 class Training:
@@ -151,7 +155,7 @@ class Training:
         if self.feature_mean is not None:
             vectors["centre"] = self.feature_mean
         charged = [ledger.charged for ledger in self.ledgers]
-        return vectors, {"server_steps": self.server.steps, "charged": charged, **asdict(self.progress)}
+        return vectors, {"server_steps": self.server.steps, "charged": charged, **self.progress.record()}
 
     def restore(self, vectors: dict[str, Tensor], record: dict) -> None:
         """Go on from a ``state``; without its vectors where this party has no hospital, and so no model.
@@ -167,7 +171,7 @@ class Training:
         for ledger, charged in zip(self.ledgers, record["charged"], strict=True):
             ledger.charged = charged
         record = {"centred": "centre" in vectors} | record  # checkpoints of older versions do not say it
-        self.progress = Progress(**{key: record[key] for key in asdict(self.progress)})
+        self.progress = Progress(**{key: record[key] for key in vars(self.progress)})
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
 

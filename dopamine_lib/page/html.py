@@ -88,6 +88,14 @@ def about(model: dict) -> str:
     if model.get("accuracy") is not None:
         tested = f" of {model['test_patients']}" if model.get("test_patients") else ""
         said.append(f"It graded {model['accuracy']:.0%}{tested} synthetic test patients correctly.")
+    if model.get("sight_threatening_sensitivity") is not None:
+        said.append(
+            f"Averaged over the grades, it recognised {model['balanced_accuracy']:.0%} of a grade's patients. It found "
+            f"{model['referable_sensitivity']:.0%} of those with moderate disease or worse, with "
+            f"{1 - model['referable_specificity']:.0%} false alarms among the others, and "
+            f"{model['sight_threatening_sensitivity']:.0%} of those with severe disease or worse, with "
+            f"{1 - model['sight_threatening_specificity']:.0%} false alarms."
+        )
     epsilon = (model.get("epsilon") or {}).get("prv")
     if epsilon is not None:
         said.append(

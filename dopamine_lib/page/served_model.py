@@ -24,8 +24,13 @@ MAX_HEADER = 1_000_000
 #: Keys that ``make`` adds to the metadata that ``reproduce`` writes.
 MEASURED = (
     "accuracy",
+    "balanced_accuracy",
     "quadratic_kappa",
     "recall_per_grade",
+    "referable_sensitivity",
+    "referable_specificity",
+    "sight_threatening_sensitivity",
+    "sight_threatening_specificity",
     "test_patients",
     "epsilon",
     "epsilon_hospital",
@@ -39,7 +44,7 @@ def facts(path: str | Path | None = None) -> dict:
     """What a model written by ``reproduce`` says of itself; by default the one that is served.
 
     setting, grades, size, statement   of every model
-    accuracy, quadratic_kappa, recall_per_grade   on ``test_patients``, as fractions, by the model in the clear
+    accuracy … sight_threatening_specificity   ``metrics.evaluate``'s, on ``test_patients``, by the model in the clear
     epsilon, epsilon_hospital          against an outsider and against one curious hospital, by accountant
     delta, train_patients, trained_on  None, like the two lines above, where the file does not say
 
@@ -72,6 +77,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
     """
     from safetensors.torch import save_file
 
+    from dopamine_lib.federation.metrics import SCORES
     from dopamine_lib.federation.options import Options
     from dopamine_lib.files import atomic_path
     from dopamine_lib.models.networks import read_state
@@ -86,7 +92,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
     result, patients = results["settings"]["FSCDP"], results["patients"]
     measured = {
         "accuracy": result["test_accuracy"]["runs"][0],
-        "quadratic_kappa": result["quadratic_kappa"]["runs"][0],
+        **{key: result[key]["runs"][0] for key in MEASURED if key in SCORES and key != "accuracy"},
         "recall_per_grade": result["recall_per_grade"],
         "test_patients": patients["test"],
         "epsilon": result["epsilon"],

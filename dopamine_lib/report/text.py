@@ -3,6 +3,7 @@
 import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
+from dopamine_lib.federation.metrics import SCREENING
 from dopamine_lib.federation.settings import setting
 from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -84,7 +85,8 @@ def _opening(facts: dict) -> str:
 
 
 def _verdicts(facts: dict) -> str:
-    rows = []
+    rows, settings = [], facts["results"]["settings"].values()
+    screened = [what for what in SCREENING if any(f"{what}_sensitivity" in result for result in settings)]
     for name, one in facts["accounted"].items():
         result, accuracy = facts["results"]["settings"][name], facts["results"]["settings"][name]["test_accuracy"]
         said = "**private**" if one.private else f"**not private**: {plain(one.why)}"
@@ -96,19 +98,34 @@ def _verdicts(facts: dict) -> str:
                 + (f"; mean over hospitals {_epsilons(result['epsilon'])}" if "epsilon_worst" in result else ""),
                 f"{result['delta']:g}" if one.epsilon else "none",
                 f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} %",
-                f"{result['quadratic_kappa']['mean']:.2f}",
+                _mean(result, "balanced_accuracy", ".1%"),
+                _mean(result, "quadratic_kappa", ".2f"),
+                *(
+                    f"{_mean(result, f'{what}_sensitivity', '.0%')} at {_mean(result, f'{what}_specificity', '.0%')}"
+                    for what in screened
+                ),
             ]
         )
     names = ", ".join(ACCOUNTANT_NAMES[key] for key in ACCOUNTANTS)
-    columns = ["setting", "verdict", f"epsilon of one run ({names})", "delta", "accuracy", "kappa"]
+    columns = ["setting", "verdict", f"epsilon of one run ({names})", "delta", "accuracy"]
+    columns += ["balanced accuracy", "kappa"]
+    columns += [f"{what.replace('_', '-')}: sensitivity at specificity" for what in screened]
     note = (
         "Epsilon is that of the worst-off hospital's patients, against an outsider. Each one was computed again from "
         "noise multiplier, sample rate, steps and delta, and agrees with what the run had written. *Private* means: at "
         "that epsilon, of one run. Beyond about 10 it promises little."
     )
+    if screened:
+        note += " *Referable* is grade 2 and above, *sight-threatening* grade 3 and above: what accuracy hides."
     if any(one.epsilon and not one.private for one in facts["accounted"].values()):
         note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
     return f"**This folder as a whole.** {plain(_folder(facts))}\n\n" + _table(columns, rows) + "\n\n" + note
+
+
+def _mean(result: dict, score: str, digits: str) -> str:
+    """A score's mean over runs; "none" where it is undefined, or the results are of an older version."""
+    mean = result[score]["mean"] if score in result else None
+    return "none" if mean is None else format(mean, digits).replace("%", " %")
 
 
 def _folder(facts: dict) -> str:

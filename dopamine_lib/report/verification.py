@@ -9,6 +9,7 @@ about a training that never took place.
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import numpy as np
 from dopamine_lib.data import PATIENTS
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
+from dopamine_lib.federation.results import spread
 from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.models.architectures import is_own
@@ -31,7 +34,7 @@ ROUNDING = 1e-6
 
 
 @contextlib.contextmanager
-def _well_formed(path: str):
+def well_formed(path: str) -> Iterator[None]:
     """Turn the error of a missing or malformed value in a results file into an InputError."""
     try:
         yield
@@ -82,7 +85,7 @@ class Accounted:
 
 def options_of(results: dict) -> Options:
     """The options that a results file was made with. Raises InputError for values that reproduce refuses."""
-    with _well_formed("results.json"):
+    with well_formed("results.json"):
         asked = {key: value for key, value in results["options"].items() if key != "weights_sha256"}
         options = Options.from_record(asked)
         sizes, _ = results["hospitals"], (results["weights"], results["weights_sha256"])
@@ -114,7 +117,7 @@ def verify(results: dict, folder: Path) -> dict[str, Accounted]:
     No setting is believed then.
     """
     options = options_of(results)
-    with _well_formed("results.json"):
+    with well_formed("results.json"):
         found = {name: _verify(results, options, name, folder) for name in results["settings"]}
         if all(one.bound is not None or not setting(one.name).private for one in found.values()):
             _verify_folder(results, options)
@@ -123,12 +126,20 @@ def verify(results: dict, folder: Path) -> dict[str, Accounted]:
 
 def _verify(results: dict, options: Options, name: str, folder: Path) -> Accounted:
     declared, result = setting(name), results["settings"][name]
-    for score in ("test_accuracy", "quadratic_kappa"):
-        runs = np.array(result[score]["runs"], dtype=float)
-        if runs.shape != (options.runs,):
-            raise InputError(f"{name} has {runs.size} runs, but {options.runs} were asked for: run reproduce again")
-        _must_agree(f"{name}'s {score}", result[score]["mean"], float(runs.mean()))
-        _must_agree(f"{name}'s spread of {score}", result[score]["std"], float(runs.std(ddof=min(1, len(runs) - 1))))
+    scores = {score: result[score] for score in ("test_accuracy", "quadratic_kappa")}
+    scores |= {score: result[score] for score in SCORES if score in result}  # an older version wrote fewer
+    scores |= {f"accuracy of {group}": own for group, own in result.get("group_accuracy", {}).items()}
+    for score, stated in scores.items():
+        if len(stated["runs"]) != options.runs:
+            raise InputError(
+                f"{name} has {len(stated['runs'])} runs, but {options.runs} were asked for: run reproduce again"
+            )
+        found = spread(stated["runs"])
+        _must_agree(f"{name}'s {score}", stated["mean"], found["mean"])
+        _must_agree(f"{name}'s spread of {score}", stated["std"], found["std"])
+    if "balanced_accuracy" in result:
+        recalls = [value for value in result["recall_per_grade"] if value is not None]
+        _must_agree(f"{name}'s balanced_accuracy", result["balanced_accuracy"]["mean"], float(np.mean(recalls)))
     if not declared.private:
         _must_agree(f"{name}'s epsilon", result["epsilon"], None)
         return Accounted(name, False, "no noise was added")

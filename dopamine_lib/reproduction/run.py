@@ -25,6 +25,7 @@ from dopamine_lib.federation.run_folder import (
     writing,
 )
 from dopamine_lib.federation.settings import EPOCHS
+from dopamine_lib.federation.tidy import check_tensorboard, write_events, write_metrics
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import device_name, keep_freed_memory, ordinary_torch, threads
@@ -142,18 +143,23 @@ def reproduce(
     workers: int | None = None,
     device: str = "cpu",
     minutes: float | None = None,
+    tensorboard: bool = False,
 ) -> dict:
-    """Run the settings and write ``results.json``, ``figure1.png`` and the models into ``out``; return the results.
+    """Run the settings; write ``results.json``, ``metrics.csv``, ``figure1.png`` and the models into ``out``.
 
+    Returns the results.
     workers  processes that train at the same time; 1 for this one alone, None for what suits the machine. They
              change no number: every run draws from streams of its own.
     device   where networks train, as ``machine.find_device`` names it. It changes numbers by rounding only
     minutes  time for training: what tells most goes first, and the epoch in which the time is over is the last.
              ``resume`` goes on; until then "unfinished" lists the runs that were begun
-    Raises InputError for bad options, missing data, or an ``out`` that holds another run.
+    tensorboard  also write ``metrics.csv``'s rows into ``out``/events for TensorBoard
+    Raises InputError for bad options, missing data or packages, or an ``out`` that holds another run.
     """
     from dopamine_lib.reproduction.figure1 import figure1
 
+    if tensorboard:
+        check_tensorboard()
     if options.model not in ONE_THREAD:
         keep_freed_memory()
     check_within("minutes", 1.0 if minutes is None else minutes, 0, 1e6, "leave it out for as long as it takes")
@@ -202,6 +208,9 @@ def reproduce(
         results = assemble(experiment, asked, finished, do, begun=begun)
         results |= {"device": device_name(experiment.device), "seconds": round(time.perf_counter() - began, 1)}
         write_json(out / "results.json", results)
+        write_metrics(out / "metrics.csv", records)
+        if tensorboard:
+            write_events(out / "events", records)
         with plain_style(), atomic_path(out / "figure1.png") as temporary:
             figure1(results).savefig(temporary, dpi=150)
     return results

@@ -147,7 +147,7 @@ def _rank(arguments, rank: int) -> int:
         from dopamine_lib.federation.results import table
 
         print(table(results))
-        print(f"{results['seconds']} s; results.json and the model are in {arguments.out}", flush=True)
+        print(f"{results['seconds']} s; results.json, metrics.csv and the model are in {arguments.out}", flush=True)
     wait_for_all(comm, arguments.patience)  # the server has more to do, and a rank that waits in Finalize spins
     watcher.ended()
     MPI.Finalize()

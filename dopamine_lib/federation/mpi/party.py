@@ -25,6 +25,7 @@ from dopamine_lib.federation.mpi.sums import make_wire_aggregation
 from dopamine_lib.federation.mpi.wire import DONE, MODEL, STATE, Wire
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record
 from dopamine_lib.federation.run_folder import claim, run_files, write_json, writing
+from dopamine_lib.federation.tidy import write_metrics
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 
@@ -56,9 +57,9 @@ def take_part(
 ) -> dict | None:
     """Train one run of the one setting in the options with all other ranks; the server returns the results.
 
-    The server writes ``results.json``, the model and the run's record into ``out``. Hospital 0 writes the checkpoint
-    there, at every epoch, for it has the model; and every hospital writes what it has charged. On several hosts that is
-    each its own host's ``out``.
+    The server writes ``results.json``, ``metrics.csv``, the model and the run's record into ``out``. Hospital 0 writes
+    the checkpoint there, at every epoch, for it has the model; and every hospital writes what it has charged. On
+    several hosts that is each its own host's ``out``.
     say  is told, at the server, how far the run has come
     """
     out = Path(out)
@@ -144,8 +145,8 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
     def account(jobs: list[dict]) -> list:
         return [do_account(experiment, job, apart=True) for job in jobs]
 
-    records = {name: [run_record(experiment, training)]}
-    results = assemble(experiment, begun, records, account, randomness="operating systems of the parties")
+    record = run_record(experiment, training)
+    results = assemble(experiment, begun, {name: [record]}, account, randomness="operating systems of the parties")
     training.task.load(training.server.model)
     metadata = experiment.metadata(name, results["settings"][name]["statement"])
     save_model(out / f"{name}-0.safetensors", training.task.net, metadata)
@@ -156,6 +157,7 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(out / "results.json", results)
+    write_metrics(out / "metrics.csv", {(name, 0): record})
     wire.send(0, DONE, b"")
     wire.barrier()
     return results
