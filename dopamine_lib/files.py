@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: Weights that ship with the kit: SqueezeNet, pre-trained on public synthetic patients.
 EMBEDDED = Path(__file__).parent / "assets" / "squeezenet1_1_synthetic.safetensors"
@@ -73,6 +75,19 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[P
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text from elsewhere. Raises ValueError for anything else, and for one nested too deep.
+
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: JSON nested too deep
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
 
 
 def write_key(path: str | os.PathLike, data: bytes) -> None:

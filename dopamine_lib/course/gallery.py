@@ -4,7 +4,6 @@ Each is drawn by a function that other parts of the kit use too. The patient's p
 """
 
 import io
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -21,7 +20,7 @@ from dopamine_lib.encryption.explorer import draw_sum
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.explorer import draw_step
 from dopamine_lib.federation.options import Options
-from dopamine_lib.files import atomic_path
+from dopamine_lib.files import atomic_path, parse_json
 from dopamine_lib.inference.explorer import draw_message
 from dopamine_lib.pictures import plain_style
 from dopamine_lib.privacy.explorer import draw_budget, draw_calibration
@@ -78,6 +77,6 @@ def save(figure: Figure, path: Path) -> Path:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{path} cannot be read; give --results a folder that reproduce wrote") from None

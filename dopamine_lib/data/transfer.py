@@ -1,10 +1,12 @@
 """Fetching files: downloads that resume after a break, and archives unpacked completely or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -135,7 +137,9 @@ def unpack_zip(archive: str | Path, target: str | Path, *, prefix: str, max_byte
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, open(path, "xb") as file:
                     shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError, struct.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to before the file's beginning
+            raise
         raise InputError(f"{archive}: damaged or encrypted zip ({error}); move it away and get it again") from None
 
 

@@ -19,6 +19,24 @@ different models (one of them a useful one, the others one at which their gradie
 hospital's update: Pasquini et al. 2022) refuse each other's shares, and nothing is masked. All of
 this holds while fewer than 2t - n of the n hospitals collude with the server; t of them together rebuild everything.
 
+Why, by simulation (Bonawitz et al. 2017, theorem 6.5, with the models of Pasquini et al. 2022): whatever the server and
+a set C of hospitals, |C| < 2t - n, send and see, a simulator can show them that knows no honest values but one sum.
+
+    1  Links among honest hospitals: their keys are unknown, so a sealed box may as well hold zeros, and one that was
+       exchanged, or is bound to another round, model or list, opens nowhere.
+    2  Shares: C holds fewer than t of each honest secret, and they are uniform whatever the secret.
+    3  To the adversary the seeds s_ij of two honest hospitals and b_i are then random (X25519), and so are their
+       streams (AES): every honest message y_i is a uniform vector.
+    4  An honest hospital answers step 4 once, for a list S that has it and for which t hospitals vouch to it, itself
+       included, at least t - |C| of them honest. A second list would take as many others, but 2 (t - |C|) > n - |C|: so
+       there is one S. For i outside it shares of s_i come out, b_i stays random, and y_i uniform.
+    5  For honest i in S shares of b_i come out. Each of them has opened the boxes of all others in S, or it would have
+       refused the list: so any two share an s_ij that nobody else knows. Vectors with all these masks on them are
+       uniform but for their sum z, that of x_i over the honest in S, at least t - |C| of them. Any values of the
+       simulator's own that add up to z look the same.
+    6  The boxes of 5 are bound to model and invited, so z was computed at one model, by hospitals told of the same
+       invited.
+
 The recovery shows the server s_i, so s_i must mask nothing else: keys and seeds are new in every round, at the price
 of K key pairs and K (K - 1) agreements, and a round that was begun is never run again. Only the links that carry
 the shares last for a session. Not covered: hospitals that send wrong values on purpose, and a server that leaves

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path, make_folder
+from dopamine_lib.files import atomic_path, make_folder, parse_json
 
 
 def write_json(path: Path, value: object) -> None:
@@ -26,12 +26,12 @@ def write_record(path: Path, record: dict) -> None:
 def read_record(path: Path) -> dict:
     """What ``write_record`` wrote. Raises InputError where it is damaged: a ledger in it would be another."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"record", "sha256"} & found.keys():  # of an older version
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if found and not {"record", "sha256"} & found.keys():  # of an older version
             return found
         if _digest(found["record"]) == found["sha256"]:
             return found["record"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise InputError(f"{path} cannot be read or is damaged; the ledger in it is lost, so choose another --out")
 
@@ -50,8 +50,8 @@ def check_out(out: Path, asked: dict, resume: bool) -> None:
     if not resume:
         raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     try:
-        begun = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        begun = dict(parse_json(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise InputError(f"{note} cannot be read; choose another --out") from error
     for key in asked:
         if begun.get(key) != asked[key]:

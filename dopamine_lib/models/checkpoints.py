@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path
+from dopamine_lib.files import atomic_path, parse_json
 from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import (
     HALF,
@@ -88,13 +88,15 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
     """
     state, metadata = read_state(path)
     try:
-        metadata = {key: json.loads(value) for key, value in metadata.items()}
+        metadata = {key: parse_json(value) for key, value in metadata.items()}
         architecture, classes = metadata["architecture"], len(metadata["grades"])
         if architecture in TABLE_MODELS:
             raise InputError(
                 f"{path} is a model of a table's rows ({architecture}), and an image is asked for: give one of images"
             )
         start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
+        if not all(isinstance(grade, str) for grade in metadata["grades"]) or seed not in range(2**63):
+            raise ValueError("grades are texts, and a seed is a whole number")
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -110,6 +112,8 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
         net.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit its architecture {architecture}; run reproduce again") from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise InputError(f"{path} is damaged: it has weights that are not finite; run reproduce again")
     if architecture == "head":
         if below == "squeezenet":
             weights = load_weights(backbone_weights if start else "random")

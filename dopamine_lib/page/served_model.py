@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import parse_json
 from dopamine_lib.machine import safe_output
 
 #: The file that is served by default; ``--weights`` of the command ``app`` names another.
@@ -56,8 +57,8 @@ def facts(path: str | Path | None = None) -> dict:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            metadata = json.loads(file.read(length))["__metadata__"]
-        metadata = {key: json.loads(value) for key, value in metadata.items()}
+            metadata = parse_json(file.read(length))["__metadata__"]
+        metadata = {key: parse_json(value) for key, value in metadata.items()}
         known = {key: metadata[key] for key in ("setting", "grades", "statement")}
         known["size"] = metadata["preprocessing"]["size"]
         measured = dict(metadata.get("measured", {}))

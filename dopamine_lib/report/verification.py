@@ -7,7 +7,6 @@ about a training that never took place.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from dopamine_lib.federation.release import release
 from dopamine_lib.federation.results import spread
 from dopamine_lib.federation.settings import Choice, choice_for, setting
 from dopamine_lib.federation.statement import privacy_statement
+from dopamine_lib.files import parse_json
 from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import parameter_count, read_state, replaced_layers
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -55,7 +55,7 @@ def read_results(path: str | Path) -> tuple[dict, Path]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the folder or the results.json that reproduce wrote")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON; run reproduce again") from error
     if isinstance(results, dict) and results.get("unfinished"):
@@ -245,7 +245,7 @@ def _replaced(results: dict, options: Options) -> list[str]:
 def _statement_in(path: Path) -> str:
     _, metadata = read_state(path)
     try:
-        return json.loads(metadata["statement"])
+        return parse_json(metadata["statement"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} says nothing about its privacy: it is not a model that reproduce wrote") from error
 

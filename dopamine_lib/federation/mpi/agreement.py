@@ -25,6 +25,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.wire import TERMS, Wire, who
 from dopamine_lib.federation.run_folder import read_record, write_record
+from dopamine_lib.files import parse_json
 
 #: Options that say where a party's files are, and not what is computed.
 _PLACES = ("data_dir", "weights")
@@ -102,7 +103,10 @@ def _compare(
     for number in others:
         wire.send(number, TERMS, json.dumps(own).encode())
     for number, body in sorted(wire.arrivals(others, TERMS)):
-        theirs = json.loads(body)
+        try:
+            theirs = dict(parse_json(body))
+        except (ValueError, TypeError):
+            raise InputError(f"{who(number)} sends terms that cannot be read: {remedy}") from None
         for key in own:
             if theirs.get(key) != own[key]:
                 values = _short(theirs.get(key)), _short(own[key])
@@ -159,7 +163,10 @@ def agree_on_charge(wire: Wire, reserved: int) -> int:
     found, others = {wire.number: reserved}, [k for k in range(wire.hospitals) if k != wire.number]
     for k in others:
         wire.send(k, TERMS, str(reserved).encode())
-    found |= {k: int(body) for k, body in wire.arrivals(others, TERMS)}
+    for k, body in wire.arrivals(others, TERMS):
+        if not (body.isdigit() and len(body) < 10):
+            raise InputError(f"{who(k)} says of its ledger what is no number: start all ranks with the same version")
+        found[k] = int(body)
     most = max(found.values())
     behind = [k for k, epochs in sorted(found.items()) if epochs < most - 1]
     if behind:

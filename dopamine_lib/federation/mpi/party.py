@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,7 +20,7 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.agreement import OwnCharge, agree_on_charge, agree_on_experiment, agree_on_model, asked
-from dopamine_lib.federation.mpi.sums import make_wire_aggregation
+from dopamine_lib.federation.mpi.sums import make_wire_aggregation, read_vector
 from dopamine_lib.federation.mpi.wire import DONE, MODEL, STATE, Wire
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record
 from dopamine_lib.federation.run_folder import claim, run_files, write_json, writing
@@ -113,9 +112,21 @@ def _go_on(training: Training, wire: Wire, checkpoint: Path, charge: OwnCharge, 
             wire.send(k, STATE, state_bytes(vectors, record))
         wire.send(SERVER, STATE, state_bytes({}, record))
     else:
-        training.restore(*read_state(wire.receive(0, STATE)))
+        _take_up(training, wire)
         if training.progress.reserved != most:
             raise InputError(f"hospital 0 says {training.progress.reserved} epochs are charged, but {most} are: end")
+
+
+def _take_up(training: Training, wire: Wire) -> None:
+    """Go on from the state that hospital 0 sends. Raises InputError where that is none of this run."""
+    body = wire.receive(0, STATE)
+    try:
+        training.restore(*read_state(body))
+    except Exception as error:  # whatever is wrong with bytes from elsewhere, they are no state
+        raise InputError(
+            f"hospital 0 sends a state that cannot be gone on from ({type(error).__name__}): start all ranks with the "
+            "same version"
+        ) from None
 
 
 def _final_parameters(training: Training) -> Tensor:
@@ -129,7 +140,7 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
     wire.barrier()
     agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
-    training.restore(*read_state(wire.receive(0, STATE)))
+    _take_up(training, wire)
     say(f"{name}, {wire.hospitals} hospitals, from epoch {training.progress.epoch}")
 
     def after(epoch: int) -> None:
@@ -138,7 +149,7 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
 
     training.run(wire.barrier, after)
     # the final model is the only one that the server ever sees, so the history is of the last epoch alone
-    final = torch.from_numpy(np.frombuffer(wire.receive(0, MODEL), "<f4").astype(np.float32))
+    final = torch.from_numpy(read_vector(wire.receive(0, MODEL), "<f4", len(training.server.w), 0))
     training.server.w = training.server.mean = final
     training.progress.history = [epoch_record(experiment, training)]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
 from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
-from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire
+from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire, who
 from dopamine_lib.federation.plan import Plan
 
 
@@ -56,7 +56,15 @@ class _Side:
     def _told(self) -> Tensor:
         body = self.wire.receive(SERVER, TOTAL)
         self.follow(body)
-        return torch.from_numpy(np.frombuffer(body, "<f4").astype(np.float32))
+        return torch.from_numpy(read_vector(body, "<f4", self.plan.d, SERVER))
+
+
+def read_vector(body: bytes, dtype: str, d: int, sender: int) -> np.ndarray:
+    """The d numbers of a message. Raises MessageError, naming the sender, for another length."""
+    size = d * np.dtype(dtype).itemsize
+    if len(body) != size:
+        raise MessageError(f"{who(sender)} sends {len(body)} bytes where {size} are due: it is refused")
+    return np.frombuffer(body, dtype).astype(dtype[1:])
 
 
 class PlainHospitalSide(_Side):
@@ -80,7 +88,7 @@ class PlainServerSide(_Side):
     def total(self, round_number: int, invited: Sequence[int], messages: dict[int, Message]) -> None:
         """Add the messages of a round, and send the total to all hospitals."""
         sent, bodies = "<f4" if self.plan.codec is None else "<i8", dict(self.wire.arrivals(invited, UP))
-        arrived = {k: np.frombuffer(bodies[k], sent).astype(sent[1:]) for k in invited}
+        arrived = {k: read_vector(bodies[k], sent, self.plan.d, k) for k in invited}
         if self.plan.codec is None:
             arrived = {k: torch.from_numpy(values) for k, values in arrived.items()}
         self._tell(self.sum.total(round_number, invited, arrived))

@@ -37,7 +37,9 @@ def load(
     try:
         preprocessing = metadata["preprocessing"]
         own_size, mean, std = (preprocessing[key] for key in ("size", "mean", "std"))
-    except (KeyError, TypeError) as error:
+        if np.shape([mean, std]) != (2, 3) or not np.isfinite([mean, std]).all() or int(own_size) != own_size:
+            raise ValueError("three numbers each, and a whole one")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{weights} does not say how its images are prepared; give a model written by reproduce"
         ) from error

@@ -8,7 +8,6 @@ The image never leaves this process. What the patient gets besides the logits is
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dopamine_lib.files import parse_json
 from dopamine_lib.inference.network.parties import Patient, Progress
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
@@ -202,7 +202,7 @@ class PatientClient:
 def _read_card(text: str) -> tuple[Plan, list[str]]:
     """The plan and the grades. Raises ChannelError for anything else."""
     try:
-        card = json.loads(text)
+        card = parse_json(text)
         plan, grades = Plan.from_json(card["plan"]), card["grades"]
         if len(grades) != plan.classes or not all(isinstance(grade, str) for grade in grades):
             raise ValueError("grades")

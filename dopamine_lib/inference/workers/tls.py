@@ -88,7 +88,7 @@ class Credentials:
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             key = serialization.load_pem_private_key(pem, password=None)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # cryptography's parsers have an exception of their own for every kind of damage
             raise InputError(
                 f"{path} does not hold a private key and its certificate; name a file that does, or a new one"
             ) from error
@@ -121,7 +121,7 @@ def read_certificate(path: str | Path) -> str:
         fingerprint(certificate)
     except OSError as error:
         raise InputError(f"certificate {path} cannot be read ({error.strerror}); ask the other worker for it") from None
-    except ValueError:
+    except Exception:  # as above
         raise InputError(f"{path} is not a PEM certificate; give the .crt file that the other worker wrote") from None
     return certificate
 
