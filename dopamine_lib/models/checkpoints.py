@@ -95,8 +95,9 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
                 f"{path} is a model of a table's rows ({architecture}), and an image is asked for: give one of images"
             )
         start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
-        if not all(isinstance(grade, str) for grade in metadata["grades"]):
-            raise TypeError("grades are texts")
+        texts = [architecture, metadata.get("backbone") or "squeezenet", *metadata["grades"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("names are texts")
         if not (isinstance(seed, int) and 0 <= seed < 2**63):
             raise TypeError("a seed is a whole number")
     except InputError:
