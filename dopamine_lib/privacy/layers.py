@@ -323,7 +323,8 @@ class LinearMap(Layer):
             sums = (outputs.new_ones(positions) @ outputs)[..., None]
             return torch.cat([gradients, sums], dim=2) if one else gradients
         gradients = outputs.new_empty(samples, self.out, self.depth + one)
-        block = max(1, (CACHED if outputs.device.type == "cpu" else CACHED_GPU) // (positions * self.depth))
+        fitting = (CACHED_GPU if accelerated(outputs) else CACHED) // (positions * self.depth)
+        block = max(1, min(samples, fitting))
         space = outputs.new_ones(block, positions, self.depth + one)
         patches = space[..., : self.depth].view(block, *inputs.shape[1:])
         for first in range(0, samples, block):

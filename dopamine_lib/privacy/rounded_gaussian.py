@@ -174,8 +174,8 @@ class RoundedGaussian:
 
         The device is waited for once, to learn which values are too near a half-integer to be rounded there.
         """
-        box = torch.tensor(float(self._box), dtype=torch.float64, device=clipped_sums.device)
-        x = torch.fmax(torch.fmin(clipped_sums.double() * self.scale, box), -box)  # a NaN, too, ends in the box
+        x = (clipped_sums.double() * self.scale).nan_to_num_(self._box)  # a NaN, too, ends in the box
+        x.clamp_(-self._box, self._box)
         y = x + torch.stack([normals.values[at : at + self.d] for normals, at in drawn])
         whole = y.round()
         message = whole.long()
