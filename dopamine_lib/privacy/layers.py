@@ -212,7 +212,7 @@ class GroupedConvolution(Layer):
         conv, (samples, channels) = self.module, x.shape[:2]
         x = padded(conv, x)
         if conv.groups == channels == conv.out_channels and (max(conv.kernel_size) > 3 or min(g.shape[2:]) < 3):
-            weight = self._by_kernel_position(x, g)  # kernels of libraries are slow there
+            weight = self._by_position(x, g)  # kernels of libraries are slow there
         else:  # the samples as channels: one image, whose every sample has weights of its own
             x, g_all = (t.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2) for t in (x, g))
             shape = (samples * conv.out_channels, *conv.weight.shape[1:])
@@ -220,15 +220,18 @@ class GroupedConvolution(Layer):
             weight = nn.grad.conv2d_weight(x, shape, g_all, **own).reshape(samples, -1)
         return torch.cat([weight, g.sum((2, 3))], dim=1) if conv.bias is not None else weight
 
-    def _by_kernel_position(self, x: Tensor, g: Tensor) -> Tensor:
-        """A depthwise convolution's gradients (B, C kh kw): at each position of the kernel, a product summed."""
-        (high, wide), (down, right) = self.module.kernel_size, self.module.stride
-        gradients = g.new_empty(*g.shape[:2], high, wide)
-        for i, j in itertools.product(range(high), range(wide)):
-            top, left = i * self.module.dilation[0], j * self.module.dilation[1]
-            part = x[:, :, top::down, left::right][:, :, : g.shape[2], : g.shape[3]]
-            gradients[..., i, j] = (part * g).sum((2, 3))
-        return gradients.flatten(1)
+    def _by_position(self, x: Tensor, g: Tensor) -> Tensor:
+        """A depthwise convolution's gradients (B, C kh kw): at each position of the output, g times the patch there."""
+        (high, wide), step, gap = self.module.kernel_size, self.module.stride, self.module.dilation
+        x, g = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1)
+        gradients = g.new_zeros(len(g), high, wide, g.shape[3])
+        for i, j in itertools.product(range(g.shape[1]), range(g.shape[2])):
+            rows, columns = (
+                slice(at * step[axis], at * step[axis] + (size - 1) * gap[axis] + 1, gap[axis])
+                for axis, (at, size) in enumerate([(i, high), (j, wide)])
+            )
+            gradients.addcmul_(x[:, rows, columns], g[:, i : i + 1, j : j + 1])
+        return gradients.permute(0, 3, 1, 2).flatten(1)
 
 
 class LinearMap(Layer):
