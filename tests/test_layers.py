@@ -9,7 +9,7 @@ from plain_clipping import clipped_sums_by_loop
 from torch import nn
 
 from dopamine_lib.privacy.dpsgd import Task
-from dopamine_lib.privacy.layers import KINDS, Embedding, GroupedConvolution, Layer, LinearMap, Normalisation
+from dopamine_lib.privacy.layers import KINDS, Convolution, Embedding, Layer, LinearMap, Normalisation
 
 #: A layer, the shape of its inputs without the batch, and the kind that differentiates it.
 LAYERS = {
@@ -17,24 +17,26 @@ LAYERS = {
     "Linear, positions": (lambda: nn.Linear(6, 4, bias=False), (5, 6), LinearMap),
     "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2), (4, 9, 8), LinearMap),
     "Conv2d, same": (lambda: nn.Conv2d(4, 6, (3, 2), padding="same", padding_mode="circular"), (4, 6, 5), LinearMap),
-    "Conv2d, grouped": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (4, 8, 7), GroupedConvolution),
+    "Conv2d, grouped": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (4, 8, 7), Convolution),
     "Conv2d, grouped, same": (
         lambda: nn.Conv2d(6, 6, (2, 3), padding="same", padding_mode="reflect", dilation=(2, 1), groups=3, bias=False),
         (6, 7, 6),
-        GroupedConvolution,
+        Convolution,
     ),
     "Conv2d, depthwise": (
         lambda: nn.Conv2d(4, 4, 3, stride=(2, 1), padding=1, groups=4),
         (4, 8, 7),
-        GroupedConvolution,
+        Convolution,
     ),
-    "Conv2d, depthwise, tiny": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 2, 2), GroupedConvolution),
+    "Conv2d, depthwise, tiny": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 2, 2), Convolution),
     "Conv2d, depthwise, 5x5": (
         lambda: nn.Conv2d(4, 4, 5, stride=2, padding=2, dilation=(1, 2), groups=4, bias=False),
         (4, 11, 9),
-        GroupedConvolution,
+        Convolution,
     ),
-    "Conv2d, depthwise, doubled": (lambda: nn.Conv2d(4, 8, 5, padding=2, groups=4), (4, 6, 6), GroupedConvolution),
+    "Conv2d, depthwise, doubled": (lambda: nn.Conv2d(4, 8, 5, padding=2, groups=4), (4, 6, 6), Convolution),
+    "Conv2d, large kernel": (lambda: nn.Conv2d(3, 4, 5, stride=2, padding=2), (3, 8, 7), Convolution),
+    "Conv2d, large kernel, wide": (lambda: nn.Conv2d(16, 4, 5, padding=2, bias=False), (16, 6, 6), Convolution),
     "Conv1d": (lambda: nn.Conv1d(4, 6, 3, groups=2), (4, 8), Layer),
     "Conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 4, 4, 3), Layer),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 3, 3, stride=2), (4, 3, 3), Layer),
@@ -176,7 +178,7 @@ def test_every_kind_of_layer_equals_the_loop(name):
 
 
 def test_every_kind_is_tried():
-    assert {kind for _, _, kind in LAYERS.values()} == {*KINDS.values(), GroupedConvolution, Layer}
+    assert {kind for _, _, kind in LAYERS.values()} == {*KINDS.values(), Convolution, Layer}
 
 
 @pytest.mark.parametrize("fault", ["norm", "sum"])

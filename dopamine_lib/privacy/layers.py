@@ -35,6 +35,10 @@ MEMORY = 16
 CACHED = 2**18
 #: The same on a GPU, where launching a kernel costs more than memory does.
 CACHED_GPU = 2**27
+#: A convolution of as large a kernel, with at most so many outputs, spends more on copying patches than on multiplying.
+LARGE_KERNEL, FEW_OUTPUTS = 25, 32
+#: Channels from which on oneDNN prefers a channel's positions together.
+WIDE = 16
 #: A / |G^T X| up to which Gram matrices do: about 2 in training.
 MOST_CANCELLED = 8
 #: The longest input for which they do: with it every number of a clipped gradient that counts has all its digits.
@@ -67,8 +71,12 @@ def matrix_norms(matrices: Tensor) -> Tensor:
     >>> matrix_norms(torch.full((1, 100, 100), 1e30))
     tensor([1.0000e+32], dtype=torch.float64)
     """
-    if matrices.shape[2] <= MOST_SQUARES and not accelerated(matrices):  # at the price of float32
-        norms = torch.linalg.vector_norm(torch.linalg.vector_norm(matrices, dim=2).double(), dim=1)
+    if not accelerated(matrices):  # at the price of float32
+        rows = matrices.flatten(1)
+        whole = rows.shape[1] - rows.shape[1] % MOST_SQUARES
+        parts = [torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, MOST_SQUARES)), dim=2)] if whole else []
+        parts.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))
+        norms = torch.linalg.vector_norm(torch.cat(parts, dim=1).double(), dim=1)
         if norms.isfinite().all():
             return norms
     return torch.linalg.vector_norm(matrices, dim=(1, 2), dtype=torch.float64)  # where squares overflowed, too
@@ -204,21 +212,30 @@ class Embedding(Layer):
         total[self.start : self.end].view(self.module.weight.shape).index_add_(0, kept.inputs[rows].flatten(), scaled)
 
 
-class GroupedConvolution(Layer):
-    """A Conv2d whose outputs see a part of the input channels each; depthwise, one each."""
+class Convolution(Layer):
+    """A Conv2d that is done without patches: with groups, depthwise, or with a large kernel and few outputs."""
 
     def gradients(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """As in ``Layer``."""
-        conv, (samples, channels) = self.module, x.shape[:2]
-        x = padded(conv, x)
+        conv, channels = self.module, x.shape[1]
         if conv.groups == channels == conv.out_channels and (max(conv.kernel_size) > 3 or min(g.shape[2:]) < 3):
-            weight = self._by_position(x, g)  # kernels of libraries are slow there
-        else:  # the samples as channels: one image, whose every sample has weights of its own
-            x, g_all = (t.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2) for t in (x, g))
-            shape = (samples * conv.out_channels, *conv.weight.shape[1:])
-            own = {"stride": conv.stride, "dilation": conv.dilation, "groups": samples * conv.groups}
-            weight = nn.grad.conv2d_weight(x, shape, g_all, **own).reshape(samples, -1)
+            weight = self._by_position(padded(conv, x), g)  # kernels of libraries are slow there
+        else:
+            weight = self._samples_as_channels(x, g)
         return torch.cat([weight, g.sum((2, 3))], dim=1) if conv.bias is not None else weight
+
+    def _samples_as_channels(self, x: Tensor, g: Tensor) -> Tensor:
+        """The gradients (B, n) as one image's, whose every sample has channels and weights of its own."""
+        conv, samples = self.module, len(x)
+        plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        x, padding = (x, conv.padding) if plain else (padded(conv, x), 0)
+        if x.shape[1] // conv.groups < WIDE:
+            x, g = (t.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2) for t in (x, g))
+        else:
+            x, g = (t.flatten(0, 1)[None] for t in (x, g))
+        shape = (samples * conv.out_channels, *conv.weight.shape[1:])
+        own = {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": samples * conv.groups}
+        return nn.grad.conv2d_weight(x, shape, g, **own).reshape(samples, -1)
 
     def _by_position(self, x: Tensor, g: Tensor) -> Tensor:
         """A depthwise convolution's gradients (B, C kh kw): at each position of the output, g times the patch there."""
@@ -353,13 +370,14 @@ def layer_for(name: str, module: nn.Module, start: int) -> Layer:
     """The module, called ``name`` in its net, as the kind of layer that suits it; ``start`` as in ``Layer``.
 
     >>> type(layer_for("first", nn.Conv2d(4, 4, 3, groups=2), 0)).__name__
-    'GroupedConvolution'
+    'Convolution'
     """
     kind = KINDS.get(type(module), Layer)
     if not {key for key, _ in module.named_parameters()} <= {"weight", "bias"}:  # more was put into it
         kind = Layer
     if kind is Embedding and (module.max_norm is not None or module.scale_grad_by_freq):
         kind = Layer
-    if kind is LinearMap and getattr(module, "groups", 1) > 1:
-        kind = GroupedConvolution
+    if kind is LinearMap and isinstance(module, nn.Conv2d):
+        few = module.weight[0, 0].numel() >= LARGE_KERNEL and module.out_channels <= FEW_OUTPUTS
+        kind = Convolution if few or module.groups > 1 else LinearMap
     return kind(name, module, start)
