@@ -297,7 +297,10 @@ class LinearMap(Layer):
         if kept.gradients is None:
             inputs, outputs = (part[rows].to(factors.dtype) for part in (kept.inputs, kept.outputs))
             scaled = (outputs * factors[rows, None, None]).flatten(0, 1)
-            weight.view(self.out, -1).add_(scaled.T @ inputs.flatten(0, 1))
+            if total.dtype == scaled.dtype:
+                weight.view(self.out, -1).addmm_(scaled.T, inputs.flatten(0, 1))
+            else:
+                weight.view(self.out, -1).add_(scaled.T @ inputs.flatten(0, 1))
             bias += scaled.sum(0)[: len(bias)]
         else:
             own = weighted_sum(factors[rows], kept.gradients[rows]).view(self.out, -1)

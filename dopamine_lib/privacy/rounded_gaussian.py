@@ -37,7 +37,7 @@ from dopamine_lib.privacy.device_normal import DeviceNormals
 from dopamine_lib.privacy.dpsgd import noise_share
 from dopamine_lib.privacy.float_sums import FLOAT_SLACK
 from dopamine_lib.privacy.gaussian import remaining_sigma
-from dopamine_lib.privacy.normal import ERROR, Normals
+from dopamine_lib.privacy.normal import BLOCK, ERROR, Normals
 from dopamine_lib.privacy.randomness import Stream
 
 #: Standard deviation of a hospital's noise, in units: what is wanted, and the least. At 64, rounding adds a 49,000th to
@@ -154,19 +154,25 @@ class RoundedGaussian:
         drawn  one of the pairs that ``draw`` returns
         Raises InputError for a sum of another shape.
         """
-        (normals, at), x = drawn, np.multiply(np.asarray(clipped_sum), self.scale, dtype=np.float64)
-        if x.shape != (self.d,):
-            raise InputError(f"a sum of shape {x.shape} was given, but must be ({self.d},): take the task's own")
-        np.fmin(x, self._box, out=x)  # a NaN, too, ends in the box
-        np.fmax(x, -self._box, out=x)
-        y = x + normals.values[at : at + self.d]
-        whole = np.rint(y)
-        message = whole.astype(np.int64)
-        y -= whole
-        np.abs(y, out=y)
-        if y.max() >= self._sure:
-            for i in np.flatnonzero(y >= self._sure):
-                message[i] = normals.nearest(at + int(i), float(x[i]))
+        (normals, at), clipped_sum = drawn, np.asarray(clipped_sum)
+        if clipped_sum.shape != (self.d,):
+            raise InputError(
+                f"a sum of shape {clipped_sum.shape} was given, but must be ({self.d},): take the task's own"
+            )
+        message = np.empty(self.d, dtype=np.int64)
+        for first in range(0, self.d, BLOCK):  # in pieces, to stay in the cache
+            part = slice(first, first + BLOCK)
+            x = np.multiply(clipped_sum[part], self.scale, dtype=np.float64)
+            np.fmin(x, self._box, out=x)  # a NaN, too, ends in the box
+            np.fmax(x, -self._box, out=x)
+            y = x + normals.values[at + first : at + first + len(x)]
+            whole = np.rint(y)
+            message[part] = whole
+            y -= whole
+            np.abs(y, out=y)
+            if y.max() >= self._sure:
+                for i in np.flatnonzero(y >= self._sure):
+                    message[first + i] = normals.nearest(at + first + int(i), float(x[i]))
         return message
 
     def combine_there(self, clipped_sums: Tensor, drawn: list[tuple[DeviceNormals, int]]) -> Tensor:
