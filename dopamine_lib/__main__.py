@@ -86,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("bench", help="measure the kit on this machine, beside its peers")
     measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
     measure.add_argument("--json", metavar="FILE", help="write the figures there as well")
-    measure.add_argument("--size", type=int, metavar="PIXELS", help="for inference: side of the image (default: 64)")
+    measure.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the image, for inference or dp --model (64)"
+    )
+    measure.add_argument("--model", metavar="NAME", help="for dp: one network alone, the kit's, torchvision's or yours")
     measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
 
@@ -176,6 +179,8 @@ def _bench(arguments) -> None:
     terms = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
     if arguments.what == "dp":
         terms["device"] = arguments.device
+        terms |= {"model": arguments.model} if arguments.model else {}
+        terms |= {"size": arguments.size} if arguments.size else {}
     result = module.run(arguments.json, **terms)
     print(result["machine"])
     for row in result["rows"]:

@@ -40,6 +40,14 @@ def test_rows_compare_ours_with_every_peer_and_are_written(tmp_path):
     assert rows[5]["value"] == pytest.approx(rows[4]["value"] * 3001 / 60)
 
 
+def test_one_network_is_measured_alone_without_what_opacus_cannot_take():
+    """MobileNet adds to a layer's output in place: an error in each of Opacus's modes."""
+    rows = dp.run(model="mobilenet_v3_small", size=32, repeats=1)["rows"]
+    assert [line["peer"] for line in rows] == [None, "plain SGD step"] and "mobilenet_v3_small, 32 px" in rows[1][
+        "name"
+    ]
+
+
 @pytest.mark.parametrize("most, least, holds", [(1.9, None, False), (2.1, None, True), (None, 2.1, False)])
 def test_a_missed_promise_is_said(most, least, holds):
     peer, peers = ("plain SGD step", [1.0]) if least is None else ("Opacus hooks", [4.0])
