@@ -13,15 +13,13 @@ from dopamine_lib.privacy.accounting import (
     ACCOUNTANTS,
     FAILURE_PART,
     ORDERS,
-    BudgetSpent,
-    Ledger,
     SampledGaussian,
     epsilon,
     epsilons,
     group_epsilon,
-    noise_multiplier_for,
     rdp_epsilon,
 )
+from dopamine_lib.privacy.budget import BudgetSpent, Ledger, noise_multiplier_for
 from dopamine_lib.privacy.gaussian import analytic_epsilon
 
 DELTA = 1e-4

@@ -13,7 +13,8 @@ from dopamine_lib.federation.hospital import contribute
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice, choice_for
 from dopamine_lib.federation.training import Training
-from dopamine_lib.privacy.accounting import SampledGaussian, epsilon, noise_multiplier_for
+from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
+from dopamine_lib.privacy.budget import noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness

@@ -19,7 +19,8 @@ from dopamine_lib.encryption.codec import Codec, find_layout
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
-from dopamine_lib.privacy.accounting import Ledger, SampledGaussian, noise_multiplier_for
+from dopamine_lib.privacy.accounting import SampledGaussian
+from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
