@@ -79,6 +79,22 @@ def test_a_variable_is_one_real_number_however_many_bits_are_drawn(u, v, std, x)
             assert nearest - 0.5 <= x + again[1] and x + again[0] <= nearest + 0.5
 
 
+def test_neighbouring_floats_on_either_side_of_a_half_integer_are_rounded_apart():
+    """Next to 0 floats lie closer than next to 0.5: added in float64 before more bits are drawn, both would be one."""
+    drawn = Normals(Randomness(4).stream("n"), 20_000, 64.0)
+    short = 0.5 - (drawn.values - np.floor(drawn.values))
+    found = np.flatnonzero((short > 0) & (short < 2**-8))
+    assert len(found) > 40
+    for index in map(int, found):
+        with mpmath.workprec(300):
+            variable = sum(drawn._interval(index)) / 2
+            exact = mpmath.floor(variable) + mpmath.mpf(0.5) - variable
+        below = float(exact)
+        below = below if below < exact else math.nextafter(below, 0)
+        above = math.nextafter(below, 1)
+        assert drawn.nearest(index, above) == drawn.nearest(index, below) + 1
+
+
 def test_what_lies_next_to_a_half_integer_is_decided_by_more_bits():
     drawn = Normals(Randomness(3).stream("n"), 200, 64.0)
     for index in range(200):

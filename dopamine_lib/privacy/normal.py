@@ -49,7 +49,7 @@ class Normals:
     def nearest(self, index: int, x: float) -> int:
         """x plus the variable at ``index``, rounded to the nearest integer: exactly, whatever it takes."""
         while True:
-            low, high = self._interval(index, x + 0.5)
+            low, high = self._interval(index, x, 0.5)
             if mpmath.floor(low) == mpmath.floor(high):
                 return int(mpmath.floor(low))
 
@@ -65,18 +65,18 @@ class Normals:
         torch.mul(radius, angle.sin_(), out=values[half + start : half + end])
         for pair in far:
             for index in (start + int(pair), half + start + int(pair)):
-                values[index] = float(sum(self._interval(index, 0.0)) / 2)
+                values[index] = float(sum(self._interval(index)) / 2)
 
-    def _interval(self, index: int, x: float) -> tuple[mpmath.mpf, mpmath.mpf]:
-        """What x plus the variable at ``index`` lies between, by 64 bits more than have been drawn for it so far."""
+    def _interval(self, index: int, *terms: float) -> tuple[mpmath.mpf, mpmath.mpf]:
+        """What the terms plus the variable at ``index`` lie between, by 64 bits more than were drawn for it so far."""
         pair, part = index % self._half, mpmath.cos if index < self._half else mpmath.sin
         known = (int(self._words[at]) & ((1 << WORD) - 1) for at in (pair, self._half + pair))
         bits, *uv = self._bits.get(pair, (WORD, *known))
         more = (int(word) & ((1 << 64) - 1) for word in self._stream.words(2))
         bits, u, v = self._bits[pair] = bits + 64, *((old << 64) + new for old, new in zip(uv, more, strict=True))
-        with mpmath.workprec(bits + 64):
+        with mpmath.workprec(2 * bits + 64):  # of any sum below 2^64: float64 would round it
             last = mpmath.ldexp(1, -bits)
             near, far = (mpmath.sqrt(-2 * mpmath.log((2**bits - u - side) * last)) for side in (0, 1))
-            value = x + self.std * near * part(2 * mpmath.pi * v * last)
+            value = sum(map(mpmath.mpf, terms), self.std * near * part(2 * mpmath.pi * v * last))
             error = self.std * (far - near + 8 * far * last)  # 2 pi, and more than enough for the rounding here
             return value - error, value + error
