@@ -17,8 +17,8 @@ from dopamine_lib.privacy.accounting import (
     SampledGaussian,
     epsilon,
     epsilons,
-    noise_multiplier_for,
 )
+from dopamine_lib.privacy.budget import noise_multiplier_for
 from dopamine_lib.privacy.gaussian import analytic_epsilon
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 
@@ -141,11 +141,13 @@ def test_unlike_events_compose():
         assert epsilon(twice, 1e-4, accountant) == pytest.approx(epsilon(events[1], 1e-4, accountant), rel=1e-9)
 
 
-def test_skellam_noise_has_both_rdp_bounds_and_no_other():
-    noise = IntegerNoise(1.15, 1.0, 10, 100, total_range=2**23, sample_rate=100 / 2930, steps=3001)
+@pytest.mark.parametrize("total_range, known", [(2**15 - 1, ("rdp_classic", "rdp")), (2**23, ACCOUNTANTS)])
+def test_skellam_noise_has_both_rdp_bounds_and_with_many_units_the_others(total_range, known):
+    noise = IntegerNoise(1.15, 1.0, 10, 100, total_range=total_range, sample_rate=100 / 2930, steps=3001)
     for events in (noise.event(3001), (SampledGaussian(40, 1.0, 1), noise.event(3001))):
         spent = epsilons(events, 1e-4)
-        assert spent["prv"] is None and spent["pld"] is None and spent["rdp_classic"] > spent["rdp"] > 0
+        assert {key for key, value in spent.items() if value is not None} == set(known)
+        assert list(filter(None, spent.values())) == sorted(filter(None, spent.values()), reverse=True)
 
 
 def test_what_would_end_without_a_bound_is_refused_before_it_is_trained(refuses):

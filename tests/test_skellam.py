@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,11 @@ from scipy import stats
 from skellam_check import chi_square, exact_pmf
 
 from dopamine_lib.privacy import skellam
+from dopamine_lib.privacy.gaussian import gaussian_delta
 from dopamine_lib.privacy.integer_noise import ORDERS, sampled_rdp
 from dopamine_lib.privacy.loss import LossDistribution, epsilon_at
 from dopamine_lib.privacy.randomness import Randomness, Stream
-from dopamine_lib.privacy.skellam import LOG_ERROR, Sampler, log_pmf
+from dopamine_lib.privacy.skellam import LOG_ERROR, Sampler, gaussian_gap, log_pmf
 
 VARIANCES = (3000, 3e5, 4e6, 5e10)  # cells of 1, 1, 4 and 512 integers
 
@@ -194,3 +196,35 @@ def test_epsilon_in_one_dimension_lies_above_the_exact_one_and_near_it():
     halved = steps * np.array(sampled_rdp(2500, 43, 43, 0.1))  # planted: half the rate
     wrong = (halved - math.log(delta) / (orders - 1) + np.log1p(-1 / orders) - np.log(orders) / (orders - 1)).min()
     assert wrong < low
+
+
+def differences(variance):
+    """ln P(X = x) - ln P(round(N(0, v)) = x) at whole x up to 12 standard deviations: y (n,), and v times that (n,)."""
+    std = math.sqrt(variance)
+    x = np.unique(np.linspace(-12 * std, 12 * std, 401).round()).astype(int).tolist()
+    with mpmath.workdps(60):
+        ends = [[(abs(at) + side) / mpmath.sqrt(2 * variance) for side in (-0.5, 0.5)] for at in x]
+        normal = [float(mpmath.log((mpmath.erfc(low) - mpmath.erfc(high)) / 2)) for low, high in ends]
+    return np.array(x) / std, variance * (log_pmf(x, variance) - normal)
+
+
+def test_skellam_noise_is_as_near_to_rounded_gaussian_noise_as_is_said():
+    """At every x, and on average: the lemmas of ``gaussian_gap``, at the least variance."""
+    y, apart = differences(10**6)
+    assert (np.abs(apart) <= y**4 / 24 + 0.3 * y**2 + 0.2).all()
+    assert 0.9 * 910 < np.abs(apart).max() < 910
+    density = np.exp(-(y**2) / 2) / np.exp(-(y**2) / 2).sum()
+    assert 0.03 < density @ apart**2 < 1.1 and abs(density @ apart) < 1e-3
+
+
+@pytest.mark.parametrize("moved", [300, 1000, 3000])
+def test_the_gaussians_bound_holds_for_one_skellam_variable(moved):
+    """Delta worked out from all probabilities: with the gap no larger than the Gaussian's, without it the same."""
+    variance = 1e6
+    x = np.arange(-12_000, 12_001 + moved)
+    without, with_patient = log_pmf(x, variance), log_pmf(x - moved, variance)
+    t = gaussian_gap(1, variance)
+    for epsilon in (0.0, 0.3, 1.0, 3.0):
+        same, less = (np.maximum(np.exp(with_patient) - np.exp(epsilon + 2 * gap + without), 0).sum() for gap in (0, t))
+        ideal = gaussian_delta(math.sqrt(variance), epsilon, moved)
+        assert less <= math.exp(t) * ideal + 1e-12 and same == pytest.approx(ideal, rel=1e-3, abs=1e-12)

@@ -72,11 +72,6 @@ class Plan:
             )
         if self.discrete and not self.setting.private:
             raise InputError(f"{self.setting.name} has no discrete noise: it is not private and has none at all")
-        if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
-            raise InputError(
-                f"discrete noise has no {self.accountant.upper()}, so no budget by it: take accountant rdp or "
-                "rdp_classic"
-            )
         if self.aggregation not in AGGREGATIONS:
             raise InputError(f"aggregation is '{self.aggregation}', but must be one of {', '.join(AGGREGATIONS)}")
         if not self.setting.federated and (self.hospitals != 1 or self.aggregation != "plain"):
@@ -90,6 +85,12 @@ class Plan:
                 "and of a total of fewer than 3 each has the other's message: take more hospitals, or aggregation plain"
             )
         check_within("least", self.survivors, 1, self.hospitals, "no more hospitals can survive", low_open=False)
+        if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
+            if self.noise.event(self.setting.steps).prv is None:
+                raise InputError(
+                    f"discrete noise of so few units has no {self.accountant.upper()}, so no budget by it: take "
+                    "accountant rdp or rdp_classic, or fewer hospitals"
+                )
 
     @classmethod
     def of(cls, setting: Setting, choice: Choice, task: Task, patients: Sequence[np.ndarray], **terms: Any) -> "Plan":

@@ -15,6 +15,12 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
               floating-point sums (``float_sums``). Its Renyi-DP is in ``skellam.rdp``
     sample    Poisson at rate q: ``sampled_rdp``. Given all other patients' samples and all u, a step is Skellam noise
               at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
+    twin      Skellam noise of a large variance is next to Gaussian noise that is rounded. In a whole run their
+              log-probabilities differ by t at most (``SampledSkellam.gap``), so (epsilon, delta) of the Gaussian is
+              (epsilon + 2t, e^t delta) of the Skellam mechanism. And rounded Gaussian noise on integers is computed
+              from the ideal mechanism's output, whose epsilon every accountant knows. Where units are too coarse for
+              t to be small, Skellam's own Renyi-DP remains; it is known at whole orders only, which costs CDP 0.07
+              and FPDP 0.43 (convexity in the order between whole ones gives the classic conversion nothing)
     range     a total beyond the range wraps around. That is post-processing of the noisy total, but a program that
               stopped there would give it away, so its probability is charged to delta all the same
 
@@ -43,6 +49,8 @@ ROUNDING_FAILURE = 1e-12
 OVERFLOW = 1e-9
 #: The part of delta reserved for the sampler's error.
 SAMPLER_PART = 1e-3
+#: The most that log-probabilities of a whole run may differ from those of Gaussian noise, where its bound is taken.
+MOST_APART = 5e-4
 ROUNDINGS = ("random", "nearest")
 
 
@@ -204,7 +212,7 @@ class IntegerNoise:
 
 @dataclass(frozen=True)
 class SampledSkellam:
-    """The integer totals of ``steps`` rounds, as a ``DpEvent``; it has no PRV.
+    """The integer totals of ``steps`` rounds, as a ``DpEvent``: as their Gaussian twin's where that is near enough.
 
     colluding  hospitals that subtract their own shares: 1 for a curious hospital's view, 0 for an outsider's
     Raises InputError unless 0 <= colluding < least, and for a negative or fractional number of steps.
@@ -214,17 +222,48 @@ class SampledSkellam:
     steps: int
     colluding: int = 0
 
-    orders, large_orders, prv = ORDERS, (), None
-
     def __post_init__(self):
         check_whole("number of steps", self.steps, 0, MAX_STEPS, "count the noisy steps")
         check_within("colluding", self.colluding, 0, self.noise.least - 1, "one share must be unknown", low_open=False)
 
+    @property
+    def variance(self) -> float:
+        """Of the noise that is left, the shares of ``least`` less ``colluding`` hospitals, in units squared."""
+        return self.noise.share_variance * (self.noise.least - self.colluding)
+
+    @property
+    def gap(self) -> float:
+        """t: by how much the log-probabilities of all the noise differ from those of rounded Gaussian noise."""
+        return skellam.gaussian_gap(self.steps * self.noise.d, self.variance)
+
+    @property
+    def twin(self) -> SampledGaussian | None:
+        """The sampled Gaussian mechanism whose bound holds but for ``gap``; None where that is too much."""
+        if self.gap > MOST_APART:
+            return None
+        return SampledGaussian(math.sqrt(self.variance) / self.noise.l2_sensitivity, self.noise.sample_rate, self.steps)
+
+    @property
+    def orders(self) -> tuple[float, ...]:
+        """As in ``DpEvent``."""
+        return self.twin.orders if self.twin else ORDERS
+
+    @property
+    def large_orders(self) -> tuple[float, ...]:
+        """As in ``DpEvent``."""
+        return self.twin.large_orders if self.twin else ()
+
+    @property
+    def prv(self) -> tuple[float, float, int] | None:
+        """As in ``DpEvent``."""
+        return self.twin.prv if self.twin else None
+
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
-        """Renyi-DP of all steps at each of ``orders``, with the shares of ``least`` less ``colluding`` hospitals."""
+        """Renyi-DP of all steps at each of ``orders``."""
+        if self.twin:
+            return self.twin.rdp(orders)
         noise = self.noise
-        variance = noise.share_variance * (noise.least - self.colluding)
-        curve = sampled_rdp(variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
+        curve = sampled_rdp(self.variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
         at = dict(zip(ORDERS, curve, strict=True))
         return self.steps * np.array([at[order] for order in orders])
 
@@ -237,12 +276,15 @@ class SampledSkellam:
         """Epsilon of noise from ``Sampler`` where exact noise has (epsilon, left); infinity where delta is too small.
 
         The log-probability of n draws is off by a sum of n terms within +-e, whose mean is e^2 at most: by Hoeffding's
-        inequality by no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b = e^-200. Both neighbours'
-        outputs change by that: (epsilon + 2t, e^t left + (1 + e^(epsilon + t)) (b + n outside)).
+        inequality by no more than t = n e^2 + e sqrt(2 n ln(1/b)), except with probability b. To t comes the gap where
+        the twin's bound is taken. Both neighbours' outputs change by that: (epsilon + 2t, e^t left +
+        (1 + e^(epsilon + t)) times the probability of a larger error, or of a value out of reach).
         """
         draws, error = self.noise.hospitals * self.noise.d * self.steps, skellam.LOG_ERROR
-        t = draws * error**2 + error * math.sqrt(2 * draws * 200)
-        missing = math.exp(-200) + draws * self.noise.outside
+        t = draws * error**2 + error * math.sqrt(2 * draws * -math.log(skellam.UNLIKELY))
+        missing = skellam.UNLIKELY + draws * self.noise.outside
+        if self.twin:
+            t, missing = t + self.gap, missing + skellam.UNLIKELY + 2 * draws * skellam.BEYOND
         if epsilon > 300 or math.expm1(t) * delta + (1 + math.exp(epsilon + t)) * missing > SAMPLER_PART * left:
             return math.inf
         return epsilon + 2 * t
