@@ -13,12 +13,11 @@ from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.privacy import prv
 from dopamine_lib.privacy.accounting import (
     ACCOUNTANTS,
-    Ledger,
     SampledGaussian,
     epsilon,
     epsilons,
 )
-from dopamine_lib.privacy.budget import noise_multiplier_for
+from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
 from dopamine_lib.privacy.gaussian import analytic_epsilon
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 

@@ -136,6 +136,14 @@ def test_a_wrong_number_of_hospitals_is_refused(refuses, hospitals):
         split_hospitals(DATASET, hospitals)
 
 
+def test_declared_numbers_alone_decide_how_many_hospitals_there_may_be(refuses):
+    """Where nothing is published, one patient fewer than hospitals was refused: that told how many there are."""
+    undeclared = replace(DATASET, sheet=replace(DATASET.sheet, patients=None))
+    assert len(split_hospitals(undeclared, 5000)) == 5000
+    with refuses("5000 hospitals for 480 declared patients"):
+        declared_sizes(480, hospital_shares(undeclared, 5000))
+
+
 def test_an_unknown_split_is_refused(refuses):
     with refuses("split 'fair'", "iid"):
         split_hospitals(DATASET, 3, split="fair")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,15 @@ from dopamine_lib.privacy.randomness import Randomness
 def material(seed=0, n=60, p=6, classes=4):
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, p)), rng.integers(0, classes, n)
+
+
+def test_what_l_bfgs_leaves_is_solved_all_the_same(monkeypatch):
+    """A failure told of the patients for whom it stops. Planted: it stops at once, far from the answer."""
+    features, labels = material()
+    rows = clip_rows(features, radius=1.5)
+    exact = solve(rows, labels, 4, regularisation=2.0)
+    monkeypatch.setattr(module, "minimize", lambda objective, start, **terms: mock.Mock(x=start + 3))
+    assert np.linalg.norm(solve(rows, labels, 4, regularisation=2.0) - exact) <= 2 * TOLERANCE / 2.0
 
 
 def release(features, labels, hospitals=None, *, classes=4, seed=0, **changes):
@@ -80,15 +90,6 @@ def test_the_answer_is_scikit_learns_and_as_exact_as_the_bound_assumes(regularis
     own = solve(rows, labels, 4, regularisation)
     theirs = LogisticRegression(C=1 / regularisation, fit_intercept=False, tol=1e-8, max_iter=10_000)
     assert np.allclose(own, theirs.fit(rows, labels).coef_, atol=2 * TOLERANCE / regularisation)
-
-
-def test_an_answer_that_is_not_exact_enough_is_refused(monkeypatch):
-    class Stopped:
-        x, message = np.zeros(28), "too many steps"
-
-    monkeypatch.setattr(module, "minimize", lambda *arguments, **more: Stopped)
-    with pytest.raises(RuntimeError, match="too many steps"):
-        release(*material())
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 3.0])

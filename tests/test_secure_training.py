@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.hospital import contribute
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
@@ -133,15 +133,16 @@ def test_a_plan_that_contradicts_itself_is_refused(task, refuses):
 
 
 def test_patients_and_task_must_be_those_of_the_plan(task):
-    """Fewer hospitals would carry less noise than is accounted for; how many patients each has is its own affair, up to
-    what a sum of floats is bounded for."""
+    """Fewer hospitals would carry less noise than is accounted for; how many patients each has is its own affair."""
     plan, patients = make_training(task).plan, np.array_split(np.arange(PATIENTS), HOSPITALS)
     with pytest.raises(ValueError, match="not those of the plan"):
         Training(plan, task, patients[:3], Randomness(3))
     Training(plan, task, [*patients[:4], patients[4][:-1]], Randomness(3))
-    few = replace(plan, sizes=(1,) * HOSPITALS)
-    with pytest.raises(InputError, match="hospital 0 holds more than 38 patients.*declare more with --patients"):
-        Training(few, task, [np.arange(PATIENTS), *patients[1:]], Randomness(3))
+    few = replace(plan, sizes=(1,) * HOSPITALS)  # 39 of one hospital's were refused once, and 38 were not
+    both = [Training(few, task, [np.arange(n), *patients[1:]], Randomness(3)) for n in (38, 39)]
+    for training in both:
+        message = contribute(training.hospitals[:1], task.start, 0)[0]
+        assert np.abs(message).max() / few.noise.scale < few.noise.box + 9 * few.noise.std / few.noise.scale
     with pytest.raises(ValueError, match="not those of the plan"):
         Training(replace(plan, d=1), task, patients, Randomness(3))
     with pytest.raises(ValueError, match="reaches no other"):

@@ -64,13 +64,22 @@ def hospital_shares(dataset: Dataset, hospitals: int = 10, *, split: str = "iid"
 def declared_sizes(patients: int, shares: np.ndarray) -> tuple[int, ...]:
     """``patients`` divided by public shares (K,), rounded by largest remainder; at least one patient each.
 
+    Raises InputError for more hospitals than patients.
+
     >>> declared_sizes(2931, np.full(10, 0.1))
     (294, 293, 293, 293, 293, 293, 293, 293, 293, 293)
     """
+    _check_hospitals(len(shares), patients)
     due = shares * (patients - len(shares))
     sizes = 1 + np.floor(due).astype(int)
     sizes[np.argsort(np.floor(due) - due, kind="stable")[: patients - sizes.sum()]] += 1
     return tuple(sizes.tolist())
+
+
+def _check_hospitals(hospitals: int, declared: int) -> None:
+    """Declared numbers alone decide: a refusal by true ones would tell how many patients there are."""
+    if not 1 <= hospitals <= declared:
+        raise InputError(f"{hospitals} hospitals for {declared} declared patients; choose 1 to {max(1, declared)}")
 
 
 class _Weights:
@@ -79,9 +88,7 @@ class _Weights:
     def __init__(self, dataset: Dataset, hospitals: int, split: str, seed: int):
         if split not in SPLITS:
             raise InputError(f"split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
-        patients = dataset.sheet.patients or len(np.unique(dataset.person[dataset.train]))
-        if not 1 <= hospitals <= patients:
-            raise InputError(f"{hospitals} hospitals for {patients} training patients; choose 1 to {patients}")
+        _check_hospitals(hospitals, dataset.sheet.patients or hospitals)
         if split == "site" and hospitals != len(dataset.sheet.sites):
             raise InputError(
                 f"{hospitals} hospitals, but {dataset.name} names {len(dataset.sheet.sites)}; give "

@@ -109,9 +109,9 @@ class Plan:
 
     @property
     def most_patients(self) -> int:
-        """The most patients that one hospital may hold: all declared ones, and room for the chance that dealt them.
+        """The most patients that a box has room for: all declared ones, and what chance may deal besides.
 
-        What the box of a sum has room for, so that a hospital's true number need not be known.
+        A hospital's true number need not be known. Where it holds more, its sum is clamped like any other.
         """
         return most_in_a_sum(1.0, self.population)
 

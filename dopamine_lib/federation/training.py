@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.encryption.messages import AggregationAborted
-from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
 from dopamine_lib.federation.hospital import Hospital, contribute
 from dopamine_lib.federation.plan import Plan
@@ -59,8 +58,8 @@ class Training:
                  for a hospital in another process
     aggregation  how messages are added; by default in the clear (``transports.make_aggregation`` makes the plan's)
     hospital, server  what makes the parties, called like Hospital and Server
-    Raises ValueError where patients or task are not the plan's, and where an aggregation is needed but not given;
-    InputError where a hospital holds more patients than were declared for all, but for chance.
+    Raises ValueError where patients or task are not the plan's, and where an aggregation is needed but not given. How
+    many patients a hospital holds is its own affair: no refusal tells of them.
     """
 
     def __init__(
@@ -78,12 +77,6 @@ class Training:
         here = [k for k, own in enumerate(patients) if own is not None]
         if len(patients) != plan.hospitals or task.d != plan.d:
             raise ValueError(f"patients or task are not those of the plan: {plan.hospitals} hospitals, d = {plan.d}")
-        for k in here:
-            if len(patients[k]) > plan.most_patients:
-                raise InputError(
-                    f"hospital {k} holds more than {plan.most_patients} patients, but {plan.population} were declared "
-                    "for all: declare more with --patients"
-                )
         if aggregation is None and plan.aggregation != "plain":
             raise ValueError(f"a plan with aggregation '{plan.aggregation}' needs transports.make_aggregation(plan)")
         self.plan, self.task, self.run_number, self.randomness = plan, task, run, randomness
