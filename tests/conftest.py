@@ -96,3 +96,19 @@ def make_aptos():
         return folder
 
     return make
+
+
+@pytest.fixture(params=["the device's code on the processor", "cuda"])
+def device(request, monkeypatch):
+    """A device that trains: CUDA's where PyTorch sees one, and everywhere the processor as if it were one."""
+    import torch
+
+    from dopamine_lib.machine import find_device
+
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("PyTorch sees no CUDA device here")
+        return find_device("cuda")
+    for module in ("layers", "bookkeeping", "dpsgd"):
+        monkeypatch.setattr(f"dopamine_lib.privacy.{module}.accelerated", lambda tensor: True)
+    return torch.device("cpu")

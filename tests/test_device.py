@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plain_clipping import clipped_sums_by_loop
+from test_layers import LAYERS, Scale
 from torch import nn
 
 from dopamine_lib.federation.experiment import Experiment
@@ -26,19 +27,25 @@ from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 TOLERANCE = 1e-3
 
 
-@pytest.fixture(params=["the device's code on the processor", "cuda"])
-def device(request, monkeypatch):
-    if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("PyTorch sees no CUDA device here")
-        return find_device("cuda")
-    for module in ("layers", "bookkeeping", "dpsgd"):
-        monkeypatch.setattr(f"dopamine_lib.privacy.{module}.accelerated", lambda tensor: True)
-    return torch.device("cpu")
-
-
 def task_on(device, net, x, y):
     return Task(net.to(device), lambda index: x[index].to(device), y)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_kind_of_layer_equals_the_loop(device, name):
+    if name == "LSTM" and device.type == "cuda":
+        pytest.skip("cuDNN differentiates recurrent layers in training mode alone")
+    torch.manual_seed(0)
+    make, shape, _ = LAYERS[name]
+    whole = torch.tensor([[0, 1, 3, 3], [1, 1, 1, 1], [4, 0, 4, 0]])
+    x, y = torch.randn(3, *shape, dtype=torch.float64) if shape else whole, torch.arange(3)
+    net = nn.Sequential(Scale(shape[-1]) if shape else nn.Identity(), make(), nn.Flatten(), nn.LazyLinear(3)).double()
+    net(x)
+    task, index, group = task_on(device, net, x, y), torch.arange(3), torch.tensor([0, 2, 0])
+    own = task.clipped_sums(task.start, index, 0.05, group, 3).cpu()
+    loop = clipped_sums_by_loop(net.cpu(), x, y, 0.05, group, 3)
+    assert torch.allclose(own, loop, atol=1e-9, rtol=0) and own.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("make", [cnn, squeezenet])
