@@ -57,7 +57,8 @@ def oracle(sigma: float, q: float, steps: int, delta: float) -> tuple[float, flo
     from dp_accounting.pld import privacy_loss_distribution
 
     reach = math.log1p(q * math.expm1(min((12 * sigma + 0.5) / sigma**2, 500)))  # of one step's loss
-    ends, step = [], max(reach / 1e5, min(1e-3, rough / 1e3))
+    spread = q * math.sqrt(steps * math.expm1(min(sigma**-2, 500)))  # about the standard deviation of the whole loss
+    ends, step = [], max(reach / 1e5, min(1e-3, max(rough / 1e3, spread / 1e5)))  # finer ones took 5 GB
     for pessimistic in (False, True):
         once = privacy_loss_distribution.from_gaussian_mechanism(
             sigma, sampling_prob=q, value_discretization_interval=step, pessimistic_estimate=pessimistic
