@@ -24,10 +24,16 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     every = ("C", "CDP", "F", "FPDP", "FSCDP")
-    settings = {"type": _settings, "default": every, "metavar": "C,CDP,…", "help": "which settings (default: all)"}
+    settings = {
+        "type": _settings,
+        "default": every,
+        "metavar": "C,CDP,…",
+        "help": "which settings (default: all five); a TOML file declares its own",
+    }
 
     run = commands.add_parser("reproduce", help="train the five settings and draw Figure 1")
     experiment_arguments(run)
+    run.add_argument("--config", metavar="FILE", help="a TOML file with any of these options, and sweeps over them")
     run.add_argument("--settings", **settings)
     run.add_argument("--runs", type=int, default=5, metavar="R", help="runs of each setting (default: 5)")
     run.add_argument("--aggregation", default="plain", metavar="NAME", help="plain (default), bfv, masks")
@@ -213,18 +219,39 @@ def _site(arguments) -> None:
     print(f"open {arguments.out}/index.html")
 
 
+def _commands(argv: list[str]) -> list[argparse.Namespace]:
+    """The commands that a command line stands for: one, or one for each combination of a configuration's sweep."""
+    scan = Parser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--config")
+    file = scan.parse_known_args(argv)[0].config if argv[:1] == ["reproduce"] else None
+    if file is None:
+        return [parser().parse_args(argv)]
+    from dopamine_lib.reproduction.config import config_words
+
+    found = []
+    for folder, words in config_words(file, argv):
+        arguments, unknown = parser().parse_known_args(["reproduce", *words, *argv[1:]])
+        if unknown:
+            raise InputError(f"{file} or the command line says {unknown[0]}, which is no option of reproduce")
+        chosen_options(arguments)  # what is wrong anywhere in a sweep is said before its first run
+        arguments.out = os.path.join(arguments.out, folder) if folder else arguments.out
+        found.append(arguments)
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 for an interrupt."""
     safe_output()
     keep_to_cores()
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments.call(arguments)
+        for arguments in _commands(argv):
+            arguments.call(arguments)
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        on = "; --resume goes on from the last checkpoint" if arguments.call is _reproduce else ""
+        on = "; --resume goes on from the last checkpoint" if argv[:1] == ["reproduce"] else ""
         print(f"dopamine: interrupted{on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the pipe is gone, which is no error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -33,6 +34,16 @@ def plain_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
+
+
+def setting_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each setting: its own in every picture, or one that none of the paper's five has.
+
+    >>> setting_colours(["FSCDP", "mine"]) == {"FSCDP": GREEN, "mine": PURPLE}
+    True
+    """
+    others = itertools.cycle((PURPLE, ORANGE, SKY, LIGHT_GREY, DARK_GREY))
+    return {name: SETTING_COLOURS[name] if name in SETTING_COLOURS else next(others) for name in names}
 
 
 def panels(

@@ -32,7 +32,7 @@ def options(tmp_path_factory, make_aptos):
 def clock(monkeypatch):
     """A clock that goes on by a second whenever it is read."""
     seconds = iter(range(10**6))
-    turning = SimpleNamespace(time=lambda: float(next(seconds)), perf_counter=time.perf_counter)
+    turning = SimpleNamespace(monotonic=lambda: float(next(seconds)), perf_counter=time.perf_counter)
     monkeypatch.setattr(run, "time", turning)
 
 

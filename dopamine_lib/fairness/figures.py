@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dopamine_lib.pictures import GREY, PALETTE, SETTING_COLOURS
+from dopamine_lib.pictures import GREY, PALETTE, setting_colours
 
 NAMES = {"accuracy": "accuracy", "quadratic_kappa": "quadratic kappa", "auroc": "AUROC", "ece": "calibration error"}
 
@@ -87,10 +87,11 @@ def draw_utility(rows: list[dict], paper: dict[str, dict[str, float]] | None = N
     figure = Figure(figsize=(9, 6), layout="constrained")
     epsilons = sorted({row["epsilon"] for row in rows})
     names = list(dict.fromkeys(row["setting"] for row in rows))
+    colours = setting_colours(names)
     for axes, metric in zip(figure.subplots(2, 2).ravel(), NAMES, strict=True):
         where = _epsilon_axis(axes, epsilons)
         for number, name in enumerate(names):
-            colour, own = SETTING_COLOURS[name], [row for row in rows if row["setting"] == name]
+            colour, own = colours[name], [row for row in rows if row["setting"] == name]
             _curve(axes, where, own, metric, 1.05 ** (number - 1), color=colour, label=name)
             if paper is not None:
                 axes.axvline(paper[name]["epsilon"], color=colour, linestyle=":", linewidth=1)

@@ -57,6 +57,18 @@ def chosen_options(arguments: argparse.Namespace) -> "Options":
     from dataclasses import fields
 
     from dopamine_lib.federation.options import Options
+    from dopamine_lib.federation.own_settings import read_file, read_settings, read_toml
 
-    names = [field.name for field in fields(Options)]
-    return Options(**{name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
+    given = {field.name: getattr(arguments, field.name) for field in fields(Options) if hasattr(arguments, field.name)}
+    model = Options(**{key: given[key] for key in ("data", "model") if key in given}).model
+    config, own, names = getattr(arguments, "config", None), {}, []
+    if config is not None:
+        own = read_settings(read_toml(config).get("setting", {}), model, config)
+    for name in given.get("settings", ()):  # a file stands for all the settings that it declares
+        declared = read_file(name, model) if name.endswith(".toml") else {name: None}
+        names += list(declared)
+        own |= {key: value for key, value in declared.items() if value}
+    own = {name: own[name] for name in names if name in own}
+    if own:
+        given |= {"settings": tuple(dict.fromkeys(names)), "own": own}
+    return Options(**given)

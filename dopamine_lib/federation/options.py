@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from dopamine_lib import data
 from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon
+from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
-from dopamine_lib.federation.settings import DELTA, SETTINGS, Setting, choice_for, setting, slower
+from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, fitted, setting, slower
 from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -29,6 +30,7 @@ class Options:
     dropout  probability that a hospital vanishes in a round
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
               none, for their count, which is then public
+    own       settings of one's own by name, as ``own_settings.read_setting`` gives them; None for the paper's alone
     Raises InputError for a value out of bounds.
     """
 
@@ -51,10 +53,11 @@ class Options:
     least: int | None = None
     dropout: float = 0.0
     patients: int | None = None
+    own: dict[str, dict] | None = None
 
     def __post_init__(self):
         for name in self.settings:
-            setting(name)
+            self.setting(name)
         table = self.data in data.TABLES
         self._default("model", "linear" if table else "head")
         self._default("split", "site" if self.data == "heart" else "iid")
@@ -109,6 +112,16 @@ class Options:
         """The inverse of ``record``. Raises KeyError or TypeError for other keys, InputError as the class does."""
         return cls(**(record | {"settings": tuple(record["settings"])}))
 
+    def setting(self, name: str) -> Setting:
+        """The setting called ``name``: one of the paper's, or of the own ones. Raises InputError for another name."""
+        return from_record(name, self.own[name])[0] if name in (self.own or {}) else setting(name)
+
+    def choice(self, name: str) -> Choice:
+        """What the model trains with in that setting; the noise of its mean features fits the bound asked for."""
+        if name in (self.own or {}):
+            return fitted(*from_record(name, self.own[name]), self.epsilon)
+        return choice_for(self.model, name, self.epsilon)
+
     def shares(self, setting: Setting, hospitals: int) -> int:
         """Of these hospitals, how many must survive a round, whose noise makes up sigma where it is shared."""
         return (self.least or hospitals) if setting.federated else 1
@@ -142,11 +155,11 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
     shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
     and 3). Raises InputError where the run would end without a bound, or the accountant has none to calibrate by.
     """
-    declared, choice = setting(name), choice_for(options.model, name, options.epsilon)
+    declared, choice = options.setting(name), options.choice(name)
     shares = options.shares(declared, len(sizes))
     if options.epsilon is not None and declared.private:
         declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
-        choice = slower(choice, SETTINGS[name].noise_multiplier / declared.noise_multiplier)
+        choice = slower(choice, options.setting(name).noise_multiplier / declared.noise_multiplier)
     plan = Plan(
         declared,
         choice,

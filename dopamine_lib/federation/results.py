@@ -12,7 +12,6 @@ from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy
 from dopamine_lib.federation.release import release
-from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -56,6 +55,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         replaced=len(experiment.replaced),
         aggregation=options.aggregation,
         apart=apart,
+        own=name in (options.own or {}),
     )
 
 
@@ -132,7 +132,12 @@ def assemble(
             name: _setting_result(experiment, name, own, said[name], spent[name]) for name, own in records.items()
         },
         "unfinished": [
-            {"setting": name, "charged": record["charged"], "history": record["history"]}
+            {
+                "setting": name,
+                "epochs": experiment.plan(name).setting.epochs,
+                "charged": record["charged"],
+                "history": record["history"],
+            }
             for name, own in begun.items()
             for record in own
         ],
@@ -221,35 +226,36 @@ def table(results: dict) -> str:
     own, and then what the folder spends as a whole. Below stand the scores that accuracy hides.
     """
     published = paper_figure1() if on_the_papers_task(results) else {}
+    names = [*results["settings"], *(record["setting"] for record in results.get("unfinished", []))]
+    wide = max(8, *map(len, names))
     lines = [
-        f"{'setting':8} {'accuracy':>14} {'balanced':>8} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6} "
+        f"{'setting':{wide}} {'accuracy':>14} {'balanced':>8} {'kappa':>6}   {'epsilon':>7} {'improved':>8} {'PRV':>6} "
         f"{'PLD':>6}   {'paper' if published else '':>6}",
-        f"{'':8} {'%':>14} {'%':>8} {'':>6}   {'classic':>7} {'':>8} {'':>6} {'':>6}   {'%' if published else '':>6}",
+        f"{'':{wide}} {'%':>14} {'%':>8} {'':>6}   {'classic':>7} {'':>24}   {'%' if published else '':>6}",
     ]
     for name, result in results["settings"].items():
         accuracy = result["test_accuracy"]
         percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
         balanced, kappa = _cell(result, "balanced_accuracy", 8, 100), _cell(result, "quadratic_kappa", 6)
-        paper = f"{published[name][-10:].mean():.1f}" if published else ""
+        paper = f"{published[name][-10:].mean():.1f}" if name in published else ""
         worst = _numbers(result.get("epsilon_worst", result["epsilon"]))
-        lines.append(f"{name:8} {percent:>14} {balanced} {kappa}   {worst}   {paper:>6}".rstrip())
+        lines.append(f"{name:{wide}} {percent:>14} {balanced} {kappa}   {worst}   {paper:>6}".rstrip())
         if "epsilon_worst" in result:
             lines[-1] += "   worst hospital"
-            lines.append(f"{'':30} {'':>8}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
+            lines.append(f"{'':{wide}} {'':>30}   {_numbers(result['epsilon'])}   {'':>6}   mean over hospitals")
     for record in results.get("unfinished", []):
         reached = record["history"][-1:] or [{"epoch": 0, "accuracy": math.nan}]
         lines.append(
-            f"{record['setting']:8} {100 * reached[0]['accuracy']:7.1f}          "
-            f"after {reached[0]['epoch']} of {EPOCHS} epochs; --resume goes on"
+            f"{record['setting']:{wide}} {100 * reached[0]['accuracy']:7.1f}          "
+            f"after {reached[0]['epoch']} of {record['epochs']} epochs; --resume goes on"
         )
     folder = results["folder"]
     if folder["epsilon_private"] is not None:
-        begun = [record["setting"] for record in results.get("unfinished", [])]
-        private = ", ".join(
-            name for name, own in SETTINGS.items() if own.private and name in [*results["settings"], *begun]
-        )
-        lines.append(f"{'together':30} {'':>8}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
-    lines += _scores_table(results["settings"])
+        noised = [name for name, result in results["settings"].items() if result["epsilon"] is not None]
+        noised += [record["setting"] for record in results.get("unfinished", []) if record["charged"]]
+        private = ", ".join(dict.fromkeys(noised))
+        lines.append(f"{'together':{wide}} {'':>30}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
+    lines += _scores_table(results["settings"], wide)
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"
         + ("; paper: APTOS-2019, mean of its last ten epochs" if published else "")
@@ -257,17 +263,17 @@ def table(results: dict) -> str:
     return "\n".join([*lines, "this folder: " + folder["verdict"]])
 
 
-def _scores_table(settings: dict) -> list[str]:
+def _scores_table(settings: dict, wide: int) -> list[str]:
     """Lines with AUROC and what screening is for: of the settings that have them, and none where no setting has."""
     screened = [what for what in SCREENING if any(f"{what}_auroc" in result for result in settings.values())]
     titles = "".join(f"   {what.replace('_', '-'):>21}" for what in screened)
     lines = [
-        f"{'setting':8} {'AUROC':>6}{titles}",
-        f"{'':8} {'':>6}" + f"   {'sens. %':>7} {'spec. %':>7} {'AUROC':>5}" * len(screened),
+        f"{'setting':{wide}} {'AUROC':>6}{titles}",
+        f"{'':{wide}} {'':>6}" + f"   {'sens. %':>7} {'spec. %':>7} {'AUROC':>5}" * len(screened),
     ]
     for name, result in settings.items():
         if "auroc" in result:
-            line = f"{name:8} {_cell(result, 'auroc', 6)}"
+            line = f"{name:{wide}} {_cell(result, 'auroc', 6)}"
             for what in screened:
                 shares = " ".join(_cell(result, f"{what}_{score}", 7, 100) for score in ("sensitivity", "specificity"))
                 line += f"   {shares} {_cell(result, f'{what}_auroc', 5)}"

@@ -12,7 +12,7 @@ from dopamine_lib.errors import InputError, check_epsilon
 
 #: The paper's delta (register, row 15: a third of 1/n, where practice asks for much less).
 DELTA = 1e-4
-#: Every setting trains for 100 epochs (Figure 1's horizontal axis).
+#: Each of the five trains for 100 epochs (Figure 1's horizontal axis).
 EPOCHS = 100
 
 
@@ -28,6 +28,7 @@ class Setting:
     federated         whether the patients are spread over K hospitals
     shared_noise      whether K shares of noise add up under secure aggregation (Lemma 1), or every hospital
                       protects its own message alone
+    epochs            stretches of the rounds; after each the model is scored and a checkpoint written
     """
 
     name: str
@@ -39,6 +40,7 @@ class Setting:
     noise_multiplier: float | None
     federated: bool
     shared_noise: bool
+    epochs: int = EPOCHS
 
     @property
     def private(self) -> bool:
@@ -55,8 +57,8 @@ class Setting:
         return self.sample_rate * patients * self.steps
 
     def round_after(self, epoch: int) -> int:
-        """Rounds done at the end of ``epoch`` (0 … EPOCHS)."""
-        return math.ceil(epoch * self.rounds / EPOCHS)
+        """Rounds done at the end of ``epoch`` (0 … ``epochs``)."""
+        return math.ceil(epoch * self.rounds / self.epochs)
 
     def with_noise(self, noise_multiplier: float) -> "Setting":
         """The same setting at another sigma."""
@@ -192,7 +194,14 @@ def choice_for(model: str, name: str, epsilon: float | None = None) -> Choice:
 
     Raises InputError for an epsilon that is not positive.
     """
-    choice, declared = choices_of(model)[name], setting(name)
+    return fitted(setting(name), choices_of(model)[name], epsilon)
+
+
+def fitted(declared: Setting, choice: Choice, epsilon: float | None) -> Choice:
+    """The choice with noise on the mean features that fits the bound epsilon; unchanged where none is asked for.
+
+    Raises InputError for an epsilon that is not positive.
+    """
     if epsilon is None or not (declared.private and declared.shared_noise and choice.mean_noise_multiplier):
         return choice
     check_epsilon(epsilon)

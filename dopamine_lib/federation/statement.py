@@ -35,16 +35,18 @@ TUNING = {
     "data",
     "mlp": "learning rate and clip are starting values that nobody has tuned",
 }
+#: The same for a setting of one's own.
+DECLARED = "sampling, rounds, learning rate and clip were declared in a file, which does not say on whose images"
 SEEDED = (
     "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
     "is for teaching; each epsilon here is what the noise would buy if nobody could predict it."
 )
 
 
-def not_covered(model: str) -> tuple[str, ...]:
-    """What no epsilon of a run with this model includes, as phrases."""
+def not_covered(model: str, own: bool = False) -> tuple[str, ...]:
+    """What no epsilon of a run with this model includes, as phrases; ``own``: in a setting of one's own."""
     return (
-        f"choices: {TUNING.get(model, TUNING['cnn'])}",
+        f"choices: {DECLARED if own else TUNING.get(model, TUNING['cnn'])}",
         "other models trained on the same patients, which spend theirs besides",
         "the weights that training starts from, if the same patients were in what those were trained on",
         "test patients: their scores, of every epoch too, are exact",
@@ -80,6 +82,7 @@ def privacy_statement(
     replaced: int = 0,
     aggregation: str = "plain",
     apart: bool = False,
+    own: bool = False,
 ) -> str:
     """The statement that goes with every result, in plain words.
 
@@ -89,6 +92,7 @@ def privacy_statement(
     data      what was trained on;  persons  who is one patient in it, where that is none of ``data.SOURCES``
     replaced  layers of batch normalisation in the model's place of which group normalisation was trained
     apart     whether every party was a process of its own
+    own       whether the setting is one's own, declared in a file
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> bound = Bound(SETTINGS["C"], CHOICES["head"]["C"], shares=1, delta=1e-4, noise=None)
@@ -153,5 +157,5 @@ def privacy_statement(
         "After training the bound on the released model does not rest on encryption. It assumes honest hospitals and "
         "noise that nobody can predict."
     )
-    lines.append(f"Not covered: {'; '.join(not_covered(model))}.")
+    lines.append(f"Not covered: {'; '.join(not_covered(model, own))}.")
     return "\n".join(lines)

@@ -23,7 +23,6 @@ from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_cle
 from dopamine_lib.federation.hospital import Hospital, contribute
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.server import Server
-from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.machine import threads
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
@@ -105,7 +104,7 @@ class Training:
     def done(self) -> bool:
         """Whether all epochs are in the model, or all that the budget allows."""
         epoch = self.progress.epoch
-        return epoch >= EPOCHS or self.plan.setting.round_after(epoch) >= len(self.schedule)
+        return epoch >= self.plan.setting.epochs or self.plan.setting.round_after(epoch) >= len(self.schedule)
 
     def epochs(self, save: Callable[[], object] = lambda: None) -> Iterator[int]:
         """Train epoch by epoch, yielding the number of epochs done; stops early where the budget ends.

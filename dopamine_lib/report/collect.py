@@ -19,7 +19,7 @@ from dopamine_lib.auditing.canaries import STANDSTILL, Plant, canary_run
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.settings import Choice, setting
+from dopamine_lib.federation.settings import Choice
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import read_state
@@ -109,7 +109,7 @@ def short_audit(
     The model stands still, so that every canary's gradient is clipped in every step: the worst that the bound allows
     these steps. The release of the mean features before them is not audited, and discrete noise cannot be.
     """
-    declared = setting(one.name).with_noise(one.bound.setting.noise_multiplier)
+    declared = options.setting(one.name).with_noise(one.bound.setting.noise_multiplier)
     choice = Choice(STANDSTILL, one.bound.choice.max_grad_norm, momentum=one.bound.choice.momentum)
     ran = canary_run(
         declared,

@@ -4,7 +4,6 @@ import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.metrics import SCREENING
-from dopamine_lib.federation.settings import setting
 from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -130,10 +129,11 @@ def _mean(result: dict, score: str, digits: str) -> str:
 
 def _folder(facts: dict) -> str:
     """The verdict on the folder: its own, which a seed has gone into, unless one of its bounds was lost since."""
+    options = facts["options"]
     lost = [
         f"{one.name}: {one.why}"
         for one in facts["accounted"].values()
-        if setting(one.name).private and not one.private and (one.bound is None or facts["options"].seed is None)
+        if options.setting(one.name).private and not one.private and (one.bound is None or options.seed is None)
     ]
     return f"Not private: {'; '.join(lost)}." if lost else facts["results"]["folder"]["verdict"]
 
@@ -154,7 +154,7 @@ def _bounds(facts: dict, bounded: list) -> str:
         "accountants": lambda one: in_words(one.epsilon),
         "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
         "assumed": lambda one: "honest hospitals, noise that nobody can predict",
-        "not covered": lambda one: "; ".join(not_covered(model)),
+        "not covered": lambda one: "; ".join(not_covered(model, one.name in (facts["options"].own or {}))),
     }
     cells = {key: [row(one) for one in bounded] for key, row in rows.items()}
     header = ["", *(one.name for one in bounded)]

@@ -22,7 +22,7 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.results import spread
-from dopamine_lib.federation.settings import Choice, choice_for, setting
+from dopamine_lib.federation.settings import Choice
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.files import parse_json
 from dopamine_lib.models.architectures import is_own
@@ -119,13 +119,13 @@ def verify(results: dict, folder: Path) -> dict[str, Accounted]:
     options = options_of(results)
     with well_formed("results.json"):
         found = {name: _verify(results, options, name, folder) for name in results["settings"]}
-        if all(one.bound is not None or not setting(one.name).private for one in found.values()):
+        if all(one.bound is not None or not options.setting(one.name).private for one in found.values()):
             _verify_folder(results, options)
         return found
 
 
 def _verify(results: dict, options: Options, name: str, folder: Path) -> Accounted:
-    declared, result = setting(name), results["settings"][name]
+    declared, result = options.setting(name), results["settings"][name]
     scores = {score: result[score] for score in ("test_accuracy", "quadratic_kappa")}
     scores |= {score: result[score] for score in SCORES if score in result}  # an older version wrote fewer
     scores |= {f"accuracy of {group}": own for group, own in result.get("group_accuracy", {}).items()}
@@ -179,11 +179,12 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             replaced=len(_replaced(results, options)),
             aggregation=options.aggregation,
             apart=apart,
+            own=name in (options.own or {}),
         )
 
     _must_agree(f"{name}'s statement", result["statement"], statement(sum(charged, [])))
     # a file may be wrong consistently: what no option changes must be what the kit trains with
-    used = choice_for(options.model, name, options.epsilon)
+    used = options.choice(name)
     _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
     told = plan.choice.mean_noise_multiplier
     _must_agree(f"{name}'s noise on the mean features", told, used.mean_noise_multiplier)
@@ -208,7 +209,7 @@ def _verify_folder(results: dict, options: Options) -> None:
 def _replayed(results: dict, options: Options, name: str) -> Plan:
     """The plan of a setting as its results state it; which hospitals took part follows from the public draw."""
     result, sizes = results["settings"][name], results["hospitals"]
-    declared = setting(name).with_noise(result["noise_multiplier"])
+    declared = options.setting(name).with_noise(result["noise_multiplier"])
     return Plan(
         declared,
         Choice.from_record(result["choice"]),

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from dopamine_lib.federation.results import on_the_papers_task, paper_figure1
 from dopamine_lib.federation.settings import SETTINGS
-from dopamine_lib.pictures import SETTING_COLOURS
+from dopamine_lib.pictures import setting_colours
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 
 
@@ -31,23 +31,25 @@ def figure1(results: dict) -> Figure:
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     published = paper_figure1() if on_the_papers_task(results) else {}
+    begun = results.get("unfinished", [])
+    colours = setting_colours([*results["settings"], *(record["setting"] for record in begun)])
     for name, result in results["settings"].items():
-        history, colour = result["history"], SETTING_COLOURS[name]
+        history, colour = result["history"], colours[name]
         epoch = [record["epoch"] for record in history]
         mean = 100 * np.array([record["accuracy_mean"] for record in history])
         spread = 100 * np.array([record["accuracy_std"] for record in history])
         final = 100 * result["test_accuracy"]["mean"]
         above.plot(epoch, mean, color=colour, label=f"{name}: {final:.1f} %")
         above.fill_between(epoch, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-        if published:
+        if name in published:
             above.plot(published["epoch"], published[name], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
         if result["epsilon"] is not None:
             spent = [record["epsilon_rdp_classic"] for record in history]
             total = result["epsilon"]["rdp_classic"]
             below.plot(epoch, spent, color=colour, label=rf"{name}: $\varepsilon$ = {total:.2f}")
-    for record in results.get("unfinished", []):
+    for record in begun:
         epoch, accuracy = ([entry[key] for entry in record["history"]] for key in ("epoch", "accuracy"))
-        above.plot(epoch, 100 * np.array(accuracy), color=SETTING_COLOURS[record["setting"]], linestyle=":")
+        above.plot(epoch, 100 * np.array(accuracy), color=colours[record["setting"]], linestyle=":")
     runs = max((len(result["test_accuracy"]["runs"]) for result in results["settings"].values()), default=0)
     above.set_ylabel("test accuracy (%)")
     above.set_title(

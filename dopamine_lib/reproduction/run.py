@@ -24,7 +24,6 @@ from dopamine_lib.federation.run_folder import (
     write_record,
     writing,
 )
-from dopamine_lib.federation.settings import EPOCHS
 from dopamine_lib.federation.tidy import check_tensorboard, write_events, write_metrics
 from dopamine_lib.federation.training import Training
 from dopamine_lib.files import atomic_path
@@ -35,7 +34,7 @@ from dopamine_lib.pictures import plain_style
 from dopamine_lib.pool import WorkerPool, fitting_workers
 from dopamine_lib.reproduction.estimate import Estimate
 
-#: The settings by how long they take, so that workers end at about the same time.
+#: Settings of one's own first, then the paper's by how long they take, so that workers end at about the same time.
 LONGEST_FIRST = ("FSCDP", "FPDP", "CDP", "F", "C")
 #: The settings by how much they tell, where time may run out.
 TELLING_FIRST = ("FSCDP", "C", "CDP", "FPDP", "F")
@@ -95,7 +94,7 @@ def finished_run(
     done.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=PATIENCE):
         if done.exists():
-            advance(EPOCHS)
+            advance(experiment.options.setting(name).epochs)
         else:
             training = run_setting(experiment, name, run, checkpoint, advance, deadline)
             if not training.done:
@@ -116,7 +115,7 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance, deadl
     if "run" in job:
         name, run = job["run"]
         plan = experiment.plan(name)
-        each = plan.setting.gradients(plan.population) / EPOCHS
+        each = plan.setting.gradients(plan.population) / plan.setting.epochs
         return finished_run(experiment, name, run, out, lambda epochs: advance(epochs * each), deadline)
     return do_account(experiment, job)
 
@@ -166,7 +165,8 @@ def reproduce(
     out, began = Path(out), time.perf_counter()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     order = LONGEST_FIRST if minutes is None else TELLING_FIRST
-    runs = [(name, run) for run in range(options.runs) for name in sorted(options.settings, key=order.index)]
+    in_order = sorted(options.settings, key=lambda name: name in order and order.index(name))
+    runs = [(name, run) for run in range(options.runs) for name in in_order]
     asked = options.record()
     # how many hospitals the data names is not known yet
     check_out(out, {key: value for key, value in asked.items() if key != "hospitals" or value}, resume)

@@ -53,7 +53,7 @@ def _parser(hospitals: int) -> Parser:
     about = "The same training between processes, over MPI: rank 0 is the server, ranks 1 to K are the hospitals."
     top = Parser(prog="python -m dopamine_lib.federation.mpi", description=about)
     experiment_arguments(top)
-    top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F or FPDP")
+    top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F, FPDP, or a TOML file that declares one")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
     top.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
     top.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
@@ -186,15 +186,16 @@ def _remedy(arguments) -> str:
 
 
 def _check(arguments, size: int) -> None:
-    from dopamine_lib.federation.settings import setting
-
     if size < 3:
         were = "rank was" if size == 1 else "ranks were"
         raise InputError(f"{size} {were} started, but a server and two hospitals need 3: mpiexec -n 3 python -m ...")
     if arguments.hospitals != size - 1:
         raise InputError(f"--hospitals is {arguments.hospitals}, but {size} ranks are a server and {size - 1}")
-    if not setting(arguments.setting).federated:
-        raise InputError(f"{arguments.setting} is not federated: choose FSCDP, FPDP or F")
+    options = chosen_options(arguments)
+    if len(options.settings) > 1:
+        raise InputError(f"{arguments.setting} declares {', '.join(options.settings)}: MPI trains one at a time")
+    if not options.setting(options.settings[0]).federated:
+        raise InputError(f"{options.settings[0]} is not federated: choose FSCDP, FPDP or F")
     if not arguments.patience > 0:
         raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
 
