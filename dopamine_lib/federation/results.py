@@ -115,7 +115,7 @@ def assemble(
     return {
         "data": options.data,
         "model": options.model,
-        "parameters": experiment.plan(next(iter(records))).d,
+        "parameters": experiment.plan(options.settings[0]).d,
         "group_norm_for_batch_norm": list(experiment.replaced),
         "weights": experiment.weights.source,
         "weights_sha256": experiment.weights.sha256,
