@@ -32,6 +32,7 @@ def _cache_of_the_session():
     # pytest's own temporary directories would stay, and this one has hundreds of megabytes
     with tempfile.TemporaryDirectory(prefix="dopamine-") as cache, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOPAMINE_CACHE", cache)
+        patch.setenv("no_proxy", "127.0.0.1,localhost")  # tests serve pages here, and a company's proxy is elsewhere
         yield
 
 

@@ -50,9 +50,20 @@ def model(tmp_path_factory):
     return SimpleNamespace(path=path, plain=lambda image: net(to_input(prepare(image, SIZE)[None], *HALF))[0].numpy())
 
 
+def users_own(folder) -> dict[str, str]:
+    """A user's kernel "python3", which is a Python without the kit, and configuration of Voila, for other pages."""
+    kernel, config = folder / "jupyter" / "kernels" / "python3" / "kernel.json", folder / "jupyter" / "voila.json"
+    kernel.parent.mkdir(parents=True, exist_ok=True)
+    other = [sys.executable, "-I", "-S", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": other, "display_name": "mine", "language": "python"}))
+    config.write_text(json.dumps({"VoilaConfiguration": {"template": "gridstack", "theme": "dark"}}))
+    paths = dict.fromkeys(("JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"), str(folder / "jupyter"))
+    return paths | {"JUPYTER_PREFER_ENV_PATH": "0"}  # as without a virtual environment
+
+
 def start(folder, *arguments):
     """``app`` on a free port with its own temporary folder; the process."""
-    environment = os.environ | {"TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | users_own(folder.parent)
     return subprocess.Popen(
         [sys.executable, "-m", "dopamine_lib", "app", "--port", "0", *map(str, arguments)],
         stdout=subprocess.PIPE,

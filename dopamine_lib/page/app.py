@@ -155,6 +155,13 @@ def _server(folder: Path, host: str, port: int):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     page = folder / "page.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel, "title": TITLE}), page)
+    # a user's kernel of that name may be another Python, which has no kit
+    kernel |= {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "metadata": {"supported_encryption": ["curve"]},
+    }
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     for owner in ("voila", "nbconvert"):
         template = folder / owner / "templates" / "page"
         template.mkdir(parents=True)
