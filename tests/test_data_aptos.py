@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from dopamine_lib.data import aptos, load
+from dopamine_lib.data import load, picture_files
 from dopamine_lib.data.aptos import describe_duplicates, load_aptos
 from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.images import MAX_BYTES, open_image, read_image, resize_all
@@ -76,7 +76,7 @@ def test_aptos_on_the_real_images(shared_data, monkeypatch, check_dataset):
     original = Image.open(shared_data / "aptos2019" / "train_images" / "000c1434d8d7.jpg")
     assert data.labels[0] == 2 and np.array_equal(data.images[0], np.asarray(original))
     # nothing is decoded the second time; the split follows the seed
-    monkeypatch.setattr(aptos, "open_image", None)
+    monkeypatch.setattr(picture_files, "open_image", None)
     assert np.array_equal(load("aptos", shared_data / "aptos2019").test, data.test)
     assert not np.array_equal(load("aptos", shared_data / "aptos2019", seed=1).test, data.test)
 
@@ -89,7 +89,7 @@ def test_aptos_small_set_cached_by_content(make_aptos, tmp_path, monkeypatch, ch
     assert "1 groups of pixel-identical images (2 images, 1 groups" in describe_duplicates(data.labels, data.person)
     assert np.array_equal(load_aptos(folder, size=20).test, data.test)  # whatever the image size
     decoded = []
-    monkeypatch.setattr(aptos, "open_image", lambda *args: decoded.append(args) or open_image(*args))
+    monkeypatch.setattr(picture_files, "open_image", lambda *args: decoded.append(args) or open_image(*args))
     load_aptos(folder, size=16)
     assert not decoded
     changed = folder / "train_images" / "eye7.png"
@@ -234,7 +234,7 @@ def test_a_damaged_cache_is_made_again(make_aptos, tmp_path, monkeypatch, suffix
     monkeypatch.setenv("DOPAMINE_CACHE", str(tmp_path / "cache"))
     folder = make_aptos(tmp_path / "aptos")
     expected = np.array(load_aptos(folder, size=16).images)
-    (file,) = (tmp_path / "cache").glob(f"aptos-*{suffix}")
+    (file,) = (tmp_path / "cache").glob(f"pictures-*{suffix}")
     file.write_bytes(file.read_bytes()[:100])
     assert np.array_equal(load_aptos(folder, size=16).images, expected)
 

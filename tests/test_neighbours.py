@@ -68,6 +68,7 @@ def folders(tmp_path_factory):
     for name, own in others.items():
         write_folder(top / name / "data" / "aptos", own)
     write_tables(top)
+    write_own(top)
     return top
 
 
@@ -83,6 +84,30 @@ def write_tables(top):
         (top / name / "heart").mkdir()
         (top / name / "heart" / "heart.csv").write_text("\n".join([header, *own]) + "\n")
         shutil.copy(HEART.with_suffix(".toml"), top / name / "heart")
+
+
+def write_own(top):
+    """In two of the working directories a folder with persons and hospitals, and a file of arrays."""
+    for name in ("one", "many"):
+        place = top / name / "mine"
+        write_folder(place, {f"eye{i}": (i, 0) for i in range(N)})
+        (place / "train.csv").unlink()
+        rows = [f"eye{i},{i % 3},p{i // 2},{'ab'[i // 2 % 2]},{30 + i % 40}\n" for i in range(N)]
+        if name == "one":
+            (place / "labels.csv").write_text("image,label,person,site,age\n" + "".join(rows))
+            of = load(str(place), size=SIZE)
+            gone = [i for i in of.train if i not in of.validation][2:40]
+            gone = np.flatnonzero(np.isin(of.person, of.person[gone]))
+        else:
+            kept = [row for i, row in enumerate(rows) if i not in gone]
+            (place / "labels.csv").write_text("image,label,person,site,age\n" + "".join(kept))
+        rng, arrays = np.random.default_rng(0), {}
+        for part, count in (("train", 90), ("val", 20), ("test", 30)):
+            arrays[f"{part}_images"] = rng.integers(0, 256, (count, SIZE, SIZE), dtype=np.uint8)
+            arrays[f"{part}_labels"] = np.arange(count) % 3
+        if name == "many":
+            arrays |= {key: arrays[key][20:] for key in ("train_images", "train_labels")}
+        np.savez(top / name / "mine.npz", **arrays)
 
 
 def trains_too(row, top):
@@ -210,6 +235,14 @@ def test_patients_in_a_table(released, which, terms):
     one, other = (released(name, *HEART_OPTIONS, *terms) for name in ("one", which))
     assert difference(one, other) == []
     assert b"n = 613" in one["out/report.md"] and {"out/figure1.png", "out/FPDP-0.safetensors"} <= one.keys()
+
+
+@pytest.mark.parametrize(
+    "source", [("--data", "mine", "--split", "site", "--hospitals", "2"), ("--data", "./mine.npz")]
+)
+def test_data_of_one_s_own(released, source):
+    terms = (*DECLARED, *source, "--model", "cnn", "--settings", "FPDP,FSCDP")
+    assert difference(released("one", *terms), released("many", *terms)) == []
 
 
 @pytest.mark.slow

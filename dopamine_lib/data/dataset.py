@@ -20,6 +20,7 @@ GRADE_PROPORTIONS = (0.4930, 0.1003, 0.2743, 0.0522, 0.0802)
 VALIDATION_FRACTION = 0.1
 #: Who is one patient where nothing is known of it.
 NO_NUMBERS = "no patient numbers are published, so every image counts as one patient's"
+ONE_IMAGE = "everybody has one image"
 #: What a column "split" may say, by part.
 PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 
@@ -164,13 +165,19 @@ def own_number(identity: str | bytes) -> int:
 
 
 def split_or_obey(
-    person: np.ndarray, parts: Sequence[tuple[str, str]] | None, *, test_fraction: float, seed: int
+    person: np.ndarray,
+    parts: Sequence[tuple[str, str]] | None,
+    *,
+    test_fraction: float,
+    seed: int,
+    last: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``split_by_person``, or the split that the data give: for each image, where that stands and what it says.
 
     parts  None where the data give none; else for each image the words that name its place in a file, and one of
            ``PARTS``. Without validation patients a tenth of the training patients, drawn by hash, are
-    Raises InputError for another part, and for a person in two parts.
+    last   whether a person in two parts is in the last of them; else that is refused
+    Raises InputError for another part, for a person in two parts, and for a part without anybody.
 
     >>> said = [("", "test"), ("", "train"), ("", "val"), ("", "train")]
     >>> [part.tolist() for part in split_or_obey(np.arange(4), said, test_fraction=0.2, seed=0)]
@@ -179,17 +186,16 @@ def split_or_obey(
     if parts is None:
         return split_by_person(person, test_fraction=test_fraction, seed=seed)
     named = {word: part for part, words in PARTS.items() for word in words}
-    found, said = [], {}
+    order, of = list(PARTS), {}
     for own, (where, word) in zip(person.tolist(), parts, strict=True):
         part = named.get(word.lower())
         if part is None:
             raise InputError(f"{where} {word!r} is no part; write {', '.join(PARTS)}")
-        if said.setdefault(own, part) != part:
-            raise InputError(
-                f"{where} is {part}, but another row of the same person is {said[own]}; put all in one part"
-            )
-        found.append(part)
-    found = np.array(found)
+        before = of.setdefault(own, part)
+        if before != part and not last:
+            raise InputError(f"{where} is {part}, but another row of the same person is {before}; put all in one part")
+        of[own] = max(before, part, key=order.index)
+    found = np.array([of[own] for own in person.tolist()])
     train, validation, test = (np.flatnonzero(found == part) for part in PARTS)
     if not len(validation) and len(train):
         validation = train[place(person[train], "validation", seed) < VALIDATION_FRACTION]
@@ -198,7 +204,7 @@ def split_or_obey(
         fit, train = train, np.union1d(train, validation)
     for part, own in (("training", fit), ("validation", validation), ("test", test)):
         if not len(own):
-            raise InputError(f"{len(person)} rows, but none of them for {part}; name some in the column of parts")
+            raise InputError(f"{len(person)} rows or images, but none of them for {part}; put some there")
     return train, validation, test
 
 

@@ -1,21 +1,23 @@
 """A folder of graded photographs as people have it: a table of grades in some dialect, and pictures by their ids."""
 
-import csv
-import io
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 
+from dopamine_lib.data.csv_file import CsvFile, some
 from dopamine_lib.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: Names of the table, of the folder of pictures, and of the two columns: as Kaggle has APTOS 2019, then EyePACS.
 TABLES, FOLDERS = ("train.csv", "trainLabels.csv"), ("train_images", "train")
 IDS, GRADES = ("id_code", "image"), ("diagnosis", "level")
+#: Who is one patient where ids name the eye, as EyePACS's do, and where they say nothing.
+BOTH_EYES = "ids name the eye, so that both eyes are one patient's"
+PIXELS = "pixel-identical images are one patient's; no patient numbers are published, so two eyes of one patient "
+PIXELS += "count as two patients"
 _GRADE = re.compile(r"([0-4])([.,]0*)?")  # pandas writes 2.0 beside an empty cell, and some countries 2,0
-_SHOWN = 8
 
 
 def find_table(folder: Path, get_it: str) -> Path:
@@ -39,7 +41,7 @@ def find_table(folder: Path, get_it: str) -> Path:
         inside = entries[0]
     if not entries:
         raise InputError(f"{folder}: the folder is empty; {get_it}")
-    found = _some(path.name for path in entries)
+    found = some(path.name for path in entries)
     raise InputError(f"{inside / TABLES[0]}: no such file, nor {TABLES[1]}; found {found}; {get_it}")
 
 
@@ -49,32 +51,22 @@ def read_table(table: Path, content: bytes) -> tuple[list[str], np.ndarray]:
     Raises InputError, naming file and line, for columns that are missing, for a grade that is none, and for an id
     that is no file name or occurs twice.
     """
-    utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's "Unicode text"
-    grades = {}
-    try:
-        text = content.decode("utf-16" if utf_16 else "utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        header = [name.strip() for name in next(rows, [])]
-        columns = [_column(table, header, names) for names in (IDS, GRADES)]
-        for row in rows:
-            name, grade = (row[column].strip() if column < len(row) else "" for column in columns)
-            if not any(cell.strip() for cell in row):
-                continue
-            where, (id_column, grade_column) = f"{table}, line {rows.line_num}", (header[column] for column in columns)
-            # a name of these characters cannot leave the image folder
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise InputError(
-                    f"{where}: {id_column} {name!r} is not a file name; use only letters, digits, '_', '-' and '.'"
-                )
-            stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
-            if stem in grades:
-                raise InputError(f"{where}: {id_column} {name!r} occurs twice; keep one of the rows")
-            if not _GRADE.fullmatch(grade):
-                raise InputError(f"{where}: {grade_column} {grade!r} is not a grade; use an integer from 0 to 4")
-            grades[stem] = int(grade[0])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: not a UTF-8 CSV file ({error}); save it as one") from None
+    file, grades = CsvFile.read(table, content), {}
+    columns = [file.column(*names, remedy="name the columns as Kaggle does") for names in (IDS, GRADES)]
+    id_column, grade_column = (file.header[column] for column in columns)
+    for line, row in file.rows:
+        where, (name, grade) = f"{table}, line {line}", (row[column] for column in columns)
+        # a name of these characters cannot leave the image folder
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(
+                f"{where}: {id_column} {name!r} is not a file name; use only letters, digits, '_', '-' and '.'"
+            )
+        stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+        if stem in grades:
+            raise InputError(f"{where}: {id_column} {name!r} occurs twice; keep one of the rows")
+        if not _GRADE.fullmatch(grade):
+            raise InputError(f"{where}: {grade_column} {grade!r} is not a grade; use an integer from 0 to 4")
+        grades[stem] = int(grade[0])
     if not grades:
         raise InputError(f"{table}: no rows; a line for each picture has its {IDS[0]} and its {GRADES[0]}")
     return list(grades), np.array(list(grades.values()), dtype=np.int64)
@@ -84,7 +76,7 @@ def find_images(folder: Path, ids: list[str]) -> list[Path]:
     """The picture of each id, in ``folder``'s folder of pictures or below it. Raises InputError if one is missing."""
     here = [folder / name for name in FOLDERS if (folder / name).is_dir()]
     if not here:
-        found = _some(sorted(path.name for path in folder.iterdir()))
+        found = some(sorted(path.name for path in folder.iterdir()))
         raise InputError(f"{folder / FOLDERS[0]}: no such folder, nor {FOLDERS[1]}; found {found}")
     present = {}
     for place, _, names in os.walk(here[0]):
@@ -98,22 +90,17 @@ def find_images(folder: Path, ids: list[str]) -> list[Path]:
         if not found:
             raise InputError(
                 f"{here[0] / name}: no image with suffix {', '.join(SUFFIXES)} for this id of the table; the folder "
-                f"has {_some(sorted(path.name for path in present.values()))}; add the file or leave out the row"
+                f"has {some(sorted(path.name for path in present.values()))}; add the file or leave out the row"
             )
         files.append(found[0])
     return files
 
 
-def _column(table: Path, header: list[str], names: tuple[str, ...]) -> int:
-    """The number of the column with one of these names, in capitals or not."""
-    lower = [name.lower() for name in header]
-    for name in names:
-        if name in lower:
-            return lower.index(name)
-    raise InputError(f"{table}: no column {' or '.join(names)}; found {_some(header)}; name the columns as Kaggle does")
+def eye_of(name: str) -> tuple[str, str] | None:
+    """The person and the eye that an id of EyePACS names; None for another id.
 
-
-def _some(names) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(map(repr, names[:_SHOWN])) or "nothing") + more
+    >>> eye_of("10_left"), eye_of("000c1434d8d7")
+    (('10', 'left'), None)
+    """
+    person, _, eye = name.rpartition("_")
+    return (person, eye.lower()) if person and eye.lower() in ("left", "right") else None

@@ -17,6 +17,7 @@ from dopamine_lib.data.dataset import (
     APTOS_TEST,
     GRADE_PROPORTIONS,
     GRADES,
+    ONE_IMAGE,
     Dataset,
     Datasheet,
     content_checksum,
@@ -105,6 +106,7 @@ def load_synthetic(*, n: int = APTOS_IMAGES, size: int = 64, seed: int = 0) -> D
             "grade": dict(zip(GRADES, GRADE_PROPORTIONS, strict=True)),
             "camera": {camera.name: camera.share for camera in PRIVATE_CAMERAS},
         },
+        persons=ONE_IMAGE,
     )
     return Dataset("synthetic", images, labels, GRADES, person, train, validation, test, sheet, attributes)
 

@@ -19,6 +19,8 @@ SCORES = ("accuracy", "balanced_accuracy", "quadratic_kappa", "auroc") + tuple(
 )
 #: The smallest group, in test images, that is reported.
 LEAST = 30
+#: The most values of an attribute that make groups: more are names, numbers or remarks.
+MOST_VALUES = 20
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -91,11 +93,17 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def attribute_groups(dataset: Dataset, index: np.ndarray, least: int = LEAST) -> dict[str, dict[str, np.ndarray]]:
-    """Groups of the images at ``index`` by each recorded attribute, as masks (len(index),); none below ``least``."""
+    """Groups of the images at ``index`` by each recorded attribute, as masks (len(index),); none below ``least``.
+
+    An attribute with more than ``MOST_VALUES`` values makes none.
+    """
     found = {}
     for name, column in dataset.attributes.items():
         own = column[index]
-        groups = {str(value): own == value for value in np.unique(own)}
+        values = np.unique(own)
+        if len(values) > MOST_VALUES:
+            continue
+        groups = {str(value): own == value for value in values}
         found[name] = {value: mask for value, mask in groups.items() if mask.sum() >= least}
     return found
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from dopamine_lib import data
 from dopamine_lib.data.hospitals import SPLITS
@@ -58,12 +59,14 @@ class Options:
     def __post_init__(self):
         for name in self.settings:
             self.setting(name)
-        table = self.data in data.TABLES
+        data.check_name(self.data)
+        if self.data not in data.SOURCES and "/" not in self.data and Path(self.data).is_dir():
+            object.__setattr__(self, "data", f"./{self.data}")  # seen to be a folder from elsewhere, too
+        table = data.is_table(self.data)
         self._default("model", "linear" if table else "head")
         self._default("split", "site" if self.data == "heart" else "iid")
         self._default("hospitals", None if self.split == "site" else 10)
         for value, known, what in (
-            (self.data, data.SOURCES, "data"),
             (self.split, SPLITS, "split"),
             (self.accountant, ACCOUNTANTS, "accountant"),
             (self.aggregation, AGGREGATIONS, "aggregation"),
@@ -143,7 +146,8 @@ class Options:
     @property
     def image_size(self) -> int | None:
         """Side of an image in pixels; None for the data set's own."""
-        if self.size is None and self.data == "retinamnist" and self.model != "cnn":
+        small = self.data == "retinamnist" or self.data.lower().endswith(".npz")
+        if self.size is None and small and self.model != "cnn":
             return 224  # SqueezeNet sees next to nothing in 28 pixels
         return self.size
 

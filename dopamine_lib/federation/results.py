@@ -7,7 +7,6 @@ from importlib.resources import files
 
 import numpy as np
 
-from dopamine_lib.data import PATIENTS
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy
@@ -122,7 +121,7 @@ def assemble(
         "delta": options.delta,
         "grades": list(experiment.dataset.grades),
         "inputs": len(experiment.dataset.inputs),
-        "persons": PATIENTS.get(options.data, experiment.dataset.sheet.persons),
+        "persons": experiment.dataset.sheet.persons,
         "patients": {"train": sum(experiment.sizes), "test": len(experiment.test), "counted": experiment.counted},
         "hospitals": list(experiment.sizes),
         "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",

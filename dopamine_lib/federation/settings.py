@@ -160,10 +160,10 @@ CHOICES = {
     "squeezenet": PAPER_CHOICES,
     "linear": {
         "C": Choice(0.5, math.inf, averaging=10),
-        "CDP": Choice(0.5, 0.5, averaging=10),
+        "CDP": Choice(0.25, 0.5, averaging=10),
         "F": Choice(0.5, math.inf, averaging=10),
         "FPDP": Choice(0.25, 0.5, averaging=10),
-        "FSCDP": Choice(0.5, 0.5, averaging=10),
+        "FSCDP": Choice(0.25, 0.5, averaging=10),
     },
     "mlp": {
         "C": Choice(0.1, math.inf, averaging=10),

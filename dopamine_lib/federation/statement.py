@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dopamine_lib.data import PATIENTS, TABLES
+from dopamine_lib.data import PATIENTS, is_table
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -58,10 +58,10 @@ def not_covered(model: str, own: bool = False) -> tuple[str, ...]:
 def unit(data: str, persons: str | None = None) -> str:
     """Whom a bound on this data protects: a step samples persons, and takes one image of each.
 
-    persons  who is one patient, as the data sheet has it; of a built-in source that is known
+    persons  who is one patient, by the data sheet; by default what is known of a built-in source
     """
-    one = "row" if data in TABLES else "image"
-    return f"one patient, with all of their {one}s, of which a step takes one at most ({PATIENTS.get(data, persons)})"
+    one, persons = "row" if is_table(data) else "image", persons or PATIENTS[data]
+    return f"one patient, with all of their {one}s, of which a step takes one at most ({persons})"
 
 
 def in_words(bound: dict[str, float | None]) -> str:
@@ -89,7 +89,7 @@ def privacy_statement(
     charged   noisy steps of each ledger: one for all patients where noise is shared, else one per hospital
     patients  N, declared training patients in all
     counted   whether that is their count, which the run then makes public
-    data      what was trained on;  persons  who is one patient in it, where that is none of ``data.SOURCES``
+    data      what was trained on;  persons  who is one patient in it, by default as known of ``data.SOURCES``
     replaced  layers of batch normalisation in the model's place of which group normalisation was trained
     apart     whether every party was a process of its own
     own       whether the setting is one's own, declared in a file

@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector
 
 from dopamine_lib import __version__
 from dopamine_lib.auditing.canaries import STANDSTILL, Plant, canary_run
+from dopamine_lib.data.own import is_function
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
@@ -160,6 +161,8 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
     absent = [path.name for own in paths.values() for path in own if not path.exists()]
     if absent:
         return None, None, f"{absent[0]} is not beside results.json"
+    if is_function(options.data):
+        return None, None, f"{options.data} is a function, and a report calls nobody's code"
     try:
         options = options if data_dir is None else replace(options, data_dir=str(data_dir))
         experiment = Experiment.load(options, progress=progress)

@@ -1,0 +1,103 @@
+"""Data of one's own: a folder of pictures, a file like MedMNIST's, a table, or a function that makes a ``Dataset``."""
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.data.table import load_table
+from dopamine_lib.errors import InputError
+
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+#: Side of a picture in a folder, where none is asked for.
+SIZE = 224
+
+
+def is_function(name: str) -> bool:
+    """Whether a name is of the form ``module:function``.
+
+    >>> is_function("my_data:eyes"), is_function("scans/eyes")
+    (True, False)
+    """
+    return bool(_FUNCTION.fullmatch(name))
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of data of one's own: a path, a ``.csv`` or ``.npz`` file, or ``module:function``."""
+    file = name.lower().endswith((".csv", ".npz"))
+    return file or is_function(name) or "/" in name or "\\" in name or bool(name) and Path(name).is_dir()
+
+
+def load_own(name: str, data_dir: str | Path | None = None, *, size: int | None = None, seed: int = 0) -> Dataset:
+    """The data that ``is_own`` names, with images of ``size`` by ``size`` pixels.
+
+    data_dir  where the data are now, or the folder that they are in, if they have moved
+    size      by default the data's own; 224 for a folder
+    Raises InputError, naming file and row, for whatever cannot be used.
+    """
+    if is_function(name):
+        return _made_by(name, size, seed)
+    path = Path(name)
+    if data_dir is not None:
+        path = inside if (inside := Path(data_dir) / path.name).exists() else Path(data_dir)
+    if path.is_dir():
+        from dopamine_lib.data.labelled import load_folder  # loads Pillow
+
+        return load_folder(path, size=size or SIZE, seed=seed)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder; give a folder, a .csv or .npz file, or module:function")
+    if path.suffix.lower() == ".csv":
+        return load_table(path, seed=seed)
+    if path.suffix.lower() == ".npz":
+        from dopamine_lib.data.arrays import load_npz
+
+        return load_npz(path, size=size, seed=seed)
+    raise InputError(f"{path}: a file of this kind is not read; give a folder, a .csv or a .npz file")
+
+
+def _made_by(name: str, size: int | None, seed: int) -> Dataset:
+    """The ``Dataset`` that a function of one's own makes, from ``size`` and ``seed`` as far as it takes them."""
+    module, function = _FUNCTION.fullmatch(name).groups()
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        make = getattr(importlib.import_module(module), function)
+        takes = inspect.signature(make).parameters
+    except Exception as error:  # a module of somebody's own may raise anything
+        raise InputError(f"data {name}: {type(error).__name__}: {error}; put the function right") from error
+    terms = {"seed": seed} if size is None else {"seed": seed, "size": size}
+    return checked(make(**{key: value for key, value in terms.items() if key in takes}), name)
+
+
+def checked(dataset: object, name: str) -> Dataset:
+    """A ``Dataset`` of somebody's own making. Raises InputError where it is not one as its docstring says."""
+
+    def must(holds: bool, what: str) -> None:
+        if not holds:
+            raise InputError(f"data {name}: {what}; see the docstring of dopamine_lib.data.dataset.Dataset")
+
+    must(isinstance(dataset, Dataset), f"it gives {type(dataset).__name__}, not a Dataset")
+    n, images = len(dataset.labels), dataset.images
+    if dataset.inputs:
+        must(images.dtype == np.float32 and images.shape == (n, len(dataset.inputs)), "rows are not float32 (N, p)")
+        must(bool(np.isfinite(images).all()), "a row holds a number that is not finite")
+        longest = float(np.linalg.norm(images.astype(float), axis=1).max(initial=0))
+        must(longest <= 1 + 1e-6, f"a row has norm {longest:g}, and more than 1 is not clipped as declared")
+    else:
+        must(
+            images.dtype == np.uint8 and images.shape == (n, dataset.size, dataset.size, 3),
+            "images are not uint8 (N, side, side, 3)",
+        )
+    must(dataset.labels.dtype == np.int64 and dataset.person.dtype == np.int64, "labels or person are not int64")
+    must(dataset.person.shape == (n,), f"{dataset.person.shape} persons for {n} images")
+    must(n > 0 and 0 <= dataset.labels.min() <= dataset.labels.max() < len(dataset.grades), "a label has no class")
+    must(all(len(values) == n for values in dataset.attributes.values()), f"an attribute has not {n} values")
+    must(np.isin(dataset.validation, dataset.train).all(), "validation is no part of train")
+    must(len(dataset.fit) and len(dataset.validation) and len(dataset.test), "a part is empty")
+    for one, other in ((dataset.train, dataset.test), (dataset.fit, dataset.validation)):
+        must(not np.isin(dataset.person[one], dataset.person[other]).any(), "a person is in two parts")
+    return dataset
