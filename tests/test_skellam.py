@@ -13,10 +13,9 @@ from skellam_check import chi_square, exact_pmf
 
 from dopamine_lib.privacy import skellam
 from dopamine_lib.privacy.gaussian import gaussian_delta
-from dopamine_lib.privacy.integer_noise import ORDERS, sampled_rdp
 from dopamine_lib.privacy.loss import LossDistribution, epsilon_at
 from dopamine_lib.privacy.randomness import Randomness, Stream
-from dopamine_lib.privacy.skellam import LOG_ERROR, Sampler, gaussian_gap, log_pmf
+from dopamine_lib.privacy.skellam import LOG_ERROR, ORDERS, Sampler, gaussian_gap, log_pmf, sampled_rdp
 
 VARIANCES = (3000, 3e5, 4e6, 5e10)  # cells of 1, 1, 4 and 512 integers
 

@@ -13,8 +13,9 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
               nearest lengthens it up to |w| + sqrt(d), and for large d that is much more
     noise     of variance (sigma s C)^2 / m per hospital, so that any m shares make up sigma; larger by the slack of
               floating-point sums (``float_sums``). Its Renyi-DP is in ``skellam.rdp``
-    sample    Poisson at rate q: ``sampled_rdp``. Given all other patients' samples and all u, a step is Skellam noise
-              at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint convexity)
+    sample    Poisson at rate q: ``skellam.sampled_rdp``. Given all other patients' samples and all u, a step is
+              Skellam noise at 0 or, with probability q, at a vector D; mixing over what was given adds nothing (joint
+              convexity)
     twin      Skellam noise of a large variance is next to Gaussian noise that is rounded. In a whole run their
               log-probabilities differ by t at most (``SampledSkellam.gap``), so (epsilon, delta) of the Gaussian is
               (epsilon + 2t, e^t delta) of the Skellam mechanism. And rounded Gaussian noise on integers is computed
@@ -27,12 +28,10 @@ nobody sent. Here hospital k, whose clipped sum is a_k in R^d, sends at the scal
 The sampler's own error is charged too. Neighbours differ by adding or removing one patient.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
 from torch import Tensor
 
 from dopamine_lib.errors import InputError, check_whole, check_within
@@ -40,9 +39,8 @@ from dopamine_lib.privacy import skellam
 from dopamine_lib.privacy.accounting import MAX_STEPS, SampledGaussian
 from dopamine_lib.privacy.float_sums import FLOAT_SLACK
 from dopamine_lib.privacy.randomness import Stream
-from dopamine_lib.privacy.rounded_gaussian import BOX
+from dopamine_lib.privacy.rounded_gaussian import BOX, check_terms
 
-ORDERS = (*range(2, 65), 96, 128, 256)
 #: Probability per step that random rounding moves further than the sensitivity says; charged to delta.
 ROUNDING_FAILURE = 1e-12
 #: The largest probability of an overflow in a whole training; charged to delta.
@@ -89,11 +87,7 @@ class IntegerNoise:
         box: float = BOX,
         rounding: str = "random",
     ):
-        SampledGaussian(noise_multiplier, sample_rate, steps)  # for its checks
-        check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
-        check_within("hospitals", hospitals, 1, 10**6, "count those that may take part", low_open=False)
-        check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
-        check_within("d", d, 1, 2**31, "it is the number of parameters", low_open=False)
+        check_terms(noise_multiplier, max_grad_norm, hospitals, least, d, sample_rate, steps)
         check_within("box", box, 0, 2**31, "it is in units of the clipping norm")
         if rounding not in ROUNDINGS:
             raise InputError(f"rounding is {rounding!r}, but must be one of {', '.join(ROUNDINGS)}")
@@ -246,7 +240,7 @@ class SampledSkellam:
     @property
     def orders(self) -> tuple[float, ...]:
         """As in ``DpEvent``."""
-        return self.twin.orders if self.twin else ORDERS
+        return self.twin.orders if self.twin else skellam.ORDERS
 
     @property
     def large_orders(self) -> tuple[float, ...]:
@@ -263,8 +257,8 @@ class SampledSkellam:
         if self.twin:
             return self.twin.rdp(orders)
         noise = self.noise
-        curve = sampled_rdp(self.variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
-        at = dict(zip(ORDERS, curve, strict=True))
+        curve = skellam.sampled_rdp(self.variance, noise.l1_sensitivity, noise.l2_sensitivity, noise.sample_rate)
+        at = dict(zip(skellam.ORDERS, curve, strict=True))
         return self.steps * np.array([at[order] for order in orders])
 
     def delta_left(self, delta: float) -> float:
@@ -288,27 +282,3 @@ class SampledSkellam:
         if epsilon > 300 or math.expm1(t) * delta + (1 + math.exp(epsilon + t)) * missing > SAMPLER_PART * left:
             return math.inf
         return epsilon + 2 * t
-
-
-@functools.lru_cache(maxsize=64)
-def sampled_rdp(variance: float, l1: float, l2: float, sample_rate: float) -> tuple[float, ...]:
-    """Renyi-DP at each of ``ORDERS`` of one step of Skellam noise on a Poisson sample at rate q.
-
-    variance, l1, l2  of the noise, and the sensitivities, in units
-    ln(sum over l of C(a, l) (1 - q)^(a - l) q^l e^((l - 1) rdp(l))) / (a - 1), where l = 0 and 1 have e^0. It expands
-    the divergence of "with the patient" from "without" and bounds every term, for any mechanism. The opposite
-    divergence is no larger, because x -> D - x swaps noise at 0 and at D (Mironov, Talwar, Zhang 2019, theorem 5,
-    whose proof pairs mirrored points); without such a mirror the terms from l = 3 on need a factor 3 (Zhu and Wang
-    2019, theorem 5).
-    """
-    if sample_rate == 1:
-        return tuple(skellam.rdp(order, variance, l1, l2) for order in ORDERS)
-    orders = range(2, max(ORDERS) + 1)
-    whole = np.array([0.0, 0.0] + [(order - 1) * skellam.rdp(order, variance, l1, l2) for order in orders])
-    curve = []
-    for order in ORDERS:
-        here = np.arange(order + 1)  # l: as if l of the order's factors had the patient
-        log_choose = gammaln(order + 1) - gammaln(here + 1) - gammaln(order - here + 1)
-        log_weight = (order - here) * math.log1p(-sample_rate) + here * math.log(sample_rate)
-        curve.append(float(logsumexp(log_choose + log_weight + whole[: order + 1])) / (order - 1))
-    return tuple(curve)

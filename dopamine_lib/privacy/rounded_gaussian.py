@@ -62,6 +62,23 @@ def most_in_a_sum(sample_rate: float, patients: int) -> int:
     return math.ceil(mean + 10 * math.sqrt(mean) + 10)
 
 
+def check_terms(
+    noise_multiplier: float,
+    max_grad_norm: float,
+    hospitals: int,
+    least: int | None,
+    d: int,
+    sample_rate: float,
+    steps: int = 1,
+) -> None:
+    """Raise InputError for terms of a hospital's noise, as ``RoundedGaussian`` takes them, that are out of bounds."""
+    SampledGaussian(noise_multiplier, sample_rate, steps)  # for its checks
+    check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
+    check_within("hospitals", hospitals, 1, 10**6, "count those that may take part", low_open=False)
+    check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
+    check_within("d", d, 1, 2**31, "it is the number of values", low_open=False)
+
+
 class RoundedGaussian:
     """One hospital's share of Gaussian noise, and its message as integers: Algorithm 1, line 13.
 
@@ -95,12 +112,8 @@ class RoundedGaussian:
         least: int | None = None,
         box: float | None = None,
     ):
-        SampledGaussian(noise_multiplier, sample_rate, 1)  # for its checks
-        check_within("clipping norm", max_grad_norm, 0, 1e6, "without one nothing is bounded")
-        check_within("hospitals", hospitals, 1, 10**6, "count those that may take part", low_open=False)
-        check_within("least", hospitals if least is None else least, 1, hospitals, "no more arrive", low_open=False)
+        check_terms(noise_multiplier, max_grad_norm, hospitals, least, d, sample_rate)
         check_within("patients in a sum", patients, 1, 2**31, "somebody must be in it", low_open=False)
-        check_within("d", d, 1, 2**31, "it is the number of values", low_open=False)
         self.noise_multiplier, self.max_grad_norm, self.sample_rate = noise_multiplier, max_grad_norm, sample_rate
         self.hospitals, self.least, self.d, self.total_range = hospitals, least or hospitals, d, total_range
         share = noise_share(noise_multiplier, max_grad_norm, self.least) * (1 + FLOAT_SLACK)
