@@ -1,6 +1,7 @@
 """Channels: bytes arrive as sent, and everything else ends in one clear error on both sides, never in a hang."""
 
 import contextlib
+import datetime
 import gc
 import socket
 import ssl
@@ -9,6 +10,8 @@ import struct
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -371,6 +374,28 @@ def test_the_key_leaves_no_file(identities, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     Listener(("127.0.0.1", 0), identities["provider"], {"patient": identities["patient"].certificate}).close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("year", [1971, 2100])
+def test_workers_that_were_started_by_another_clock_still_meet(year, monkeypatch):
+    """A clock that is set while the page runs: its certificates were over, or not valid yet, until it was restarted."""
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime(year, 6, 1, tzinfo=tz)
+
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(datetime=Clock, UTC=datetime.UTC)
+        patch.setattr("dopamine_lib.inference.workers.tls.datetime", clock)
+        patient, provider = (Credentials.make(name, always=True) for name in ("patient", "provider"))
+    listener = Listener(("127.0.0.1", 0), provider, {"patient": patient.certificate})
+    with ThreadPoolExecutor(1) as server:
+        welcome = server.submit(lambda: listener.welcome(listener.accept(), timeout=5))
+        channel = connect(listener.address, patient, provider.certificate, "provider", timeout=5)
+        met, name = welcome.result()
+    assert name == "patient"
+    channel.close(), met.close(), listener.close()
 
 
 def test_a_port_in_use_is_reported(identities, refuses):

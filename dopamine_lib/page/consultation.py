@@ -88,7 +88,7 @@ class Backend:
     ):
         self._weights = Path(weights or served_model.SERVED)
         self._options = {"backbone": backbone, "size": size, "answer": answer}
-        self._credentials = tls.Credentials.make("patient")
+        self._credentials = tls.Credentials.make("patient", always=True)
         self._lock = threading.Lock()
         self._workers, self._introduction, self._closed = None, None, False
 

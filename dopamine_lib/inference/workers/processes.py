@@ -130,7 +130,7 @@ def _absolute(path) -> str | None:
 
 def main(role: str, descriptor: str) -> None:
     """One worker: play ``role`` until the parent ends."""
-    parent, credentials = Parent(int(descriptor), grace=END_TIMEOUT), tls.Credentials.make(role)
+    parent, credentials = Parent(int(descriptor), grace=END_TIMEOUT), tls.Credentials.make(role, always=True)
     with contextlib.suppress(EOFError):
         try:
             parent.say(certificate=credentials.certificate)

@@ -26,6 +26,8 @@ from dopamine_lib.files import read_key, write_key
 from dopamine_lib.inference.protocols.channel import TIMEOUT, ChannelError, SocketChannel
 
 CONNECT_TIMEOUT = 10.0  # seconds for reaching a worker and for the whole TLS handshake
+#: From when to when a certificate is valid that outlives no process: without an end (RFC 5280, section 4.1.2.5).
+ALWAYS = (datetime.datetime(1970, 1, 2), datetime.datetime(9999, 12, 31, 23, 59, 59))
 LIFETIME = datetime.timedelta(days=365)
 #: The clocks of three machines may differ. Certificates are pinned one by one, so their dates protect nobody.
 BACKDATED = datetime.timedelta(days=1)
@@ -44,19 +46,24 @@ class Credentials:
     key: bytes = field(repr=False)
 
     @classmethod
-    def make(cls, name: str) -> "Credentials":
-        """A new P-256 key and a certificate for it, signed by itself; ``name`` is for human readers only."""
+    def make(cls, name: str, *, always: bool = False) -> "Credentials":
+        """A new P-256 key and a certificate for it, signed by itself; ``name`` is for human readers only.
+
+        always  valid whatever the clock says, for workers that end with the process that started them: machines without
+                a battery begin in 1970, and when their clock is set, a page that runs must go on
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.UTC)
+        begin, end = ALWAYS if always else (now - BACKDATED, now + LIFETIME)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + LIFETIME)
+            .not_valid_before(begin)
+            .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .sign(key, hashes.SHA256())
         )
