@@ -1,5 +1,6 @@
 """Networks of torchvision's and of one's own: batch normalisation replaced, clipped sums, a whole run, a backbone."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_a_function_that_gives_no_network_is_refused(own_module, refuses, model,
 def test_an_unknown_name_is_refused_before_anything_is_read(refuses):
     with refuses("model 'resnet81'", "resnet18", "module:function"):
         Options(model="resnet81")
+
+
+@pytest.mark.parametrize("clip", [1.0, math.inf])
+@pytest.mark.parametrize("model, shape", [("inception_v3", (3, 28, 28)), ("nets_of_a_test:net", (29,))])
+def test_images_that_a_network_cannot_take_are_refused_in_every_setting(own_module, refuses, model, shape, clip):
+    task = Task(build(model, 5, None, 0, size=8), lambda index: torch.zeros(len(index), *shape), torch.zeros(2).long())
+    with refuses("does not take", str(shape)):
+        task.clipped_sums(task.start, torch.arange(2), clip)
+    with refuses("does not take", str(shape)):
+        task.logits(task.start, torch.arange(2))
 
 
 @pytest.fixture

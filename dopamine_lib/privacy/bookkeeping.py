@@ -178,7 +178,7 @@ class BookKeeper:
         except Exception as error:  # a net's own
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"the net does not take images of shape {tuple(x.shape[1:])} ({why}); change --size or the net"
+                f"the net does not take inputs of shape {tuple(x.shape[1:])} ({why}); change --size or the net"
             ) from error
         finally:
             for hook in hooks:

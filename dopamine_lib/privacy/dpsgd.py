@@ -143,7 +143,7 @@ class Task:
         size = self.chunk
         if size is None:
             one, _ = self._batch(tensors[0][:1], w)
-            kept = self._keeper.try_out(one) if clipped else 0
+            kept = self._keeper.try_out(one) * clipped  # tried for any use: what will not do is told before training
             samples, numbers = CHUNK_SAMPLES, CHUNK_NUMBERS
             if accelerated(w):
                 samples, numbers = CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU
