@@ -64,7 +64,7 @@ STEPS = (
     Case("cnn", 28, 64, most=1.2),
     Case("resnet18", 64, 32, most=1.5),
     Case("mobilenet_v3_small", 64, 32, most=1.5),
-    Case("efficientnet_b0", 64, 32, most=1.5, least=1.0),
+    Case("efficientnet_b0", 64, 16, most=1.5, least=1.0),
 )
 FEDERATED = (
     Case("squeezenet", 64, 100, least=2.5, minutes=30),
