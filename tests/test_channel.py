@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.inference.protocols.channel import CHUNK, FIRST, ChannelError, Recorded, SocketChannel, local_pair
+from dopamine_lib.inference.workers import tls
 from dopamine_lib.inference.workers.tls import Credentials, Listener, connect, fingerprint, read_certificate
 
 
@@ -404,3 +405,47 @@ def test_a_port_in_use_is_reported(identities, refuses):
     with refuses("cannot listen on 127.0.0.1", "choose another"):
         Listener(listener.address, identities["provider"], peers)
     listener.close()
+
+
+@pytest.fixture
+def expired(tmp_path, monkeypatch):
+    """A worker's credentials, kept in a file until their certificate was over."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tls, "LIFETIME", -tls.BACKDATED / 2)
+        return tmp_path / "old.pem", Credentials.at(tmp_path / "old.pem", "old")
+
+
+def test_files_of_an_expired_certificate_say_so(expired, refuses):
+    path, _ = expired
+    with refuses(str(path), "expired on 20", "new ones are made"):
+        Credentials.at(path, "old")
+    with refuses("old.crt", "expired on 20", "ask the other worker"):
+        read_certificate(path.with_suffix(".crt"))
+
+
+@pytest.mark.parametrize("whose", ["provider", "patient"])
+def test_a_handshake_with_an_expired_certificate_says_so(expired, identities, whose):
+    """It said that verification failed, and asked whether certificates had been exchanged."""
+    own = identities | {whose: expired[1]}
+    listener = Listener(("127.0.0.1", 0), own["provider"], {"patient": own["patient"].certificate})
+    said = []
+
+    def welcome():
+        try:
+            channel, _ = listener.welcome(listener.accept(), timeout=5)
+        except ChannelError as error:
+            said.append(str(error))
+        else:
+            channel.close()
+
+    thread = threading.Thread(target=welcome)
+    thread.start()
+    try:
+        channel = connect(listener.address, own["patient"], own["provider"].certificate, "provider", timeout=5)
+        channel.receive(1, bytearray(4))
+    except ChannelError as error:
+        said.append(str(error))
+    thread.join(10)
+    listener.close()
+    mine = [line for line in said if "expired" in line]
+    assert mine and (whose == "patient" or "the provider's certificate has expired" in mine[0]), said

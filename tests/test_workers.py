@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.parties import Provider
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.workers import control, tls
@@ -413,6 +414,44 @@ def test_beyond_the_seats_patients_wait_and_beyond_that_are_told(model, start, m
     monkeypatch.setattr(provider_module, "WAIT_FOR_SEAT", 0.1)
     with workers.client(0), pytest.raises(ChannelError, match="try again later"):
         workers.client(1)
+
+
+def test_a_seat_that_is_held_idle_goes_to_one_who_waits(model, start, monkeypatch):
+    """With --sessions 1 a patient who read for two minutes shut all others out; its own next query is answered, too."""
+    monkeypatch.setattr(provider_module, "IDLE_WHILE_OTHERS_WAIT", 0.2)
+    workers = start(sessions=1)
+    with workers.client(0) as reading:
+        query(model, reading, [0])
+        reading.prepare()
+        with workers.client(1) as waiting:
+            query(model, waiting, [1])
+        query(model, reading, [2])
+    until(lambda: not workers.provider._channels)
+    assert not workers.provider._idle and workers.provider._spare._value == 2
+
+
+def test_a_session_in_use_is_not_ended_for_one_who_waits(model, start, monkeypatch):
+    monkeypatch.setattr(provider_module, "IDLE_WHILE_OTHERS_WAIT", 0.0)
+    monkeypatch.setattr(provider_module, "WAIT_FOR_SEAT", 2.0)
+    workers, began, go_on = start(sessions=1), threading.Event(), threading.Event()
+    sound = Provider.serve
+
+    def slowly(provider):
+        began.set()
+        go_on.wait(30)
+        sound(provider)
+
+    monkeypatch.setattr(Provider, "serve", slowly)
+    with workers.client(0) as busy:
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(query(model, busy, [0])))
+        asking.start()
+        assert began.wait(30)
+        with pytest.raises(ChannelError, match="try again later"):
+            workers.client(1)
+        go_on.set()
+        asking.join(30)
+        assert len(answers) == 1
 
 
 def test_a_crypto_provider_that_is_gone(model, start):

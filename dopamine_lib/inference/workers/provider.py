@@ -8,6 +8,7 @@ that every session may always have.
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from dopamine_lib.inference.workers.server import ThreadingServer, log
 
 IDLE_TIMEOUT = 120.0  # seconds a patient may leave a session unused
 WAIT_FOR_SEAT = 30.0  # seconds a patient waits for another's session to end
+IDLE_WHILE_OTHERS_WAIT = 10.0  # seconds after which an unused session makes room for one who waits
 
 
 class ProviderServer(ThreadingServer):
@@ -61,6 +63,7 @@ class ProviderServer(ThreadingServer):
         self._spare = threading.Semaphore(ahead)
         self._most_of_one = 2 * sessions if len(patients) == 1 else max(1, sessions // 2)
         self._places_of: Counter[str] = Counter()
+        self._idle: dict[Channel, float] = {}  # sessions between two commands, and since when
 
     def talk(self, channel: Channel, name: str) -> None:
         """One patient's session, if there is a seat for it."""
@@ -71,7 +74,7 @@ class ProviderServer(ThreadingServer):
             control.send_number(channel, Tag.STATUS, Status.BUSY)
             return
         try:
-            if not self._seats.acquire(timeout=WAIT_FOR_SEAT):
+            if not self._find_seat():
                 control.send_number(channel, Tag.STATUS, Status.BUSY)
                 return
             try:
@@ -82,6 +85,20 @@ class ProviderServer(ThreadingServer):
             with self._lock:
                 self._places_of[name] -= 1
             self._places.release()
+
+    def _find_seat(self) -> bool:
+        """Wait for a seat; a session that nobody uses is ended for it, and its patient's next query opens a new one."""
+        end = time.monotonic() + WAIT_FOR_SEAT
+        while not self._seats.acquire(timeout=min(0.5, WAIT_FOR_SEAT)):
+            now = time.monotonic()
+            if now >= end:
+                return False
+            with self._lock:
+                idle = dict(self._idle)  # sessions come and go meanwhile
+                oldest = min(idle, key=idle.get, default=None)
+                if oldest is not None and now - idle[oldest] > IDLE_WHILE_OTHERS_WAIT:
+                    oldest.close()
+        return True
 
     def _seated(self, channel, name: str) -> None:
         address, certificate = self._crypto_provider
@@ -99,7 +116,7 @@ class ProviderServer(ThreadingServer):
             channel.send(Tag.SESSION, session_id)
             control.send_text(channel, Tag.CARD, self._card)
             provider = Provider(self._plan, self._weights, seed, channel)
-            session = _PatientSession(channel, crypto_provider, provider, self._spare)
+            session = _PatientSession(channel, crypto_provider, provider, self._spare, self._idle)
             served = session.run()
             control.send_number(crypto_provider, Tag.NEXT, 0)
             log.info("%s: %s ended its session after %d queries", self.role, name, served)
@@ -110,9 +127,9 @@ class ProviderServer(ThreadingServer):
 class _PatientSession:
     """One patient's commands, in order; ``run`` returns how many queries were answered."""
 
-    def __init__(self, channel, crypto_provider, provider, spare):
+    def __init__(self, channel, crypto_provider, provider, spare, idle):
         self._channel, self._crypto_provider, self._provider = channel, crypto_provider, provider
-        self._spare = spare
+        self._spare, self._idle = spare, idle
         self._ready = 0
 
     def run(self) -> int:
@@ -121,7 +138,9 @@ class _PatientSession:
             self._provider.setup()
             while True:
                 self._channel.timeout = IDLE_TIMEOUT  # a patient may think between commands
+                self._idle[self._channel] = time.monotonic()
                 command = control.receive_number(self._channel, Tag.COMMAND)
+                self._idle.pop(self._channel, None)
                 self._channel.timeout = patience
                 if command == Command.PREPARE:
                     # the first query of a session needs no spare place, so nobody is locked out
@@ -138,6 +157,7 @@ class _PatientSession:
                 else:
                     raise ChannelError(f"sent command {command} where {self._ready} queries are prepared")
         finally:
+            self._idle.pop(self._channel, None)
             while self._ready:
                 self._forget_one()
 

@@ -32,6 +32,8 @@ LIFETIME = datetime.timedelta(days=365)
 #: The clocks of three machines may differ. Certificates are pinned one by one, so their dates protect nobody.
 BACKDATED = datetime.timedelta(days=1)
 
+_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
+
 #: Host and port.
 Address = tuple[str, int]
 #: A worker that others connect to: its address and its PEM certificate.
@@ -99,6 +101,11 @@ class Credentials:
             raise InputError(
                 f"{path} does not hold a private key and its certificate; name a file that does, or a new one"
             ) from error
+        if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+            raise InputError(
+                f"{path}: the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}; move the file and "
+                f"{beside.name} away, and new ones are made, then hand out the new {beside.name}"
+            )
         if key.public_key() != certificate.public_key():
             raise InputError(
                 f"{path}: the key does not belong to the certificate; move the file away, and it is made again"
@@ -124,12 +131,14 @@ def read_certificate(path: str | Path) -> str:
     """The PEM certificate in a file. Raises InputError for a missing file and for one with anything else in it."""
     try:
         certificate = Path(path).read_text(encoding="utf-8")
-        x509.load_pem_x509_certificate(certificate.encode())
+        until = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
         fingerprint(certificate)
     except OSError as error:
         raise InputError(f"certificate {path} cannot be read ({error.strerror}); ask the other worker for it") from None
     except Exception:  # as above
         raise InputError(f"{path} is not a PEM certificate; give the .crt file that the other worker wrote") from None
+    if until < datetime.datetime.now(datetime.UTC):
+        raise InputError(f"certificate {path} expired on {until:%Y-%m-%d}; ask the other worker for its new one")
     return certificate
 
 
@@ -219,7 +228,16 @@ def _handshake(raw, context, names: dict[str, str], timeout, server: bool):
         sock = context.wrap_socket(raw, server_side=server)
     except (OSError, ValueError) as error:
         raw.close()
-        why = (getattr(error, "reason", None) or type(error).__name__).lower().replace("_", " ")
+        reason = getattr(error, "reason", None) or type(error).__name__
+        if getattr(error, "verify_code", None) == _EXPIRED or "EXPIRED" in reason:
+            whose = (
+                f"the {role}'s certificate" if isinstance(error, ssl.SSLCertVerificationError) else "the certificate"
+            )
+            raise ChannelError(
+                f"no TLS with the {role}: {whose} has expired; its owner moves the files away, so that new ones are "
+                "made, and hands out the new certificate"
+            ) from None
+        why = reason.lower().replace("_", " ")
         raise ChannelError(f"no TLS with the {role} ({why}); have certificates been exchanged?") from None
     name = names.get(hashlib.sha256(sock.getpeercert(binary_form=True)).hexdigest())
     if name is None:
