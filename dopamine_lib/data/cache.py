@@ -17,6 +17,7 @@ from dopamine_lib.files import atomic_path
 _CHOOSE = "set the environment variable DOPAMINE_CACHE to a folder that can be written and has room"
 _DAY = 24 * 60 * 60
 _CRC = 4  # bytes of the checksum behind an array
+_OLDER = "is of a version that wrote no checksum"
 
 
 def cache_dir() -> Path:
@@ -78,6 +79,8 @@ def read_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray | N
         wrong = f"cannot be read ({error.strerror})"
     if not wrong and array.dtype.kind == "f" and not np.isfinite(array).all():
         wrong = "has numbers that are not finite"
+    if wrong == _OLDER:  # no news for anybody
+        return None
     if wrong:
         logging.getLogger(__name__).warning("dopamine: the cached %s %s; it is made anew", path, wrong)
         return None
@@ -96,8 +99,12 @@ def _what_is_wrong(file: io.BufferedReader, header: bytes, size: int) -> str:
     found = os.fstat(file.fileno())
     if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), 0):
         return f"belongs to user {found.st_uid} (set DOPAMINE_CACHE to a folder of your own)"
-    if found.st_size != len(header) + size + _CRC or file.read(len(header)) != header:
-        return "is damaged, or of an older version"
+    if file.read(len(header)) != header:
+        return "is damaged, or of another shape"
+    if found.st_size == len(header) + size:
+        return _OLDER
+    if found.st_size != len(header) + size + _CRC:
+        return "is damaged: it has another length"
     crc = 0
     for start in range(0, size, 2**20):
         crc = zlib.crc32(file.read(min(2**20, size - start)), crc)
