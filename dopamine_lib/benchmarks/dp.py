@@ -94,11 +94,11 @@ def run(
     model, size  one network's step alone, as ``reproduce --model`` names it, on images of ``size`` pixels
     """
     place = find_device(device)
+    keep_freed_memory()
     if place.type != "cpu":
         return write(device_rows(place, ON_GPU, repeats), path)
     if model is not None:
         steps, federated, memory = (Case(model, size, 32, most=1.5, least=1.0),), (), ()
-    keep_freed_memory()
     rows = [row("threads", torch.get_num_threads(), "threads")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns of its own hooks

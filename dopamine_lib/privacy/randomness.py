@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 #: Bits of a uniform float64 value.
 WORD = 53
+#: What is encrypted, a piece at a time, to fill pinned memory.
+_ZEROS = bytes(2**20)
 
 
 class Randomness:
@@ -54,7 +56,9 @@ class Stream:
             return torch.empty(0, dtype=torch.int64)
         if pinned:  # the library asks for a block's room more
             words = torch.empty(n + 2, dtype=torch.int64, pin_memory=True)
-            self._encryptor.update_into(bytes(8 * n), memoryview(words.numpy()).cast("B"))
+            room = memoryview(words.numpy()).cast("B")
+            for at in range(0, 8 * n, len(_ZEROS)):  # encrypting holds no lock of Python's, making zeros would
+                self._encryptor.update_into(_ZEROS[: 8 * n - at], room[at:])
             return words[:n]
         stream = bytearray(8 * n + 15)
         self._encryptor.update_into(bytes(8 * n), stream)
