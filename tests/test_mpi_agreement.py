@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from party_lines import HOSPITALS, NUMBERS, Lines
 
-from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
 from dopamine_lib.federation.mpi import agreement, party
+from dopamine_lib.federation.mpi.sums import read_vector
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,34 @@ def test_hospitals_go_on_only_with_all_that_was_charged(lost, make, tmp_path):
     else:
         number = 2 if lost == "record of 2" else 0
         assert all(agreement.who(number) in found and "begin anew" in found for found in said.values())
+
+
+class Says:
+    """The wire of hospital 0 of two, of which the other and the server say ``body`` whatever is asked."""
+
+    number, hospitals = 0, 2
+
+    def __init__(self, body):
+        self.body = body
+
+    def send(self, peer, kind, body):
+        pass
+
+    def receive(self, peer, kind):
+        return self.body
+
+    def arrivals(self, peers, kind):
+        return [(peer, self.body) for peer in peers]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"[" * 100_000, b"null"])
+def test_what_is_no_message_of_the_kit_is_refused_with_its_sender(body, refuses):
+    """Each had ended a rank with a traceback."""
+    with refuses("hospital 1 (rank 2)", "cannot be read"):
+        agreement._compare(Says(body), {"epsilon": 1.0}, [0, 1], "start all ranks alike")
+    with refuses("hospital 1 (rank 2)", "no number"):
+        agreement.agree_on_charge(Says(body), 3)
+    with refuses("hospital 0 sends a state"):
+        party._take_up(None, Says(body))
+    with pytest.raises(MessageError, match="the server .rank 0. sends . bytes|sends 100000 bytes"):
+        read_vector(body, "<f4", 99, SERVER)
