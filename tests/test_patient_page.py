@@ -436,6 +436,40 @@ def test_an_introduction_is_for_its_owner_only_and_comes_back_whole(backend, tmp
         guest.close()  # this ends a session and nothing else
 
 
+def test_closing_waits_for_no_start(monkeypatch):
+    """Ctrl-C while the workers start: the server waited for them, up to five minutes; they end all the same."""
+    begun, go_on, ended, said = threading.Event(), threading.Event(), [], []
+
+    class Starting:
+        pids, peers = {}, [None, None]
+
+        def __init__(self, *model, **more):
+            begun.set()
+            assert go_on.wait(60)
+
+        def close(self):
+            ended.append(self)
+
+    def start():
+        with pytest.raises(ChannelError, match="was closed"):
+            backend.introduction()
+        said.append("closed")
+
+    monkeypatch.setattr(consultation, "Workers", Starting)
+    monkeypatch.setattr(served_model, "facts", lambda path: {"size": 28})
+    backend = consultation.Backend("model.safetensors")
+    starter = threading.Thread(target=start)
+    starter.start()
+    assert begun.wait(60)
+    closing = threading.Thread(target=backend.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive() and not ended
+    go_on.set()
+    starter.join(60)
+    assert len(ended) == 1 and said == ["closed"]
+
+
 def test_a_shared_backend_waits_for_its_introduction_but_not_for_ever(backend, tmp_path, monkeypatch):
     path = tmp_path / "introduction.json"
     timer = threading.Timer(0.3, backend.introduction().write, (path,))

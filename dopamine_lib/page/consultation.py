@@ -106,13 +106,20 @@ class Backend:
                 self._workers = Workers(self._weights, **self._options, patient=patient, quiet=True)
                 pids = self._workers.pids
                 self._introduction = Introduction(self._credentials, *self._workers.peers, pids, model)
-            return self._introduction
+            introduction = self._introduction
+        if self._closed:  # while they started
+            self.close()
+            raise ChannelError("the page was closed; open it again")
+        return introduction
 
     def close(self) -> None:
-        """End them; may be called twice."""
-        with self._lock:
-            self._closed = True
-            self._end()
+        """End them, or have whoever starts them just now do that; waits for no start. May be called twice."""
+        self._closed = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._end()
+            finally:
+                self._lock.release()
 
     def _end(self) -> None:
         if self._workers is not None:
