@@ -228,7 +228,12 @@ HEART_OPTIONS = ("--data", "heart", "--data-dir", "heart")
 
 @pytest.mark.parametrize(
     "which, terms",
-    [("one fewer", ()), ("many", ()), ("many", ("--split", "skewed")), ("many", ("--model", "mlp"))],
+    [
+        pytest.param("one fewer", (), marks=pytest.mark.slow),
+        ("many", ()),
+        pytest.param("many", ("--split", "skewed"), marks=pytest.mark.slow),
+        ("many", ("--model", "mlp")),
+    ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_patients_in_a_table(released, which, terms):

@@ -279,7 +279,9 @@ def _naturally(name: str) -> list:
 def _persons(found: list[_Picture], hashes: np.ndarray) -> tuple[np.ndarray, str]:
     """Who each picture is of, int64 (N,), and how that is known, in words."""
     if found[0].person is not None:
-        return np.array([own_number(one.person) for one in found]), "images with the same person in the table"
+        return np.array(
+            [own_number(one.person) for one in found]
+        ), "images with the same person in the table are one patient's"
     eyes = [eye_of(one.file.stem) for one in found]
     if None not in eyes:
         return np.array([own_number(person) for person, _ in eyes]), BOTH_EYES
