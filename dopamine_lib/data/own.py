@@ -1,29 +1,16 @@
 """Data of one's own: a folder of pictures, a file like MedMNIST's, a table, or a function that makes a ``Dataset``."""
 
-import importlib
-import inspect
-import re
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.data.function import call_function, is_function
 from dopamine_lib.data.table import load_table
 from dopamine_lib.errors import InputError
 
-_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 #: Side of a picture in a folder, where none is asked for.
 SIZE = 224
-
-
-def is_function(name: str) -> bool:
-    """Whether a name is of the form ``module:function``.
-
-    >>> is_function("my_data:eyes"), is_function("scans/eyes")
-    (True, False)
-    """
-    return bool(_FUNCTION.fullmatch(name))
 
 
 def is_own(name: str) -> bool:
@@ -61,16 +48,8 @@ def load_own(name: str, data_dir: str | Path | None = None, *, size: int | None 
 
 def _made_by(name: str, size: int | None, seed: int) -> Dataset:
     """The ``Dataset`` that a function of one's own makes, from ``size`` and ``seed`` as far as it takes them."""
-    module, function = _FUNCTION.fullmatch(name).groups()
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        make = getattr(importlib.import_module(module), function)
-        takes = inspect.signature(make).parameters
-    except Exception as error:  # a module of somebody's own may raise anything
-        raise InputError(f"data {name}: {type(error).__name__}: {error}; put the function right") from error
     terms = {"seed": seed} if size is None else {"seed": seed, "size": size}
-    return checked(make(**{key: value for key, value in terms.items() if key in takes}), name)
+    return checked(call_function(name, "data", **terms), name)
 
 
 def checked(dataset: object, name: str) -> Dataset:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dopamine_lib import data
 from dopamine_lib.data.dataset import VALIDATION_FRACTION, Dataset
+from dopamine_lib.data.function import is_function
 from dopamine_lib.data.hospitals import declared_sizes, hospital_shares, split_hospitals
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
@@ -27,7 +28,6 @@ from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.training import Training
 from dopamine_lib.federation.transports import make_aggregation
 from dopamine_lib.machine import find_device
-from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import (
     Weights,
     build,
@@ -82,7 +82,7 @@ class Experiment:
         """
         place = find_device(device)
         dataset = data.load(options.data, options.data_dir, size=options.image_size, seed=options.public_seed)
-        if not is_own(options.model) and bool(dataset.inputs) != (options.model in TABLE_MODELS):
+        if not is_function(options.model) and bool(dataset.inputs) != (options.model in TABLE_MODELS):
             kind, fitting = ("a table", TABLE_MODELS) if dataset.inputs else ("images", ("head", "cnn", "squeezenet"))
             raise InputError(
                 f"model '{options.model}' does not take {kind}, as {dataset.name} is: {' or '.join(fitting)}"

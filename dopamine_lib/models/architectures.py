@@ -4,13 +4,12 @@ Batch normalisation shares statistics over the patients of a batch, so that none
 become group normalisation (Wu and He, 2018), which knows one image only, and results and statement say so.
 """
 
-import importlib
-import inspect
 from functools import cache
 
 import torch
 from torch import nn
 
+from dopamine_lib.data.function import call_function, is_function
 from dopamine_lib.errors import InputError
 
 #: Of a group normalisation: the most groups, and the least channels of one, which may have a single position.
@@ -24,15 +23,6 @@ def torchvision_models() -> list[str]:
     return models.list_models(module=models)
 
 
-def is_own(model: str) -> bool:
-    """Whether ``model`` names a function of the user's, as ``module:function``, which runs the user's code.
-
-    >>> is_own("mynets:small"), is_own("resnet18")
-    (True, False)
-    """
-    return ":" in model
-
-
 def make(model: str, classes: int, inputs: int = 0, size: int | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """A network of ``torchvision_models``, or what ``module:function`` returns, and the names of its layers replaced.
 
@@ -43,7 +33,7 @@ def make(model: str, classes: int, inputs: int = 0, size: int | None = None) -> 
     (3) and ``size``; it returns a module from images (B, 3, size, size), or rows (B, inputs), to scores (B, classes).
     Raises InputError where it cannot be found, fails or returns something else.
     """
-    net = _own(model, classes, inputs, size) if is_own(model) else _torchvision(model, classes)
+    net = _own(model, classes, inputs, size) if is_function(model) else _torchvision(model, classes)
     return net, without_batch_statistics(net)
 
 
@@ -116,18 +106,7 @@ def _torchvision(model: str, classes: int) -> nn.Module:
 
 
 def _own(model: str, classes: int, inputs: int, size: int | None) -> nn.Module:
-    place, _, name = model.partition(":")
-    try:
-        function = getattr(importlib.import_module(place), name)
-        takes = inspect.signature(function).parameters
-        offered = {"inputs": inputs, "channels": 3, "size": size}
-        net = function(classes, **{key: value for key, value in offered.items() if key in takes})
-    except Exception as error:  # the user's own code may raise anything
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"model {model}: {why}; it must be a function of the number of classes, in a module that Python finds "
-            "(from the folder it lies in, or by PYTHONPATH)"
-        ) from error
+    net = call_function(model, "model", classes, inputs=inputs, channels=3, size=size)
     if not isinstance(net, nn.Module):
         raise InputError(f"model {model} returned {type(net).__name__}, but it must return a torch.nn.Module")
     trained = [parameter.requires_grad for parameter in net.parameters()]

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, parse_json
-from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import (
     HALF,
     NormalisedFeatures,
@@ -104,7 +104,7 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a model written by reproduce: its metadata names no architecture") from error
-    if is_own(architecture):
+    if is_function(architecture):
         raise InputError(
             f"{path} is of {architecture}, and reading a file runs no code that it names: make the network yourself "
             "and load the tensors by safetensors.torch.load_model"

@@ -24,6 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dopamine_lib.data.cache import cache_dir, read_array, write_array
+from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
 from dopamine_lib.machine import check_torch
@@ -31,7 +32,6 @@ from dopamine_lib.models.architectures import (
     feature_count,
     feature_network,
     imagenet_file,
-    is_own,
     make,
     torchvision_models,
 )
@@ -149,7 +149,7 @@ def _check_size(path: Path) -> None:
 
 def check_model(model: str) -> None:
     """Raise InputError unless ``model`` is one of the kit's or torchvision's, or ``module:function``."""
-    if model not in MODELS and not is_own(model) and model not in torchvision_models():
+    if model not in MODELS and not is_function(model) and model not in torchvision_models():
         raise InputError(
             f"model '{model}' is unknown; choose one of {', '.join(MODELS)}, a network of torchvision's (resnet18, "
             "mobilenet_v3_small, efficientnet_b0, …) or a function of yours as module:function"
@@ -270,7 +270,7 @@ def _network(model: str, classes: int, inputs: int = 0, size: int | None = None)
 def _shaped(model: str, classes: int, inputs: int = 0, size: int | None = None) -> nn.Module:
     """The network for its shapes alone, without memory or draws; that of a ``module:function`` is made."""
     check_model(model)
-    with contextlib.nullcontext() if is_own(model) else torch.device("meta"), _draws(0):
+    with contextlib.nullcontext() if is_function(model) else torch.device("meta"), _draws(0):
         return _network(model, classes, inputs, size)
 
 
@@ -301,7 +301,7 @@ def replaced_layers(model: str, classes: int, inputs: int = 0, size: int | None 
     check_model(model)
     if model in MODELS:
         return ()
-    with contextlib.nullcontext() if is_own(model) else torch.device("meta"), _draws(0):
+    with contextlib.nullcontext() if is_function(model) else torch.device("meta"), _draws(0):
         return make(model, classes, inputs, size)[1]
 
 

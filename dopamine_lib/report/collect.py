@@ -16,13 +16,12 @@ from torch.nn.utils import parameters_to_vector
 
 from dopamine_lib import __version__
 from dopamine_lib.auditing.canaries import STANDSTILL, Plant, canary_run
-from dopamine_lib.data.own import is_function
+from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.files import atomic_path
-from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import read_state
 from dopamine_lib.report.text import html, markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
@@ -84,7 +83,7 @@ def collect(
         # canaries are trained with Gaussian noise, which says nothing about discrete noise
         bounded = [one for one in accounted.values() if one.bound is not None]
         audits += [short_audit(one, options) for one in bounded if not one.bound.noise.discrete]
-    if is_own(options.model) and options.model != model:
+    if is_function(options.model) and options.model != model:
         rows, sheet, missing = None, None, f"its network's code is run only where --model {options.model} says so"
     else:
         rows, sheet, missing = _models(results, options, folder, data_dir, progress)

@@ -16,6 +16,7 @@ import numpy as np
 
 from dopamine_lib.data import PATIENTS
 from dopamine_lib.data.folder import BOTH_EYES
+from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound
 from dopamine_lib.federation.metrics import SCORES
@@ -26,7 +27,6 @@ from dopamine_lib.federation.results import spread
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.files import parse_json
-from dopamine_lib.models.architectures import is_own
 from dopamine_lib.models.networks import parameter_count, read_state, replaced_layers
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -229,7 +229,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
 
 def _parameters(results: dict, options: Options, classes: int) -> int:
     """d, which must be the model's; of a ``module:function`` as stated, since reading a file must run no code."""
-    if is_own(options.model):
+    if is_function(options.model):
         check_within("number of parameters", results["parameters"], 1, 10**12, "run reproduce again", low_open=False)
         return results["parameters"]
     counted = parameter_count(options.model, classes, results.get("inputs", 0), backbone=options.backbone)
@@ -240,7 +240,7 @@ def _parameters(results: dict, options: Options, classes: int) -> int:
 def _replaced(results: dict, options: Options) -> list[str]:
     """Names of layers that the model has in place of others; of a ``module:function`` as stated."""
     stated = results.get("group_norm_for_batch_norm", [])
-    if not is_own(options.model):
+    if not is_function(options.model):
         _must_agree("the list of replaced layers", stated, list(replaced_layers(options.model, 5)))
     return stated
 
