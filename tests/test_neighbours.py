@@ -198,7 +198,15 @@ def test_neighbours_release_the_same(released, folders, which, split):
     terms = (*DECLARED, "--split", split)
     one, other = released("one", *terms), released(which, *terms)
     assert difference(one, other) == []
-    names = {"results.json", "report.md", "report.html", "figure1.png", "FSCDP-0.safetensors", "options.json"}
+    names = {
+        "results.json",
+        "metrics.csv",
+        "report.md",
+        "report.html",
+        "figure1.png",
+        "FSCDP-0.safetensors",
+        "options.json",
+    }
     assert {f"out/{name}" for name in names} <= one.keys() and any(name.startswith("checkpoint") for name in one)
     assert b"n = 480" in one["out/report.md"]
 

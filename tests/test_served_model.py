@@ -10,10 +10,12 @@ import torch
 
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.synthetic import load_synthetic
+from dopamine_lib.federation.metrics import SCORES, evaluate
 from dopamine_lib.federation.settings import setting
 from dopamine_lib.models.checkpoints import load_model, save_model
 from dopamine_lib.models.networks import EMBEDDED, extract_features, load_weights
 from dopamine_lib.page import served_model
+from dopamine_lib.page.html import about
 from dopamine_lib.page.served_model import MEASURED, SERVED, facts, main, make
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilons
 
@@ -70,10 +72,22 @@ def test_the_accuracy_is_what_it_says(known):
     assert abs(right.mean() - known["accuracy"]) <= 0.005
     recall = [right[data.labels[test] == grade].mean() for grade in range(5)]
     assert np.abs(np.array(recall) - known["recall_per_grade"]).max() <= 0.03
+    assert known["balanced_accuracy"] == pytest.approx(np.mean(known["recall_per_grade"]))
+    with torch.inference_mode():
+        found = evaluate(data.labels[test], torch.softmax(net[-1](features), 1).numpy(), data.grades)
+    for score in set(SCORES) & set(MEASURED):
+        assert abs(found[score] - known[score]) <= 0.03, score
     with torch.inference_mode():  # a head of noise would not pass
         torch.manual_seed(0)
         net[-1].weight.copy_(torch.randn_like(net[-1].weight))
         assert abs((net[-1](features).argmax(1).numpy() == data.labels[test]).mean() - known["accuracy"]) > 0.05
+
+
+def test_the_page_says_what_accuracy_hides(known):
+    said = about(known)
+    for score in ("balanced_accuracy", "referable_sensitivity", "sight_threatening_sensitivity"):
+        assert f"{known[score]:.0%} of" in said
+    assert f"{1 - known['sight_threatening_specificity']:.0%} false alarms" in said
 
 
 def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):

@@ -58,10 +58,8 @@ def write_events(folder: Path, records: Records) -> None:
         runs.setdefault(f"{name}-{run}", []).append(row)
     for run, rows in runs.items():
         place = folder / run
-        for old in place.glob("*tfevents*"):
-            old.unlink()
         with SummaryWriter(place) as writer:
             for epoch, score, value in rows:
                 writer.add_scalar(score, value, epoch)
-        for made in place.glob("*tfevents*"):  # its name tells the machine's
+        for made in place.glob("*tfevents*"):  # its name tells the machine's, and one of an earlier call is replaced
             made.rename(place / "events.out.tfevents")
