@@ -56,10 +56,11 @@ def test_what_was_begun_is_kept_counted_and_finished_later(options, clock, tmp_p
     assert read_results(tmp_path / "out")[0] == json.loads(json.dumps(resumed))
 
 
-def test_a_budget_that_is_over_at_once_begins_nothing(options, clock, tmp_path, refuses):
-    with refuses("minutes", "--resume"):
-        reproduce(options, tmp_path / "out", progress=False, workers=1, minutes=1e-3)
-    assert not list((tmp_path / "out").glob("runs/*"))
+def test_a_budget_that_is_over_at_once_is_good_for_an_epoch_of_one_run(options, clock, tmp_path):
+    for epoch in (1, 2):
+        terms = {"progress": False, "workers": 1, "resume": epoch > 1, "minutes": 1e-3}
+        (begun,) = reproduce(options, tmp_path / "out", **terms)["unfinished"]
+        assert begun["setting"] == "FSCDP" and begun["history"][-1]["epoch"] == epoch
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import check_within
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record, statement_for
@@ -74,22 +74,28 @@ def run_setting(
         advance(1)
         return time.monotonic() >= deadline
 
-    if not training.done and time.monotonic() < deadline:
-        training.run(save, after)
+    training.run(save, after)
     if not training.done:
         save()
     return training
 
 
 def finished_run(
-    experiment: Experiment, name: str, run: int, out: Path, advance: Advance, deadline: float = math.inf
+    experiment: Experiment,
+    name: str,
+    run: int,
+    out: Path,
+    advance: Advance,
+    deadline: float = math.inf,
+    first: bool = False,
 ) -> dict:
     """The record of one run: read if it is finished, else trained to its end and written with the model.
 
-    Where the deadline passes first, its "history" and "charged" so far, and "unfinished".
+    Where the deadline passes earlier, its "history" and "charged" so far, and "unfinished". A ``first`` run is begun
+    even after it, so that every call comes further.
     """
     done, checkpoint, lock = run_files(out, name, run)
-    if time.monotonic() >= deadline and not (done.exists() or checkpoint.exists()):
+    if time.monotonic() >= deadline and not (first or done.exists() or checkpoint.exists()):
         return {"unfinished": True, "history": [], "charged": []}
     done.parent.mkdir(exist_ok=True)
     with FileLock(lock, timeout=PATIENCE):
@@ -116,7 +122,9 @@ def do_job(experiment: Experiment, out: Path, job: dict, advance: Advance, deadl
         name, run = job["run"]
         plan = experiment.plan(name)
         each = plan.setting.gradients(plan.population) / plan.setting.epochs
-        return finished_run(experiment, name, run, out, lambda epochs: advance(epochs * each), deadline)
+        return finished_run(
+            experiment, name, run, out, lambda epochs: advance(epochs * each), deadline, job.get("first", False)
+        )
     return do_account(experiment, job)
 
 
@@ -196,15 +204,13 @@ def reproduce(
                 return pool.run(jobs, bar.update)
             return [do_job(experiment, out, job, bar.update, deadline) for job in jobs]
 
-        records = dict(zip(runs, do([{"run": run} for run in runs]), strict=True))
+        records = dict(zip(runs, do([{"run": run, "first": run == runs[0]} for run in runs]), strict=True))
         finished, begun = ({name: [] for name in options.settings} for _ in range(2))
         for (name, _), record in sorted(records.items(), key=lambda item: item[0][1]):
             if "unfinished" not in record:
                 finished[name].append(record)
             elif record["history"] or any(record["charged"]):
                 begun[name].append(record)
-        if not any(finished.values()) and not any(begun.values()):
-            raise InputError(f"minutes is {minutes:g}, which was over before training began; give more, and --resume")
         results = assemble(experiment, asked, finished, do, begun=begun)
         results |= {"device": device_name(experiment.device), "seconds": round(time.perf_counter() - began, 1)}
         write_json(out / "results.json", results)
