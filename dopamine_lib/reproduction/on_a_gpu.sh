@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Figure 1 on a rented GPU, as much of it as the time allows; call it again to go on.
 #
-#     bash gpu/figure1.sh OUT [MINUTES] [more options of reproduce]
+#     bash dopamine_lib/reproduction/on_a_gpu.sh OUT [MINUTES] [more options of reproduce]
 #
 # All of SqueezeNet at 224 pixels, from ImageNet weights, on APTOS-2019. What tells most comes first: one run of FSCDP
 # and one of C, then the other settings, then further runs. A table comes out, and figure1.png and results.json in OUT.
@@ -11,6 +11,5 @@ minutes=${2:-9}
 shift $(($# < 2 ? $# : 2))
 resume=()
 if [ -e "$out/options.json" ]; then resume=(--resume); fi
-cd "$(dirname "$0")/.."
 exec python -m dopamine_lib reproduce --data aptos --model squeezenet --size 224 --weights imagenet \
     --device cuda --minutes "$minutes" --out "$out" "${resume[@]}" "$@"
