@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "help": "which settings (default: all five); a TOML file declares its own",
     }
 
-    run = commands.add_parser("reproduce", help="train the five settings and draw Figure 1")
+    run = commands.add_parser("reproduce", allow_abbrev=False, help="train the five settings and draw Figure 1")
     experiment_arguments(run)
     run.add_argument("--config", metavar="FILE", help="a TOML file with any of these options, and sweeps over them")
     run.add_argument("--settings", **settings)

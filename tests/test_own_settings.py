@@ -131,6 +131,7 @@ def test_a_bound_asked_for_is_calibrated():
         ({"like": "FSCDP", "epochs": 4000}, "epochs is 4000"),
         ({"like": "FSCDP", "momentum": 1.0}, "momentum is 1.0"),
         ({"like": "FSCDP", "title": 3}, "title is 3"),
+        ({"like": "FPDP", "participation": 0.01, "rounds": 3}, "takes no step"),
         (3, "outside a table"),
     ],
 )
@@ -140,7 +141,7 @@ def test_what_cannot_be_trained_or_has_no_bound_is_refused(table, said):
     assert "x.toml" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["FSCDP", "-x", "a b", "../x", "1", "x" * 33, ""])
+@pytest.mark.parametrize("name", ["FSCDP", "fscdp", "-x", "a b", "../x", "1", "x" * 33, ""])
 def test_names_that_a_file_or_a_table_cannot_have(name):
     with pytest.raises(InputError, match="its name must"):
         read_settings({name: {"like": "FSCDP"}}, "head", "x.toml")
@@ -202,6 +203,8 @@ def test_a_config_is_the_command_line_in_a_file(tmp_path):
     said = dict(config_words(config(tmp_path)))
     assert list(said) == [f"epsilon={e},split={split}" for e in (1, 3) for split in ("iid", "skewed")]
     assert said["epsilon=3,split=iid"][-4:] == ["--epsilon", "3", "--split", "iid"]
+    for given in (["--epsilon", "2"], ["--epsilon=2"]):  # the command line's word: not swept
+        assert list(dict(config_words(config(tmp_path), given))) == ["split=iid", "split=skewed"]
     ((folder, words),) = config_words(config(tmp_path, "[setting.mine]\nlike = 'C'\n"))
     assert folder == "" and words == ["--settings", "mine"]
 
@@ -211,6 +214,8 @@ def test_a_config_is_the_command_line_in_a_file(tmp_path):
     [
         ("colour = 3\n", "--colour, which is no option"),
         ("runs = 0\n", "runs is 0"),
+        ("config = 'other.toml'\n", "take that line out"),
+        ("[sweep]\nconfig = ['a', 'b']\n", "take that line out"),
         ("[sweep]\nepsilon = 3\n", "give a list of different values"),
         ("[sweep]\nepsilon = []\n", "give a list"),
         ("[sweep]\nepsilon = [1, 1]\n", "give a list of different values"),
@@ -228,3 +233,28 @@ def test_a_config_that_is_wrong_anywhere_is_refused_before_anything_runs(text, s
     assert main(["reproduce", "--config", config(tmp_path, text), "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert re.search(said, err) and err.count("\n") == 1 and not out.exists()
+
+
+def test_an_option_in_short_is_refused_and_not_lost(tmp_path, capsys):
+    """``--conf`` would be read by one parser and missed by the one that looks for a file."""
+    with pytest.raises(SystemExit):
+        main(["reproduce", "--conf", config(tmp_path), "--out", str(tmp_path / "out")])
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
+
+
+def test_what_could_train_nothing_or_not_be_told_apart_is_refused(tmp_path, capsys):
+    few = read_settings({"few": {"like": "FPDP", "participation": 0.3}}, "head", "x.toml")
+    with pytest.raises(InputError, match="invites 1 of 3 hospitals a round"):
+        make_plan(Options(settings=("few",), own=few, aggregation="masks"), "few", (100,) * 3, 2565)
+    centred = read_settings({"mine": {"like": "FSCDP", "centre": 40}}, "cnn", "x.toml")
+    with pytest.raises(InputError, match="centre, which is for head and linear models"):
+        Options(settings=("mine",), own=centred, model="cnn")
+    for name in ("a.toml", "b.toml"):
+        (tmp_path / name).write_text('[A]\nlike = "C"\n')
+    words = ["reproduce", "--settings", f"{tmp_path / 'a.toml'},{tmp_path / 'b.toml'}", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "declares A, which another file declares, too" in capsys.readouterr().err
+    for name, title in (("a.toml", "A"), ("b.toml", "a")):  # one file on file systems that ignore case
+        (tmp_path / name).write_text(f'[{title}]\nlike = "C"\n')
+    assert main(words) == 2
+    assert "differ in capitals alone" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
+from dopamine_lib.errors import InputError
+
 if TYPE_CHECKING:
     from dopamine_lib.federation.options import Options
 
@@ -66,8 +68,13 @@ def chosen_options(arguments: argparse.Namespace) -> "Options":
         own = read_settings(read_toml(config).get("setting", {}), model, config)
     for name in given.get("settings", ()):  # a file stands for all the settings that it declares
         declared = read_file(name, model) if name.endswith(".toml") else {name: None}
+        twice = [key for key, value in declared.items() if value and key in own]
+        if twice:
+            raise InputError(f"{name} declares {twice[0]}, which another file declares, too: rename one")
         names += list(declared)
         own |= {key: value for key, value in declared.items() if value}
+    if len({name.casefold() for name in names}) < len(set(names)):
+        raise InputError(f"settings {', '.join(names)}: two differ in capitals alone; give one of them another name")
     own = {name: own[name] for name in names if name in own}
     if own:
         given |= {"settings": tuple(dict.fromkeys(names)), "own": own}

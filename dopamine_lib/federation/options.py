@@ -75,6 +75,9 @@ class Options:
             if value not in known:
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
         check_model(self.model)
+        for name in self.own or {}:
+            if self.model not in ("head", "linear") and self.choice(name).mean_noise_multiplier is not None:
+                raise InputError(f"setting '{name}' says centre, which is for head and linear models: leave it out")
         if self.backbone is not None and (self.model != "head" or self.weights is not None):
             raise InputError("backbone is for the model head, and names its own weights: leave out --weights")
         if not self.settings:

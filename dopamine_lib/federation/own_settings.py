@@ -101,10 +101,10 @@ def from_record(name: str, record: dict) -> tuple[Setting, Choice]:
 
 def _check(name: str, declared: Setting, choice: Choice) -> None:
     """Raise InputError for what cannot be trained, or would have no bound."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", name) or name in SETTINGS:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", name) or name.upper() in SETTINGS:
         raise InputError(
             f"a setting is called '{name}', but its name must begin with a letter, have at most 32 letters, digits, _ "
-            f"and -, and not be one of {', '.join(SETTINGS)}"
+            f"and -, and not be one of {', '.join(SETTINGS)}, in small letters neither"
         )
     for key in ("federated", "shared_noise"):
         if not isinstance(getattr(declared, key), bool):
@@ -119,6 +119,11 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
     check_whole("local_steps", declared.local_steps, 1, 10**4, "Algorithm 1 has 1")
     check_whole("epochs", declared.epochs, 1, declared.rounds, "an epoch has a round at least; the five have 100")
     check_within("participation", declared.participation, 0, 1, "it is a share of the hospitals")
+    if not declared.steps:
+        raise InputError(
+            f"participation is {declared.participation} in {declared.rounds} rounds, so that a hospital takes no step; "
+            f"take at least {1 / declared.rounds:.2g}"
+        )
     if declared.private:
         check_within("noise_multiplier", declared.noise_multiplier, 0, 1e6, "leave it out for no privacy")
         check_within("max_grad_norm", choice.max_grad_norm, 0, 1e6, "without a clip no noise bounds anything")

@@ -85,6 +85,12 @@ class Plan:
                 "and of a total of fewer than 3 each has the other's message: take more hospitals, or aggregation plain"
             )
         check_within("least", self.survivors, 1, self.hospitals, "no more hospitals can survive", low_open=False)
+        if self.invited < self.least_in_a_total:
+            raise InputError(
+                f"{self.setting.name} invites {self.invited} of {self.hospitals} hospitals a round, but aggregation "
+                f"'{self.aggregation}' opens no total of fewer than {self.least_in_a_total}: nothing would be trained. "
+                "Take more hospitals, more participation, or aggregation plain"
+            )
         if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
             if self.noise.event(self.setting.steps).prv is None:
                 raise InputError(

@@ -21,7 +21,7 @@ from dopamine_lib.report.verification import options_of, read_results, well_form
 WORST = "worst_group_accuracy"
 SHOWN = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", WORST: "worst subgroup's accuracy"}
 #: Options that a row's name leaves out: they choose rows, say how often they were repeated, or where things lie.
-UNTOLD = ("settings", "runs", "data_dir")
+UNTOLD = ("settings", "runs", "data_dir", "own")
 MARKERS = "osD^vP*X<>"
 #: Widths of the table's columns after the setting.
 SIZES = (7, 12, 12, 6, 6, 8, 8, 12)

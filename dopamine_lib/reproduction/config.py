@@ -41,13 +41,16 @@ def config_words(path: str | Path, given: Sequence[str] = ()) -> Iterator[Words]
     """
     said = read_toml(path)
     sweep, own = (_table(said, key, path) for key in ("sweep", "setting"))
+    if "config" in {*said, *sweep}:
+        raise InputError(f"{path} says config, but one file is all of an experiment: take that line out")
     if own and "settings" not in said:
         said["settings"] = list(own)
     fixed = [word for key, value in said.items() for word in _words(key, value, path)]
     for key, values in sweep.items():
         if not isinstance(values, list) or not values or len({str(value) for value in values}) < len(values):
             raise InputError(f"{path} sweeps {key} over {values!r}; give a list of different values: [1, 3, 10]")
-    swept = [key for key in sweep if _option(key) not in given]
+    told = {word.partition("=")[0] for word in given}
+    swept = [key for key in sweep if _option(key) not in told]
     for values in itertools.product(*(sweep[key] for key in swept)):
         pairs = list(zip(swept, values, strict=True))
         folder = ",".join(f"{key}={str(value).replace('/', '-')}" for key, value in pairs)
