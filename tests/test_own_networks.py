@@ -72,6 +72,8 @@ def test_replaced_layers_and_parameters_are_counted_without_drawing_any():
 
 
 OWN = """
+import functools
+
 import torch
 from torch import nn
 
@@ -84,6 +86,17 @@ def frozen(classes):
 
 def text(classes):
     return "a network"
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+def kept(classes):
+    layer = nn.utils.weight_norm(nn.Linear(4, classes))
+    return nn.Sequential(nn.Flatten(), layer)
+
+@functools.cache
+def always(classes):
+    return net(classes, 3, 8)
 
 def fails(classes):
     raise OSError("no such disk\\nat all")
@@ -113,11 +126,31 @@ def test_a_function_is_told_what_it_asks_for_and_draws_from_the_seed(own_module)
         ("nets_of_a_test:text", ("returned str", "Module")),
         ("nets_of_a_test:fails", ("no such disk",)),
         ("nets_of_a_test:frozen", ("are trained", "buffer")),
+        ("nets_of_a_test:lazy", ("nn.LazyLinear", "number of inputs")),
+        pytest.param(
+            "nets_of_a_test:kept", ("cannot be copied",), marks=pytest.mark.filterwarnings("ignore:.*weight_norm")
+        ),
     ],
 )
 def test_a_function_that_gives_no_network_is_refused(own_module, refuses, model, said):
     with refuses(*said):
         make(model, 5)
+
+
+def test_a_function_that_returns_the_same_network_again_starts_anew(own_module):
+    first = build("nets_of_a_test:always", 5, None, 0)
+    start = first[3].weight.detach().clone()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(build("nets_of_a_test:always", 5, None, 1)[3].weight, start)
+    assert replaced_layers("nets_of_a_test:always", 5) == ("1",)  # not only the first time
+
+
+@pytest.mark.parametrize("source", [None, "random"])
+def test_the_start_of_a_function_is_whatever_it_makes(source):
+    assert load_weights(source, "nets:pretrained").source == "as nets:pretrained makes it"
+    assert load_weights(source, "cnn").source == "random start"
 
 
 def test_an_unknown_name_is_refused_before_anything_is_read(refuses):

@@ -161,12 +161,16 @@ class Experiment:
         if self.features is not None:
             return self._of_persons(HeadTask(net, self.features, self.labels))
         if self.dataset.inputs:
-            task = self._of_persons(Task(net, lambda index: torch.from_numpy(images[index.numpy()]), self.labels))
+            task = self._of_persons(
+                Task(net, lambda index: torch.from_numpy(images[index.numpy()]), self.labels, classes=classes)
+            )
             task.threads = 1
             return task
         if self.device.type == "cpu":
-            return self._of_persons(Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels))
-        return self._of_persons(Task(net.to(self.device), self._resident, self.labels))
+            return self._of_persons(
+                Task(net, lambda index: to_input(images[index.numpy()], mean, std), self.labels, classes=classes)
+            )
+        return self._of_persons(Task(net.to(self.device), self._resident, self.labels, classes=classes))
 
     @cached_property
     def _resident(self) -> Callable[[Tensor], Tensor]:

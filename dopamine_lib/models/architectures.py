@@ -4,6 +4,7 @@ Batch normalisation shares statistics over the patients of a batch, so that none
 become group normalisation (Wu and He, 2018), which knows one image only, and results and statement say so.
 """
 
+import copy
 from functools import cache
 
 import torch
@@ -109,10 +110,21 @@ def _own(model: str, classes: int, inputs: int, size: int | None) -> nn.Module:
     net = call_function(model, "model", classes, inputs=inputs, channels=3, size=size)
     if not isinstance(net, nn.Module):
         raise InputError(f"model {model} returned {type(net).__name__}, but it must return a torch.nn.Module")
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers())):
+        raise InputError(
+            f"model {model} has a layer without a size (such as nn.LazyLinear): give it its number of inputs, as "
+            "nn.Linear takes it"
+        )
     trained = [parameter.requires_grad for parameter in net.parameters()]
     if not trained or not all(trained):
         raise InputError(
             f"model {model} has {len(trained)} parameters, of which {sum(trained)} are trained; all must be, and there "
             "must be some: make what is fixed a buffer"
         )
-    return net
+    try:
+        return copy.deepcopy(net)  # the function may return the same one again, and the next run starts anew
+    except Exception as error:  # some layers' own; torch.nn.utils.weight_norm computes its weight too early
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"model {model} cannot be copied ({why}); let every tensor that it keeps be a parameter or a buffer"
+        ) from error

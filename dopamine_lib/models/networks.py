@@ -160,13 +160,15 @@ def load_weights(source: str | Path | None = None, model: str = "squeezenet", si
     """The starting weights of a model: a file, ``"imagenet"``, ``"random"``, or None for the embedded ones.
 
     size  as in ``build``
-    Embedded are SqueezeNet's, for ``squeezenet`` and ``head``; for other models None is a random start.
+    Embedded are SqueezeNet's, for ``squeezenet`` and ``head``; for other models None is a random start, and for a
+    ``module:function``, like ``"random"``, whatever that makes of it.
     ``"imagenet"`` is torchvision's checkpoint, which must already be in torch's hub directory: nothing is downloaded.
     Raises InputError for a file that is missing, damaged, or not keyed and shaped like the network.
     """
     network = "squeezenet" if model == "head" else model
     if source == "random" or (source is None and network != "squeezenet"):
-        return Weights("random start", None, {}, *HALF, network)
+        start = f"as {network} makes it" if is_function(network) else "random start"
+        return Weights(start, None, {}, *HALF, network)
     if source is None:  # it needs no check, and so no torchvision, which takes 100 MB in every process
         state, _ = read_state(EMBEDDED)
         name = "embedded: SqueezeNet-1.1 trained by this kit on public synthetic patients"

@@ -20,9 +20,7 @@ from torch.func import functional_call
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.privacy.layers import Kept, Layer, accelerated, layer_for
-
-#: Relative difference of float32 sums that is put down to rounding.
-ROUNDING = 1e-3
+from dopamine_lib.privacy.trial import noise_like, refuse_mixed_samples, same, scores_of
 
 
 class _Anchor(torch.autograd.Function):
@@ -91,13 +89,15 @@ class Book:
 class BookKeeper:
     """Opens a ``Book`` for any batch of a net in which samples do not touch each other.
 
-    layers  the modules by which the net is differentiated; None until it has been tried out
+    layers   the modules by which the net is differentiated; None until it has been tried out
+    classes  scores that the net must give to each sample, where that is known
     Raises InputError for batch normalisation, and when it is tried out for a net that mixes samples otherwise or draws
-    at random: no per-sample gradient exists then, and one patient moves all the others'.
+    at random: no per-sample gradient exists then, and one patient moves all the others'. So it does for a net that
+    writes on its buffers: they would be released without noise.
     """
 
-    def __init__(self, net: nn.Module):
-        self.net, self.layers = net, None
+    def __init__(self, net: nn.Module, classes: int | None = None):
+        self.net, self.classes, self.layers = net, classes, None
         for name, module in net.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):  # in whatever mode, with or without parameters
                 raise InputError(
@@ -119,8 +119,8 @@ class BookKeeper:
         if self.layers is not None:
             return self._numbers
         parameters = {name: weight.detach().to(like.device) for name, weight in self.net.named_parameters()}
-        samples = _samples(like)
-        alone = self._refuse_mixed_samples(parameters, samples)
+        samples, beside = noise_like(like)
+        alone = refuse_mixed_samples(self.net, parameters, samples, beside, self.classes)
         reasons = []
         for names in (self._independent(alone), {""}):
             layers = self._layers(names)
@@ -132,57 +132,6 @@ class BookKeeper:
                 self.layers = layers
                 return self._numbers
         raise InputError(f"no sample's own gradient can be taken of the net: {reasons[0]}")
-
-    def _refuse_mixed_samples(self, parameters: dict[str, Tensor], samples: list[Tensor]) -> set[str]:
-        """Names of modules that treat every sample alone, called once, with one tensor in and one out.
-
-        Raises InputError unless a sample's scores stay what they are beside others: usual, large and NaN.
-        """
-        one, *others = samples
-        batches = [[one, one], *([one, other] for other in others), [one, *others]]
-        (alone, first), *beside = [self._watched(parameters, torch.stack(batch)) for batch in batches]
-        if not all(_same(scores, alone) for scores, _ in beside):
-            raise InputError(
-                "the net's scores of a sample depend on the others in its batch (or on chance), so that no sample "
-                "has a gradient of its own; take out what averages or normalises over the batch"
-            )
-        return {
-            name
-            for name, inputs in first.items()
-            if all(
-                len(calls) == 1 and None not in (*calls, *inputs) and _same(calls[0], inputs[0])
-                for calls in (inputs, *(seen[name] for _, seen in beside))
-            )
-        }
-
-    @torch.no_grad()
-    def _watched(self, parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
-        """The first sample's scores, and what it was in each call of each module; None where it has no row there."""
-        seen = defaultdict(list)
-
-        def watch(name: str) -> Callable:
-            def hook(module, arguments, keywords, output):
-                tensors = [*arguments, *keywords.values(), output]
-                rows = len(tensors) == 2 and all(isinstance(t, Tensor) and t.shape[:1] == x.shape[:1] for t in tensors)
-                seen[name].append(tensors[0][0].clone() if rows and arguments else None)
-
-            return hook
-
-        hooks = [
-            module.register_forward_hook(watch(name), with_kwargs=True)
-            for name, module in self.net.named_modules()
-            if any(True for _ in module.parameters())
-        ]
-        try:
-            return functional_call(self.net, parameters, (x,))[0], seen
-        except Exception as error:  # a net's own
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"the net does not take inputs of shape {tuple(x.shape[1:])} ({why}); change --size or the net"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _independent(self, alone: set[str]) -> set[str]:
         """Names of the smallest modules that have all the net's parameters among them and are each differentiable."""
@@ -220,9 +169,9 @@ class BookKeeper:
         book.add_to(own, factors, [0, 0])
         with torch.enable_grad():
             weights = {name: weight.detach().requires_grad_() for name, weight in parameters.items()}
-            losses = F.cross_entropy(functional_call(self.net, weights, (x,)), y, reduction="none")
+            losses = F.cross_entropy(scores_of(self.net, weights, x), y, reduction="none")
             true = torch.autograd.grad(losses @ factors.to(losses), list(weights.values()), materialize_grads=True)
-        if not _same(own[0], torch.cat([gradient.flatten() for gradient in true])):
+        if not same(own[0], torch.cat([gradient.flatten() for gradient in true])):
             raise InputError("its modules' gradients are not the net's; use every layer by calling it")
         return book.numbers
 
@@ -260,24 +209,6 @@ def _hook(layer: Layer, anchor: Tensor, parameters: dict[str, Tensor], kept: dic
         return output
 
     return forward
-
-
-def _samples(like: Tensor) -> list[Tensor]:
-    """Noise shaped as a row of ``like`` (B, ...): two usual draws, a large one, and NaN; zeros and ones of integers."""
-    if not like.is_floating_point():
-        return [torch.zeros_like(like[0]), torch.ones_like(like[0])]
-    draws = torch.Generator().manual_seed(0)
-    one, usual, large = torch.randn(3, *like.shape[1:], generator=draws).to(like)
-    return [one, usual, 1e3 * large, one * math.nan]
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors differ by no more than rounding."""
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    finite = other[other.isfinite()].abs()
-    most = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=ROUNDING, atol=ROUNDING * most, equal_nan=True)
 
 
 def _around(outer: str, inner: str) -> bool:

@@ -70,23 +70,32 @@ def noise_share(noise_multiplier: float, max_grad_norm: float, hospitals: int) -
 class Task:
     """A classifier and its images as functions of a flat parameter vector w (d,).
 
-    net     module from a batch of inputs to logits which treats every sample alone; all its parameters are trained
-    inputs  function from int64 indices (B,) to the net's inputs (B, ...)
-    labels  int64 (N,)
-    chunk   samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size, and
-            by that of what must be kept of each
-    Everything is computed on w's device. Raises InputError for a net that mixes samples, or gives chance a part.
+    net      module from a batch of inputs to logits which treats every sample alone; all its parameters are trained
+    inputs   function from int64 indices (B,) to the net's inputs (B, ...)
+    labels   int64 (N,)
+    chunk    samples in one micro-batch, which bounds the memory of any batch; by default set by the inputs' size, and
+             by that of what must be kept of each
+    classes  logits that the net must give, where that is known
+    Everything is computed on w's device. Raises InputError for a net that mixes samples, gives chance a part, writes on
+    its buffers or gives another number of logits.
     """
 
     #: Threads that training takes: a small model is faster on one. None for all.
     threads: int | None = None
 
-    def __init__(self, net: nn.Module, inputs: Callable[[Tensor], Tensor], labels: Tensor, chunk: int | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: Callable[[Tensor], Tensor],
+        labels: Tensor,
+        chunk: int | None = None,
+        classes: int | None = None,
+    ):
         self.net, self.inputs, self.labels, self.chunk = net.eval(), inputs, labels, chunk
         #: Who each image belongs to, int64 (N,): what one person adds to a sum is bounded, not what one image does.
         self.person = torch.arange(len(labels))
         self.start = parameters_to_vector(net.parameters()).detach().clone()
-        self._keeper = BookKeeper(net)
+        self._keeper = BookKeeper(net, classes)
 
     @property
     def d(self) -> int:

@@ -157,7 +157,7 @@ class Layer:
 
         if self.batched is not False:
             refused = contextlib.nullcontext() if self.batched else contextlib.suppress(RuntimeError, ValueError)
-            with refused, warnings.catch_warnings():
+            with refused, warnings.catch_warnings(), torch.enable_grad():  # an LSTM keeps less without
                 warnings.simplefilter("ignore")  # vmap says which operations it does sample by sample
                 gradients = vmap(of_one)(x, g)
                 self.batched = True
