@@ -243,6 +243,17 @@ def test_any_file_of_medmnist_s_family(terms, tmp_path, check_dataset):
     assert Options(data="own.npz").image_size == 224 and Options(data="own.npz", model="cnn").image_size is None
 
 
+def test_an_empty_val_is_none(tmp_path, check_dataset, refuses):
+    empty = {"val_images": np.zeros((0, 28, 28), np.uint8), "val_labels": np.zeros((0, 1), np.uint8)}
+    np.savez(tmp_path / "own.npz", **arrays(**empty))
+    data = load(str(tmp_path / "own.npz"))
+    check_dataset(data)
+    assert len(data) == 60 and len(data.train) == 40
+    np.savez(tmp_path / "own.npz", **arrays(**{key.replace("val", "test"): value for key, value in empty.items()}))
+    with refuses("test_images is empty, (0, 28, 28); put pictures there"):
+        load(str(tmp_path / "own.npz"))
+
+
 def test_an_image_that_is_in_two_parts_is_a_test_image(tmp_path):
     held = arrays()
     held["test_images"][0] = held["train_images"][5]
@@ -281,6 +292,28 @@ def long():
 
 def nothing():
     return None
+
+CHANGES = {
+    "list": lambda data: {"labels": data.labels.tolist()},
+    "column": lambda data: {"labels": data.labels[:, None]},
+    "flat": lambda data: {"images": data.labels},
+    "numbers": lambda data: {"person": data.person.astype(float)},
+    "indices": lambda data: {"train": data.train.tolist()},
+    "mask": lambda data: {"train": np.isin(np.arange(120), data.train)},
+    "outside": lambda data: {"test": np.array([9999])},
+    "negative": lambda data: {"test": np.array([-1])},
+    "twice": lambda data: {"train": np.concatenate([data.train, data.fit[:1]])},
+    "groups": lambda data: {"attributes": {"age": ["old"] * 120}},
+    "sites": lambda data: {"sheet": replace(data.sheet, sites=("north", "south"))},
+    "elsewhere": lambda data: {
+        "sheet": replace(data.sheet, sites=("north", "south")),
+        "attributes": {"site": np.array(["north", "south", "west"])[np.arange(120) % 3]},
+    },
+}
+
+def __getattr__(name):
+    data = eyes()
+    return lambda: replace(data, **CHANGES[name](data))
 """
 
 
@@ -300,11 +333,31 @@ def test_a_function_of_one_s_own(module, refuses, check_dataset):
         ("my_eyes:shared", "a person is in two parts"),
         ("my_eyes:long", "a row has norm 1.73"),
         ("my_eyes:nothing", "it gives NoneType"),
-        ("my_eyes:gone", "AttributeError"),
+        ("my_eyes:list", "labels are not an array (N,)"),
+        ("my_eyes:column", "labels are not an array (N,)"),
+        ("my_eyes:flat", "images are not an array"),
+        ("my_eyes:numbers", "person is not an int64 array"),
+        ("my_eyes:indices", "train is not an int64 array"),
+        ("my_eyes:mask", "train is not an int64 array"),
+        ("my_eyes:outside", "an index in test lies outside 0 to 119"),
+        ("my_eyes:negative", "an index in test lies outside 0 to 119"),
+        ("my_eyes:twice", "train has an image twice"),
+        ("my_eyes:groups", "attribute 'age' is not an array of 120 texts"),
+        ("my_eyes:sites", "2 sites, but there is no attribute 'site'"),
+        ("my_eyes:elsewhere", "site 'west' is not one of the sheet's sites, 'north', 'south'"),
+        ("my_eyes:gone", "KeyError"),
         ("no_such_module:eyes", "ModuleNotFoundError"),
     ):
         with refuses(f"data {name}", said):
             load(name)
+
+
+def test_nobody_goes_to_a_hospital_that_is_not_theirs(tmp_path, refuses):
+    ours(tmp_path)
+    data = load(str(tmp_path), size=16)
+    data.attributes["site"][data.attributes["site"] == "south"] = "west"
+    with refuses("site 'west' is not one of the declared 'north', 'south'"):
+        split_hospitals(data, 2, split="site")
 
 
 def test_a_report_calls_nobody_s_function(module, short, tmp_path, monkeypatch):
@@ -364,6 +417,8 @@ def sheet(text):
         (sheet('person = "who"'), ["labels.csv: no column who", "data sheet"]),
         (sheet("[attributes.weight]\nbands = [60]"), ["no column weight"]),
         (sheet("[attributes.age]\nbands = 60"), ["[attributes], age: bands is 60"]),
+        (sheet("[attributes]\nage = 3"), ["[attributes], age: 3 must have values"]),
+        (header("person", "Patient-Code"), ["column 'Patient-Code' may", 'person = "Patient-Code"', "rename"]),
         (obeyed, None),
     ],
 )  # fmt: skip
@@ -376,6 +431,43 @@ def test_each_fault_in_one_line(damage, said, tmp_path, refuses):
         said = ["line 3: split is train, but another row of the same person is test"]
     with refuses(*said):
         load(f"{top}/", size=16)
+
+
+PERSON_COLUMNS = "subject_id|PatientID|patientid|patient id|Patient-ID|participant_id|Participant|Subject ID|personID"
+
+
+@pytest.mark.parametrize("name", PERSON_COLUMNS.split("|"))
+def test_a_column_of_persons_is_found(name, tmp_path):
+    ours(tmp_path)
+    expected = load(str(tmp_path), size=16)
+    header("person", name)(tmp_path)
+    found = load(str(tmp_path), size=16)
+    assert np.array_equal(found.person, expected.person) and np.array_equal(found.train, expected.train)
+
+
+def test_a_column_that_only_looks_like_persons(tmp_path):
+    """It is an attribute where the sheet says so, and where another column has the persons, before lesions."""
+    ours(tmp_path)
+    expected = load(str(tmp_path), size=16).person
+    header(",age", ",patient_age")(tmp_path)
+    assert "patient_age" in load(str(tmp_path), size=16).attributes
+    header("person", "lesion")(tmp_path)
+    sheet('[attributes.age]\ncolumn = "patient_age"\nbands = [35]')(tmp_path)
+    assert "below 35" in load(str(tmp_path), size=16).attributes["age"]
+    sheet("")(tmp_path)
+    header("lesion", "patient_id")(tmp_path)
+    header("patient_age", "lesion_id")(tmp_path)
+    assert np.array_equal(load(str(tmp_path), size=16).person, expected)
+
+
+def test_tables_of_parts_agree_about_persons(tmp_path, refuses):
+    ours(tmp_path)
+    lines = (tmp_path / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "test.csv").write_text("\n".join([lines[0].replace("person", "eye"), *lines[1:20]]))
+    (tmp_path / "train.csv").write_text("\n".join([lines[0], *lines[21:]]))
+    with refuses("train.csv: persons or sites are in some tables only"):
+        load(str(tmp_path), size=16)
 
 
 def test_two_tables_and_a_table_without_columns(tmp_path, refuses):

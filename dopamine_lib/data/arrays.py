@@ -13,9 +13,10 @@ from dopamine_lib.errors import InputError
 def load_npz(path: str | Path, *, size: int | None = None, seed: int = 0) -> Dataset:
     """A file like those of MedMNIST: arrays ``train_images``, ``train_labels``, and the same of test and, perhaps, val.
 
-    Images are uint8, grey (N, H, W) or colour (N, H, W, 3); labels (N,) or (N, 1), from 0. The split is obeyed, but
-    pixel-identical images are one person's, who is a test patient if any of them is. A data sheet beside the file
-    (``eyes.toml`` for ``eyes.npz``) may declare classes and patients. Raises InputError for anything else.
+    Images are uint8, grey (N, H, W) or colour (N, H, W, 3); labels (N,) or (N, 1), from 0. The split is obeyed, an
+    empty val as none, but pixel-identical images are one person's, who is a test patient if any of them is. A data
+    sheet beside the file (``eyes.toml`` for ``eyes.npz``) may declare classes and patients. Raises InputError for
+    anything else.
     """
     path = Path(path)
     sheet = read_sheet(path.with_suffix(".toml"))
@@ -25,8 +26,12 @@ def load_npz(path: str | Path, *, size: int | None = None, seed: int = 0) -> Dat
             for part in ("train", "val", "test"):
                 if part == "val" and "val_images" not in file.files:
                     continue
-                images.append(_pictures(file[f"{part}_images"], f"{path}: {part}_images"))
-                labels.append(_labels(file[f"{part}_labels"], len(images[-1]), f"{path}: {part}_labels"))
+                pictures = file[f"{part}_images"]
+                own = _labels(file[f"{part}_labels"], len(pictures), f"{path}: {part}_labels")
+                if part == "val" and not len(pictures):
+                    continue
+                images.append(_pictures(pictures, f"{path}: {part}_images"))
+                labels.append(own)
                 parts += [(f"{path}: {part}_images, row {row}", part) for row in range(len(images[-1]))]
     except KeyError as error:
         raise InputError(
@@ -77,7 +82,9 @@ def _own_pixels(image: np.ndarray) -> int:
 def _pictures(array: np.ndarray, where: str) -> np.ndarray:
     """uint8 (N, H, W, 3) from an array of a file."""
     grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[3] in (1, 3)
-    if array.dtype != np.uint8 or not (grey or colour) or not array.size:
+    if not array.size:
+        raise InputError(f"{where} is empty, {array.shape}; put pictures there")
+    if array.dtype != np.uint8 or not (grey or colour):
         raise InputError(
             f"{where} is {array.dtype} {array.shape}, but must be uint8 (N, H, W) or (N, H, W, 3): flat pictures only"
         )
@@ -95,7 +102,7 @@ def _labels(array: np.ndarray, images: int, where: str) -> np.ndarray:
             "label an image"
         )
     array = array.reshape(-1).astype(np.int64)
-    if array.min() < 0 or array.max() >= 1000:
+    if ((array < 0) | (array >= 1000)).any():
         row = int(np.argmax((array < 0) | (array >= 1000)))
         raise InputError(f"{where}, row {row} is {array[row]}, but labels count from 0 to 999 at most; renumber them")
     return array

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,16 @@ class CsvFile:
         return cls(path, header, filled)
 
     def find(self, *names: str) -> int | None:
-        """The number of the first column with one of these names, in capitals or not; None where there is none."""
-        lower = [name.lower() for name in self.header]
-        return next((lower.index(name.lower()) for name in names if name.lower() in lower), None)
+        """The number of the first column with one of these names; None where there is none.
+
+        Capitals, spaces, underscores and hyphens count only where two columns differ in nothing else.
+        """
+        for name in names:
+            for form in (str, str.lower, bare):
+                header = [form(column) for column in self.header]
+                if form(name) in header:
+                    return header.index(form(name))
+        return None
 
     def column(self, *names: str, remedy: str) -> int:
         """As ``find``. Raises InputError, with the remedy, where there is no such column."""
@@ -56,6 +64,15 @@ class CsvFile:
         """Every cell of a column, with the words that name its place in a message, as in "heart.csv, line 2: age"."""
         for line, row in self.rows:
             yield f"{self.path}, line {line}: {self.header[number]}", row[number]
+
+
+def bare(name: str) -> str:
+    """A column's name in small letters, without spaces, underscores and hyphens.
+
+    >>> bare("Patient ID"), bare("patient_id"), bare("PatientID")
+    ('patientid', 'patientid', 'patientid')
+    """
+    return re.sub(r"[\s_-]", "", name.lower())
 
 
 def some(names: object) -> str:

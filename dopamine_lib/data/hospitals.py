@@ -7,6 +7,7 @@ training divides and weighs by, is its share of the declared number: ``hospital_
 
 import numpy as np
 
+from dopamine_lib.data.csv_file import some
 from dopamine_lib.data.dataset import Dataset, place
 from dopamine_lib.errors import InputError
 
@@ -107,6 +108,8 @@ class _Weights:
             shares = 1 / np.arange(1, self.hospitals + 1)
             return shares / shares.sum()
         if self.split == "site":
+            if kind not in self.sites:  # its patients would go to the last hospital
+                raise InputError(f"site {kind!r} is not one of the declared {some(self.sites)}; declare it")
             return np.array([kind == site for site in self.sites], dtype=float)
         # a stream for each kind: whether another occurs changes nothing
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), *kind.encode()])

@@ -6,6 +6,7 @@ each, is a split, and is obeyed. What is public of the data is declared in a dat
 (``labels.toml``); classes and hospitals that it does not declare are read off the table, and the statement says so.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dopamine_lib.data.cells import attribute, number_in, one_of, present
-from dopamine_lib.data.csv_file import CsvFile, some
+from dopamine_lib.data.csv_file import CsvFile, bare, some
 from dopamine_lib.data.dataset import (
     GRADES,
     PARTS,
@@ -30,11 +31,14 @@ from dopamine_lib.data.picture_files import decode_files, persons_by_pixels
 from dopamine_lib.data.sheet import READ_OFF, TEST, read_sheet
 from dopamine_lib.errors import InputError
 
-#: Names of columns in the field's tables, in small letters; the first of each is this kit's.
+#: What people are called in tables: a column that is called so may say who is who.
+PERSONS = ("person", "patient", "subject", "participant")
+#: Names of columns in the field's tables, as ``CsvFile.find`` takes them; the first of each is this kit's.
 COLUMNS = {
     "image": ("image", "image_id", "id_code", "image name", "filename", "file"),
     "label": ("label", "diagnosis", "level", "dx", "adjudicated_dr_grade", "retinopathy grade", "class", "grade"),
-    "person": ("person", "patient", "patient_id", "lesion_id", "subject"),
+    # a lesion only where nothing else is said of who is one patient
+    "person": (*PERSONS, *(f"{one} {what}" for what in ("id", "number", "no", "name") for one in PERSONS), "lesion id"),
     "site": ("site", "hospital", "centre", "center", "ophthalmologic department", "dataset"),
     "split": ("split",),
 }
@@ -163,7 +167,7 @@ def _of_tables(folder: Path, tables: list[CsvFile], pictures: list[Path], sheet:
     for path in pictures:
         for name in (path.name.lower(), path.stem.lower()):
             by_name.setdefault(name, []).append(path.relative_to(folder))
-    found, lines = [], {}
+    found, lines, known = [], {}, None
     for table in tables:
         if not table.rows:
             raise InputError(f"{table.path}: no rows; a line for each picture has its image and its label")
@@ -178,7 +182,13 @@ def _of_tables(folder: Path, tables: list[CsvFile], pictures: list[Path], sheet:
             else:
                 column[key] = table.find(*names)
         part = _part_in(table) if len(tables) > 1 else None
+        here = {key for key in ("person", "site") if column[key] is not None}
+        if known not in (None, here):
+            raise InputError(f"{table.path}: persons or sites are in some tables only; have a column in all or none")
+        known = here
         rest = {i: name for i, name in enumerate(table.header) if name and i not in column.values()}
+        if column["person"] is None:
+            _refuse_unused_persons(table, rest.values(), sheet)
         for line, row in table.rows:
             where = f"{table.path}, line {line}"
 
@@ -199,6 +209,19 @@ def _of_tables(folder: Path, tables: list[CsvFile], pictures: list[Path], sheet:
             others = {name: row[i] for i, name in rest.items()}
             found.append(_Picture(where, folder / file, cell("label"), cell("person"), cell("site"), said, others))
     return found
+
+
+def _refuse_unused_persons(table: CsvFile, rest: Iterable[str], sheet: dict) -> None:
+    """Several images of one person would count as several patients', and each be bounded alone, without a word."""
+    attributes = sheet.get("attributes", {}).items()
+    declared = {told.get("column", name) for name, told in attributes if isinstance(told, dict)}
+    for name in rest:
+        if name not in declared and any(person in bare(name) for person in PERSONS):
+            at, quoted = table.path.with_suffix(".toml").name, json.dumps(name, ensure_ascii=False)
+            raise InputError(
+                f"{table.path}: column {name!r} may say who is who; if it does, write person = {quoted} in {at}; if "
+                "not, rename it, or declare it there under [attributes]"
+            )
 
 
 def _picture(name: str, where: str, by_name: dict[str, list[Path]], part: str | None) -> Path:
@@ -293,8 +316,8 @@ def _attributes(found: list[_Picture], sheet: dict) -> tuple[dict[str, np.ndarra
     attributes, sites = {}, ()
     declared = sheet.get("attributes")
     for name, told in declared.items() if declared else ((name, None) for name in found[0].rest):
-        column = name if told is None else told.get("column", name)
         reader = None if told is None else attribute(told, f"its data sheet, [attributes], {name}")
+        column = name if told is None else told.get("column", name)
         if column not in found[0].rest:
             raise InputError(f"{found[0].where}: no column {column}, which its data sheet names under 'attributes'")
         cells = [(one.rest.get(column, ""), f"{one.where}: {column}") for one in found]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dopamine_lib.data.csv_file import some
 from dopamine_lib.data.dataset import Dataset
 from dopamine_lib.data.function import call_function, is_function
 from dopamine_lib.data.table import load_table
@@ -60,7 +61,10 @@ def checked(dataset: object, name: str) -> Dataset:
             raise InputError(f"data {name}: {what}; see the docstring of dopamine_lib.data.dataset.Dataset")
 
     must(isinstance(dataset, Dataset), f"it gives {type(dataset).__name__}, not a Dataset")
-    n, images = len(dataset.labels), dataset.images
+    images, labels, sites = dataset.images, dataset.labels, dataset.sheet.sites
+    must(isinstance(labels, np.ndarray) and labels.ndim == 1, "labels are not an array (N,)")
+    n = len(labels)
+    must(isinstance(images, np.ndarray) and images.ndim > 1, "images are not an array")
     if dataset.inputs:
         must(images.dtype == np.float32 and images.shape == (n, len(dataset.inputs)), "rows are not float32 (N, p)")
         must(bool(np.isfinite(images).all()), "a row holds a number that is not finite")
@@ -71,10 +75,22 @@ def checked(dataset: object, name: str) -> Dataset:
             images.dtype == np.uint8 and images.shape == (n, dataset.size, dataset.size, 3),
             "images are not uint8 (N, side, side, 3)",
         )
-    must(dataset.labels.dtype == np.int64 and dataset.person.dtype == np.int64, "labels or person are not int64")
+    for what in ("labels", "person", "train", "validation", "test"):
+        values = getattr(dataset, what)
+        must(isinstance(values, np.ndarray) and values.dtype == np.int64, f"{what} is not an int64 array")
+        must(values.ndim == 1, f"{what} is {values.shape}, not of one dimension")
+        if what in ("train", "validation", "test"):
+            must(((values >= 0) & (values < n)).all(), f"an index in {what} lies outside 0 to {n - 1}")
+            must(len(np.unique(values)) == len(values), f"{what} has an image twice")
     must(dataset.person.shape == (n,), f"{dataset.person.shape} persons for {n} images")
-    must(n > 0 and 0 <= dataset.labels.min() <= dataset.labels.max() < len(dataset.grades), "a label has no class")
-    must(all(len(values) == n for values in dataset.attributes.values()), f"an attribute has not {n} values")
+    must(n > 0 and 0 <= labels.min() <= labels.max() < len(dataset.grades), "a label has no class")
+    for what, values in dataset.attributes.items():
+        text = isinstance(values, np.ndarray) and values.dtype.kind == "U" and values.shape == (n,)
+        must(text, f"attribute {what!r} is not an array of {n} texts")
+    if sites:
+        must("site" in dataset.attributes, f"its sheet names {len(sites)} sites, but there is no attribute 'site'")
+        for site in np.unique(dataset.attributes["site"]).tolist():
+            must(site in sites, f"site {site!r} is not one of the sheet's sites, {some(sites)}")
     must(np.isin(dataset.validation, dataset.train).all(), "validation is no part of train")
     must(len(dataset.fit) and len(dataset.validation) and len(dataset.test), "a part is empty")
     for one, other in ((dataset.train, dataset.test), (dataset.fit, dataset.validation)):
