@@ -26,6 +26,16 @@ def check_within(
     raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
 
 
+def table_model(path: object, architecture: str) -> InputError:
+    """The refusal of a model of a table's rows, which lies in the file ``path``, where an image is asked for.
+
+    >>> raise table_model("FSCDP-0.safetensors", "linear")
+    Traceback (most recent call last):
+    dopamine_lib.errors.InputError: FSCDP-0.safetensors is a model of a table's rows (linear); give one of images
+    """
+    return InputError(f"{path} is a model of a table's rows ({architecture}); give one of images")
+
+
 def check_whole(name: str, value: object, low: float, high: float, remedy: str) -> None:
     """Raise InputError unless ``value`` is a whole number in [low, high]."""
     check_within(name, value, low, high, remedy, low_open=False)

@@ -240,7 +240,16 @@ def test_any_file_of_medmnist_s_family(terms, tmp_path, check_dataset):
     assert (len(data.fit), len(data.validation), len(data.test)) == (40, 10, 20)
     assert data.size == terms.get("side", 28) and len(data.grades) == terms.get("classes", 3)
     assert load(str(tmp_path / "own.npz"), size=32).size == 32
-    assert Options(data="own.npz").image_size == 224 and Options(data="own.npz", model="cnn").image_size is None
+
+
+@pytest.mark.parametrize("data", ["own.npz", "retinamnist"])
+@pytest.mark.parametrize("model, pixels", [("head", 224), ("squeezenet", 224), ("cnn", None), ("resnet18", None),
+                                           ("my_nets:small", None)])  # fmt: skip
+def test_a_network_gets_small_images_as_they_are_unless_it_sees_nothing_in_them(data, model, pixels, capsys):
+    assert Options(data=data, model=model).image_size == pixels and Options(data=data, model=model, size=32).size == 32
+    with pytest.raises(SystemExit):
+        main(["reproduce", "--help"])
+    assert "own, but 224 for head and squeezenet on retinamnist or a .npz)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_empty_val_is_none(tmp_path, check_dataset, refuses):

@@ -26,7 +26,12 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
         help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10, heart",
     )
     command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the data set's own)")
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of an image (default: the data set's own, but 224 for head and squeezenet on retinamnist or a .npz)",
+    )
     command.add_argument(
         "--model",
         metavar="NAME",

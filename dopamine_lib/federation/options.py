@@ -148,10 +148,10 @@ class Options:
 
     @property
     def image_size(self) -> int | None:
-        """Side of an image in pixels; None for the data set's own."""
+        """Side of an image in pixels; None for the data set's own, as every other network takes it."""
         small = self.data == "retinamnist" or self.data.lower().endswith(".npz")
-        if self.size is None and small and self.model != "cnn":
-            return 224  # SqueezeNet sees next to nothing in 28 pixels
+        if self.size is None and small and self.model in ("head", "squeezenet"):
+            return 224  # SqueezeNet, or another backbone, sees next to nothing in 28 pixels
         return self.size
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dopamine_lib.data.function import is_function
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, table_model
 from dopamine_lib.files import atomic_path, parse_json
 from dopamine_lib.models.networks import (
     HALF,
@@ -91,9 +91,7 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
         metadata = {key: parse_json(value) for key, value in metadata.items()}
         architecture, classes = metadata["architecture"], len(metadata["grades"])
         if architecture in TABLE_MODELS:
-            raise InputError(
-                f"{path} is a model of a table's rows ({architecture}), and an image is asked for: give one of images"
-            )
+            raise table_model(path, architecture)
         start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
         texts = [architecture, metadata.get("backbone") or "squeezenet", *metadata["grades"]]
         if not all(isinstance(text, str) for text in texts):

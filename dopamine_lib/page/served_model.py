@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, table_model
 from dopamine_lib.files import parse_json
 from dopamine_lib.machine import safe_output
 
@@ -60,8 +60,12 @@ def facts(path: str | Path | None = None) -> dict:
             metadata = parse_json(file.read(length))["__metadata__"]
         metadata = {key: parse_json(value) for key, value in metadata.items()}
         known = {key: metadata[key] for key in ("setting", "grades", "statement")}
+        if "inputs" in metadata["preprocessing"]:
+            raise table_model(path, metadata["architecture"])
         known["size"] = metadata["preprocessing"]["size"]
         measured = dict(metadata.get("measured", {}))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(
             f"the model {path} cannot be read ({error.strerror}); give a file that reproduce wrote"
