@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dopamine_lib.__main__ import main
+from dopamine_lib.benchmarks import dp
 from dopamine_lib.federation import settings
 from dopamine_lib.federation.options import Options
 from dopamine_lib.models.architectures import make, without_batch_statistics
@@ -86,6 +87,9 @@ def frozen(classes):
 
 def text(classes):
     return "a network"
+
+def seven(classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7))
 
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
@@ -228,6 +232,20 @@ def test_a_head_on_another_backbone_is_trained_saved_and_read(make_aptos, tmp_pa
         assert torch.allclose(net[0](x), published(x), atol=1e-5)  # batch normalisation with its own statistics
     with refuses("resnet18", "--backbone"):
         load_model(folder / "FSCDP-0.safetensors")
+
+
+def test_another_number_of_scores_than_grades_is_refused_before_training(
+    own_module, make_aptos, tmp_path, capsys, refuses
+):
+    with refuses("does not exist"):  # no results
+        run(make_aptos, tmp_path, "--model", "nets_of_a_test:seven")
+    error = capsys.readouterr().err
+    assert "returns (3, 7)" in error and "(3, 5)" in error and "Traceback" not in error
+
+
+def test_another_number_of_scores_is_refused_before_it_is_measured(own_module, refuses):
+    with refuses("returns (3, 7)", "(3, 5)"):
+        dp.run(model="nets_of_a_test:seven", size=8, repeats=1)
 
 
 def make_published(name):
