@@ -64,7 +64,7 @@ def test_accounted_like_the_five(results):
     assert few["steps"] == 20 and few["choice"]["learning_rate"] == 2.0 and few["choice"]["max_grad_norm"] == 0.5
     assert [record["epoch"] for record in few["history"]] == list(range(1, 21))
     assert plain["epsilon"] is None and len(plain["history"]) == 6
-    assert "declared in a file" in few["statement"] and "FSCDP-20" in table(results)
+    assert "a file declared" in few["statement"] and "FSCDP-20" in table(results)
 
 
 def test_reported_and_resumed_like_the_five(words, own, tmp_path, capsys):
@@ -87,7 +87,7 @@ def test_a_report_does_not_believe_another_number_of_rounds(words, results):
     with pytest.raises(InputError, match="steps"):
         verify(results, Path(words[-1]))
     results["options"]["own"]["FSCDP-20"]["setting"]["rounds"] = "many"
-    with pytest.raises(InputError, match="rounds is many"):
+    with pytest.raises(InputError, match="rounds is 'many'"):
         options_of(results)
 
 
@@ -115,7 +115,7 @@ def test_a_bound_asked_for_is_calibrated():
         ({"rounds": 3}, "does not say sample_rate"),
         ({"like": "FSCDP", "rounds": 0}, "rounds is 0"),
         ({"like": "FSCDP", "rounds": 2.5}, "rounds is 2.5"),
-        ({"like": "FSCDP", "rounds": "ten"}, "rounds is ten"),
+        ({"like": "FSCDP", "rounds": "ten"}, "rounds is 'ten', but must be a number"),
         ({"like": "FSCDP", "rounds": True}, "rounds is True"),
         ({"like": "FSCDP", "sample_rate": 1.5}, "sample_rate is 1.5"),
         ({"like": "FSCDP", "sample_rate": math.nan}, "sample_rate is nan"),

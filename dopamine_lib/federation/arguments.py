@@ -23,7 +23,8 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         default="synthetic",
-        help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10, heart",
+        help="synthetic (default), retinamnist, aptos, mnist, fashion-mnist, cifar10, heart; or your own: a folder, "
+        "a .csv or .npz file, module:function",
     )
     command.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
     command.add_argument(

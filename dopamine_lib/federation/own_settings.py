@@ -112,8 +112,8 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
     if not isinstance(declared.title, str):
         raise InputError(f"title is {declared.title!r}, but must be text in quotation marks")
     for key, value in (vars(declared) | vars(choice)).items():
-        if isinstance(value, bool) and key not in ("federated", "shared_noise"):
-            raise InputError(f"{key} is {value}, but must be a number")
+        if isinstance(value, (bool, str)) and key not in ("name", "title", "federated", "shared_noise"):
+            raise InputError(f"{key} is {value!r}, but must be a number, without quotation marks")
     check_within("sample_rate", declared.sample_rate, 0, 1, "it is the probability q of being in a step's sample")
     check_whole("rounds", declared.rounds, 1, 10**6, "the paper's FSCDP has 3001")
     check_whole("local_steps", declared.local_steps, 1, 10**4, "Algorithm 1 has 1")
@@ -125,7 +125,7 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
             f"take at least {1 / declared.rounds:.2g}"
         )
     if declared.private:
-        check_within("noise_multiplier", declared.noise_multiplier, 0, 1e6, "leave it out for no privacy")
+        check_within("noise_multiplier", declared.noise_multiplier, 0, 1e6, 'say like = "C" or "F" for no noise')
         check_within("max_grad_norm", choice.max_grad_norm, 0, 1e6, "without a clip no noise bounds anything")
     check_within("learning_rate", choice.learning_rate, 0, 1e6, "the head's is 0.25")
     check_within("momentum", choice.momentum, 0, 1, "Algorithm 1's beta is 0.9", low_open=False, high_open=True)

@@ -36,7 +36,7 @@ TUNING = {
     "mlp": "learning rate and clip are starting values that nobody has tuned",
 }
 #: The same for a setting of one's own.
-DECLARED = "sampling, rounds, learning rate and clip were declared in a file, which does not say on whose images"
+DECLARED = "what a file declared of sampling, rounds, learning rate and clip, which does not say on whose images; else "
 SEEDED = (
     "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
     "is for teaching; each epsilon here is what the noise would buy if nobody could predict it."
@@ -46,7 +46,7 @@ SEEDED = (
 def not_covered(model: str, own: bool = False) -> tuple[str, ...]:
     """What no epsilon of a run with this model includes, as phrases; ``own``: in a setting of one's own."""
     return (
-        f"choices: {DECLARED if own else TUNING.get(model, TUNING['cnn'])}",
+        f"choices: {DECLARED if own else ''}{TUNING.get(model, TUNING['cnn'])}",
         "other models trained on the same patients, which spend theirs besides",
         "the weights that training starts from, if the same patients were in what those were trained on",
         "test patients: their scores, of every epoch too, are exact",

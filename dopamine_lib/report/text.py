@@ -74,9 +74,10 @@ def _list(*lines: str) -> str:
 
 def _opening(facts: dict) -> str:
     results, options = facts["results"], facts["options"]
+    known = "counted" if results["patients"]["counted"] else "declared"
     return (
         f"{plain(results['data'])}, {plain(results['model'])} on {plain(results['weights'])}; "
-        f"{results['patients']['train']} declared training patients in {len(results['hospitals'])} hospitals "
+        f"{results['patients']['train']} {known} training patients in {len(results['hospitals'])} hospitals "
         f"({plain(options.split)} split), {results['patients']['test']} test images, runs of each setting: "
         f"{options.runs}. "
         "Intended for teaching and for reproducing the paper's Figure 1: not a medical device, not for diagnosis."

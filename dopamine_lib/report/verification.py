@@ -54,7 +54,9 @@ def read_results(path: str | Path) -> tuple[dict, Path]:
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give the folder or the results.json that reproduce wrote")
+        inside = sorted(path.parent.glob("*/results.json"))
+        also = f": {path.parent} has folders of results, such as {inside[0].parent}" if inside else ""
+        raise InputError(f"{path} does not exist; give the folder or the results.json that reproduce wrote{also}")
     try:
         results = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
