@@ -217,7 +217,9 @@ def test_discrete_noise_is_accounted_again_too(results, tmp_path):
     reproduce(options, tmp_path, progress=False, workers=1)
     read, folder = read_results(tmp_path)
     (one,) = verify(read, folder).values()
-    assert not one.private and one.epsilon["prv"] is None and one.epsilon["rdp"] > 0
+    assert not one.private and one.epsilon == {  # fine Skellam noise is next to rounded Gaussian noise
+        key: pytest.approx(value, rel=1e-3) for key, value in results["settings"]["FSCDP"]["epsilon"].items()
+    }
     assert "Skellam" in markdown(collect(tmp_path, progress=False))
     read["settings"]["FSCDP"]["epsilon"]["rdp"] *= 0.99
     with pytest.raises(InputError, match="FSCDP's epsilon"):

@@ -98,6 +98,7 @@ def _gather(source: Path) -> None:
     text = text.replace("(.github/CONTRIBUTING.md)", "(CONTRIBUTING.md)")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
+    text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")
 
