@@ -11,7 +11,7 @@ import pytest
 from dopamine_lib.machine import safe_output
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "reproduce tune epsilon pretrain infer party app report bench homework gallery site".split()
+COMMANDS = "reproduce tune epsilon pretrain infer party app report compare bench homework gallery site".split()
 
 
 def run(*words, python=(), **environment):
