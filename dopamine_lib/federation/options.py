@@ -31,7 +31,7 @@ class Options:
     dropout  probability that a hospital vanishes in a round
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
               none, for their count, which is then public
-    own       settings of one's own by name, as ``own_settings.read_setting`` gives them; None for the paper's alone
+    own       settings of one's own by name, as ``own_settings.read_settings`` gives them; None for the paper's alone
     Raises InputError for a value out of bounds.
     """
 
@@ -119,7 +119,7 @@ class Options:
         return cls(**(record | {"settings": tuple(record["settings"])}))
 
     def setting(self, name: str) -> Setting:
-        """The setting called ``name``: one of the paper's, or of the own ones. Raises InputError for another name."""
+        """The setting called ``name``: one of the paper's, or one's own. Raises InputError for another name."""
         return from_record(name, self.own[name])[0] if name in (self.own or {}) else setting(name)
 
     def choice(self, name: str) -> Choice:
