@@ -7,7 +7,13 @@ import sys
 
 from dopamine_lib import __version__
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.arguments import Parser, chosen_options, device_argument, experiment_arguments
+from dopamine_lib.federation.arguments import (
+    Parser,
+    bound_arguments,
+    chosen_options,
+    device_argument,
+    experiment_arguments,
+)
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.machine import keep_to_cores, safe_output
 from dopamine_lib.page.app import add_app
@@ -40,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--noise", default="float", metavar="NAME", help="float: Gaussian (default); integer: Skellam")
     run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
     run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="probability that a hospital vanishes")
-    run.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    bound_arguments(run)
     device_argument(run)
     run.add_argument("--minutes", type=float, metavar="M", help="stop at the end of an epoch; --resume goes on")
     run.add_argument("--workers", type=int, metavar="W", help="processes that train side by side (default: as fit)")
@@ -53,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     search = commands.add_parser("tune", help="compare learning rates and clips on validation patients")
     experiment_arguments(search)
     search.add_argument("--settings", **settings)
-    search.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    bound_arguments(search)
     search.add_argument("--runs", type=int, default=1, metavar="R", help="runs of each candidate (default: 1)")
     device_argument(search)
     search.set_defaults(call=_tune)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,55 @@ def test_a_bound_asked_for_is_calibrated():
     assert 2.9 < plan.bound.epsilon(100, "prv") <= 3.0
     assert plan.setting.noise_multiplier > setting("FSCDP").noise_multiplier
     assert plan.choice.learning_rate < CHOICES["head"]["FSCDP"].learning_rate
+
+
+@pytest.mark.parametrize("asked", [{"rounds": 150}, {"rounds": 150, "sample_rate": 0.34}, {"rounds": "auto"}])
+@pytest.mark.parametrize("target", [1.0, 3.0])
+def test_other_rounds_meet_the_same_epsilon_and_move_as_far(asked, target):
+    """Noise moves the model by eta sigma sqrt(T) C / (q N): as far in few rounds as in the paper's."""
+    sizes, few = (293,) * 10, Options(epsilon=target, accountant="rdp", **asked)
+    plan, paper = (
+        make_plan(options, "FSCDP", sizes, 2565) for options in (few, replace(few, rounds=None, sample_rate=None))
+    )
+    used = plan.setting
+    assert used.rounds == {150: 150, "auto": 100}[asked["rounds"]] and used.epochs == 100
+    assert used.sample_rate == pytest.approx(asked.get("sample_rate", min(1, 100 / 2930 * 3001 / used.rounds)))
+    assert 0.99 * target < plan.bound.epsilon(used.rounds, "rdp") <= target
+    drift = [p.choice.learning_rate * p.setting.noise_multiplier * math.sqrt(p.setting.rounds) for p in (plan, paper)]
+    assert drift[0] / used.sample_rate == pytest.approx(drift[1] / SETTINGS["FSCDP"].sample_rate)
+    # what a hospital's patients agree on, a fifth of C each at the start, is not clamped
+    assert plan.noise.box > 0.2 * plan.choice.max_grad_norm * used.sample_rate * sizes[0]
+    assert few.setting("C") == SETTINGS["C"]
+    assert Options(epsilon=target, rounds="auto").setting("FPDP") == SETTINGS["FPDP"]  # 100 rounds, the fewest
+
+
+def test_rounds_are_told_in_results_statement_and_report(words, own, tmp_path):
+    asked = [str(tmp_path / "out") if word == words[-1] else word for word in words]
+    asked[asked.index(str(own))] = "FSCDP"
+    assert main([*asked, "--epsilon", "3", "--rounds", "auto", "--accountant", "rdp"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())["settings"]
+    assert (results["FSCDP"]["rounds"], results["FSCDP"]["steps"], results["FSCDP"]["sample_rate"]) == (100, 100, 1)
+    assert "T = 100 and q = 1 in place of 3001 and 0.0341" in results["FSCDP"]["statement"]
+    assert main(["report", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--rounds 150", "say --epsilon too"),
+        ("--sample-rate 0.3", "say --epsilon too"),
+        ("--rounds 0 --epsilon 1", "rounds is 0"),
+        ("--rounds -3 --epsilon 1", "rounds is -3"),
+        ("--rounds few --epsilon 1", "rounds is 'few', but must be a whole number, or auto"),
+        ("--rounds 1.5 --epsilon 1", "rounds is '1.5'"),
+        ("--sample-rate 1.5 --epsilon 1", "sample rate is 1.5"),
+        ("--sample-rate nan --epsilon 1", "sample rate is nan"),
+    ],
+)
+def test_rounds_that_no_bound_or_training_goes_with_are_refused(words, said, tmp_path, capsys):
+    assert main(["reproduce", *words.split(), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Utility at a fixed bound: what CDP, FPDP and FSCDP score at several epsilons, and without noise.
 
 For each epsilon sigma is calibrated anew; q and T stay the paper's. The learning rate follows from sigma by one fixed
-rule, ``settings.slower``, whose exponent is chosen on validation patients (``validate_rule``), never on test images.
+rule, ``rounds.rescaled``, whose exponent is chosen on validation patients (``validate_rule``), never on test images.
 """
 
 import math
@@ -19,7 +19,8 @@ from dopamine_lib.fairness.scores import METRICS, scores
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import calibrated
-from dopamine_lib.federation.settings import Choice, Setting, choice_for, choices_of, setting, slower
+from dopamine_lib.federation.rounds import rescaled
+from dopamine_lib.federation.settings import Choice, Setting, choice_for, choices_of, setting
 from dopamine_lib.federation.training import Training
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
@@ -64,10 +65,7 @@ def at_epsilon(
         choice = replace(choice, mean_noise_multiplier=mean_noise_multiplier)
     shares = options.shares(declared, len(experiment.sizes))
     used = calibrated(used, choice, shares, target, options.delta, options.accountant)
-    # a sum over q N patients needs boost times the step; the noise of fewer steps adds up to less
-    ratio = declared.noise_multiplier / (used.noise_multiplier * math.sqrt(shorter))
-    choice = slower(choice, ratio, exponent)
-    return used, replace(choice, learning_rate=boost * shorter * choice.learning_rate)
+    return used, rescaled(choice, declared, used, exponent)
 
 
 @torch.no_grad()

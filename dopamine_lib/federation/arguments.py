@@ -53,6 +53,23 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")
 
 
+def bound_arguments(command: argparse.ArgumentParser) -> None:
+    """Add --epsilon, and what is free at a given one: --rounds, --sample-rate."""
+    command.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    command.add_argument(
+        "--rounds",
+        type=lambda text: int(text) if text.lstrip("-").isdigit() else text,
+        metavar="T",
+        help="of the private settings, with --epsilon: a number, or auto for the fewest that lose nothing",
+    )
+    command.add_argument(
+        "--sample-rate",
+        type=float,
+        metavar="Q",
+        help="of the private settings, with --epsilon (default: with --rounds as many gradients as before)",
+    )
+
+
 def device_argument(command: argparse.ArgumentParser) -> None:
     """Add --device."""
     command.add_argument(

@@ -10,7 +10,8 @@ from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon
 from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
-from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, fitted, setting, slower
+from dopamine_lib.federation.rounds import check_rounds, rescaled, with_rounds
+from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, fitted, setting
 from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -27,6 +28,9 @@ class Options:
     backbone  network and weights under a "head", as "resnet50:FILE"; None for SqueezeNet with ``weights``
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
+    rounds   T of the private settings at that epsilon; "auto" for ``rounds.fewest_rounds``; None for each setting's own
+    sample_rate  q of the private settings at that epsilon; None for each setting's own, or with rounds for the q that
+             leaves it as many gradients as it had
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
     dropout  probability that a hospital vanishes in a round
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
@@ -47,6 +51,8 @@ class Options:
     hospitals: int | None = None
     split: str | None = None
     epsilon: float | None = None
+    rounds: int | str | None = None
+    sample_rate: float | None = None
     delta: float = DELTA
     accountant: str = "prv"
     aggregation: str = "plain"
@@ -57,6 +63,7 @@ class Options:
     own: dict[str, dict] | None = None
 
     def __post_init__(self):
+        check_rounds(self.rounds, self.sample_rate, self.epsilon)
         for name in self.settings:
             self.setting(name)
         data.check_name(self.data)
@@ -118,9 +125,16 @@ class Options:
         """The inverse of ``record``. Raises KeyError or TypeError for other keys, InputError as the class does."""
         return cls(**(record | {"settings": tuple(record["settings"])}))
 
-    def setting(self, name: str) -> Setting:
-        """The setting called ``name``: one of the paper's, or one's own. Raises InputError for another name."""
+    def declared(self, name: str) -> Setting:
+        """The setting called ``name`` as the paper, or one's own file, declares it. Raises InputError for another."""
         return from_record(name, self.own[name])[0] if name in (self.own or {}) else setting(name)
+
+    def setting(self, name: str) -> Setting:
+        """The same with the rounds and the sampling rate that were asked for, where it is private."""
+        declared = self.declared(name)
+        if not declared.private or (self.rounds is None and self.sample_rate is None):
+            return declared
+        return with_rounds(declared, self.choice(name), self.rounds, self.sample_rate)
 
     def choice(self, name: str) -> Choice:
         """What the model trains with in that setting; the noise of its mean features fits the bound asked for."""
@@ -158,15 +172,16 @@ class Options:
 def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan:
     """The plan of the setting called ``name`` under these options, for hospitals of declared sizes and d parameters.
 
-    With a bound asked for, sigma is calibrated to it. Where that takes more noise than was declared, the learning rate
-    shrinks in proportion, so that the noise moves the model as far as before (validation patients agree at epsilon 1
-    and 3). Raises InputError where the run would end without a bound, or the accountant has none to calibrate by.
+    With a bound asked for, sigma is calibrated to it, and the learning rate follows (``rounds.rescaled``): where that
+    takes more noise than was declared, it shrinks in proportion, so that the noise moves the model as far as before
+    (validation patients agree at epsilon 1 and 3). Raises InputError where the run would end without a bound, or the
+    accountant has none to calibrate by.
     """
     declared, choice = options.setting(name), options.choice(name)
     shares = options.shares(declared, len(sizes))
     if options.epsilon is not None and declared.private:
         declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
-        choice = slower(choice, options.setting(name).noise_multiplier / declared.noise_multiplier)
+        choice = rescaled(choice, options.declared(name), declared)
     plan = Plan(
         declared,
         choice,

@@ -150,7 +150,8 @@ class Plan:
         least = self.survivors if self.setting.shared_noise else 1
         terms, patients = {"least": least, "sample_rate": q}, most_in_a_sum(q, self.most_patients)
         if not self.discrete:
-            terms["patients"] = patients
+            # what patients agree on adds up: at the start a fifth of C for each, in the head's biases
+            terms |= {"patients": patients, "box": min(patients, max(BOX, q * max(self.sizes) / 4))}
             return _narrowest(lambda width: RoundedGaussian(sigma, clip, hospitals, self.d, total_range=width, **terms))
         layout = find_layout("wide" if self._adds_sums and self.aggregation != "masks" else "ring32")
         terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.local_steps}

@@ -170,6 +170,7 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
         "delta": plan.delta,
         "noise_multiplier": declared.noise_multiplier,
         "sample_rate": declared.sample_rate,
+        "rounds": declared.rounds,
         "steps": declared.steps,
         "test_accuracy": scores.pop("accuracy"),
         **scores,

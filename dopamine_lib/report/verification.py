@@ -153,6 +153,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
         return Accounted(name, False, "it carries no privacy statement")
     _must_agree(f"{name}'s sample rate", result["sample_rate"], declared.sample_rate)
     _must_agree(f"{name}'s number of steps", result["steps"], declared.steps)
+    _must_agree(f"{name}'s number of rounds", result.get("rounds", declared.rounds), declared.rounds)  # new in 2026
     _must_agree(f"{name}'s delta", result["delta"], options.delta)
 
     plan = _replayed(results, options, name)

@@ -41,7 +41,7 @@ from functools import partial
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.arguments import Parser, chosen_options, experiment_arguments
+from dopamine_lib.federation.arguments import Parser, bound_arguments, chosen_options, experiment_arguments
 from dopamine_lib.machine import safe_output
 
 PATIENCE = 1800.0
@@ -56,7 +56,7 @@ def _parser(hospitals: int) -> Parser:
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F, FPDP, or a TOML file that declares one")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
     top.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
-    top.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
+    bound_arguments(top)
     top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")
     top.add_argument(
