@@ -207,7 +207,7 @@ def test_ci_runs_the_commands_at_the_top():
         "    python -m dopamine_lib bench dp|everything [--json FILE]",
         "    python -m dopamine_lib party hospital|nurse …",
         "    python data_download.py imagenet",
-        "    mpiexec -n 11 python -m dopamine_lib.federation.mpi --rounds 3 --out results",
+        "    mpiexec -n 11 python -m dopamine_lib.federation.mpi --turns 3 --out results",
         "`pip install -r requirement.txt`",
         "`pip install torch==1.0.0`",
         "`pytest -m fast`",
