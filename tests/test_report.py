@@ -230,7 +230,7 @@ def test_a_trusted_curator_is_called_one(results, tmp_path):
     """CDP's golden numbers, in a file of our own making: it is accounted as if it had been trained."""
     declared = SETTINGS["CDP"]
     bound = Plan(declared, CHOICES["head"]["CDP"], sizes=(results["patients"]["train"],), d=2565).bound
-    own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "steps")}
+    own = {key: getattr(declared, key) for key in ("noise_multiplier", "sample_rate", "rounds", "steps")}
     own |= {"epsilon": bound.epsilons(5862), "adversaries": bound.adversaries(5862), "choice": bound.choice.record()}
     n, counted = results["patients"]["train"], results["patients"]["counted"]
     own["statement"] = privacy_statement(bound, charged=[5862], patients=n, seeded=False, counted=counted, data="aptos")
