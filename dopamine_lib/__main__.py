@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--config", metavar="FILE", help="a TOML file with any of these options, and sweeps over them")
     run.add_argument("--settings", **settings)
     run.add_argument("--runs", type=int, default=5, metavar="R", help="runs of each setting (default: 5)")
-    run.add_argument("--aggregation", default="plain", metavar="NAME", help="plain (default), bfv, masks")
+    run.add_argument(
+        "--aggregation", default="plain", metavar="NAME", help="plain (default), bfv, masks, module:function"
+    )
+    run.add_argument(
+        "--optimizer", default="momentum", metavar="NAME", help="of the server: momentum (default), module:name"
+    )
     run.add_argument("--noise", default="float", metavar="NAME", help="float: Gaussian (default); integer: Skellam")
     run.add_argument("--least", type=int, metavar="M", help="hospitals that must survive a round (default: all)")
     run.add_argument("--dropout", type=float, default=0.0, metavar="P", help="probability that a hospital vanishes")

@@ -10,9 +10,20 @@ from pathlib import Path
 
 import check_links
 import pytest
-from readme import CONTRIBUTING, NOTEBOOKS, README, REPOSITORY, anchors, links, outside, without_fences, words_of
+from readme import (
+    CONTRIBUTING,
+    INTERFACES,
+    NOTEBOOKS,
+    README,
+    REPOSITORY,
+    anchors,
+    links,
+    outside,
+    without_fences,
+    words_of,
+)
 
-TEXTS = [README, CONTRIBUTING, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, *NOTEBOOKS]
 CODE = [REPOSITORY / "CITATION.cff", REPOSITORY / "data_download.py", *REPOSITORY.glob("dopamine_lib/**/*.py")]
 
 

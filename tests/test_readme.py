@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from pins import REQUIREMENTS, read_requirements
 from readme import (
     CONTRIBUTING,
+    INTERFACES,
     NOTEBOOKS,
     PROGRAMS,
     README,
@@ -41,7 +42,7 @@ MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": 
 MEANT |= {"PIXELS": "64", "PORT": "7100", "HOST:PORT": "127.0.0.1:7100"}
 #: Cheap enough to be run here, as they stand.
 RUN = ("epsilon", "--version", "--help")
-TEXTS = [README, CONTRIBUTING, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, *NOTEBOOKS]
 #: Each command and where it stands first.
 TOLD = list({tuple(words): path for path in reversed(TEXTS) for words in commands(words_of(path))}.items())
 
@@ -178,7 +179,7 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
 
 
 def test_every_line_of_a_block_is_a_command():
-    for path in TEXTS[:2]:
+    for path in TEXTS[:3]:
         for line in shell_lines(words_of(path)):
             for part in line.split(" && "):
                 assert split_words(part)[0] in PROGRAMS + SHELL, f"{path.name}: say how to check: {line}"

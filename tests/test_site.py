@@ -156,7 +156,7 @@ def test_sphinx_has_nothing_to_complain_about(built):
 def test_every_file_that_a_page_links_to_comes_along(tmp_path):
     """Without Sphinx, so that a quick run finds what it would complain of."""
     site._gather(tmp_path / "source")
-    for page in [*(tmp_path / "source").glob("*.md"), *(tmp_path / "source").rglob("*.ipynb")]:
+    for page in [*(tmp_path / "source").glob("**/*.md"), *(tmp_path / "source").rglob("*.ipynb")]:
         within_the_kit = {link.partition("#")[0] for link in links(words_of(page)) if "://" not in link}
         gone = [link for link in within_the_kit if link and not (page.parent / link).exists()]
         assert not [link for link in gone if not link.startswith(("mailto:", "attachment:", "data:"))], page.name

@@ -96,8 +96,12 @@ def _gather(source: Path) -> None:
     shutil.copyfile(REPOSITORY / ".github" / "CONTRIBUTING.md", source / "CONTRIBUTING.md")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     text = text.replace("(.github/CONTRIBUTING.md)", "(CONTRIBUTING.md)")
+    interfaces = source / "dopamine_lib" / "INTERFACES.md"
+    own = interfaces.read_text(encoding="utf-8").replace("../README.md", "../index.md")  # the README is the first page
+    interfaces.write_text(own, encoding="utf-8")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
+    text += _TREE.format(caption="Bring your own", pages="dopamine_lib/INTERFACES")
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")

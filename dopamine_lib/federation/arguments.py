@@ -50,7 +50,9 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--split", metavar="NAME", help="iid (default), unequal, skewed, quality, site: as named")
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
-    command.add_argument("--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic")
+    command.add_argument(
+        "--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic, module:function"
+    )
 
 
 def bound_arguments(command: argparse.ArgumentParser) -> None:

@@ -19,6 +19,16 @@ def accounted_mean_noise(setting: Setting, choice: Choice, shares: int) -> float
     return choice.mean_noise_multiplier / (1 if setting.shared_noise else math.sqrt(shares))
 
 
+def bounded(setting: Setting, summed: bool = True) -> bool:
+    """Whether the accountants have a bound: there is noise, and all of sigma is in what is computed from messages.
+
+    summed  whether messages are added up. Where they are not, but put through some other function, a bound holds if
+            every hospital's message has all of sigma: that is post-processing. Where shares of noise make it up, only
+            their sum has it
+    """
+    return setting.private and (summed or not setting.shared_noise)
+
+
 @dataclass(frozen=True)
 class Bound:
     """Epsilon of a run after a number of noisy steps.
@@ -26,6 +36,7 @@ class Bound:
     shares  hospitals whose noise makes up sigma (the least number that must survive a round); 1 if not federated
     noise   a hospital's share of it, Gaussian or Skellam; None where the setting is not private
     mean_noise  the share on the mean features; None where they are not asked for
+    summed  whether messages are added up, as shares of noise must be, and not put through a function of one's own
     """
 
     setting: Setting
@@ -34,6 +45,12 @@ class Bound:
     delta: float
     noise: RoundedGaussian | IntegerNoise | None
     mean_noise: RoundedGaussian | None = None
+    summed: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether the accountants vouch for this: ``bounded``."""
+        return bounded(self.setting, self.summed)
 
     def events(self, steps: int, colluding: int = 0, runs: int = 1) -> tuple[DpEvent, ...]:
         """What is released, for an adversary that can subtract the noise of ``colluding`` hospitals.

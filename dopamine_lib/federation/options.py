@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dopamine_lib import data
+from dopamine_lib.data.function import find_function, is_function
 from dopamine_lib.data.hospitals import SPLITS
-from dopamine_lib.errors import InputError, check_delta, check_epsilon
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.federation.bounds import bounded
 from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
 from dopamine_lib.federation.rounds import check_rounds, rescaled, with_rounds
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, fitted, setting
 from dopamine_lib.models.networks import check_model
-from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, Accountant
 
 NOISES = ("float", "integer")
 
@@ -35,6 +37,7 @@ class Options:
     dropout  probability that a hospital vanishes in a round
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
               none, for their count, which is then public
+    accountant, aggregation, optimizer  also ``module:function``: INTERFACES.md says what each is called with
     own       settings of one's own by name, as ``own_settings.read_settings`` gives them; None for the paper's alone
     Raises InputError for a value out of bounds.
     """
@@ -61,6 +64,7 @@ class Options:
     dropout: float = 0.0
     patients: int | None = None
     own: dict[str, dict] | None = None
+    optimizer: str = "momentum"
 
     def __post_init__(self):
         check_rounds(self.rounds, self.sample_rate, self.epsilon)
@@ -75,12 +79,15 @@ class Options:
         self._default("hospitals", None if self.split == "site" else 10)
         for value, known, what in (
             (self.split, SPLITS, "split"),
+            (self.noise, NOISES, "noise"),
             (self.accountant, ACCOUNTANTS, "accountant"),
             (self.aggregation, AGGREGATIONS, "aggregation"),
-            (self.noise, NOISES, "noise"),
+            (self.optimizer, ("momentum",), "optimizer"),
         ):
-            if value not in known:
-                raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}")
+            own = what in ("accountant", "aggregation", "optimizer")
+            if value not in known and not (own and is_function(value)):
+                yours = ", or a function of yours as module:function" if own else ""
+                raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}{yours}")
         check_model(self.model)
         for name in self.own or {}:
             if self.model not in ("head", "linear") and self.choice(name).mean_noise_multiplier is not None:
@@ -150,6 +157,10 @@ class Options:
         """Whether this setting's noise is discrete."""
         return self.noise == "integer" and setting.private
 
+    def bounded(self, setting: Setting) -> bool:
+        """Whether the accountants have a bound for this setting: ``bounds.bounded``."""
+        return bounded(setting, summed=not (setting.federated and is_function(self.aggregation)))
+
     @property
     def budget(self) -> float:
         """Epsilon that must not be exceeded."""
@@ -180,7 +191,8 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
     declared, choice = options.setting(name), options.choice(name)
     shares = options.shares(declared, len(sizes))
     if options.epsilon is not None and declared.private:
-        declared = calibrated(declared, choice, shares, options.epsilon, options.delta, options.accountant)
+        accountant = own_accountant(options.accountant) or options.accountant
+        declared = calibrated(declared, choice, shares, options.epsilon, options.delta, accountant)
         choice = rescaled(choice, options.declared(name), declared)
     plan = Plan(
         declared,
@@ -195,6 +207,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
         budget=options.budget,
         accountant=options.accountant,
         seed=options.public_seed,
+        optimizer=options.optimizer,
     )
     if plan.setting.private and math.isinf(plan.bound.epsilon(plan.setting.steps)):
         deltas = (10.0**exponent for exponent in range(-15, 0))
@@ -204,3 +217,22 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
             "overflows, are likelier than that; take a larger delta"
         )
     return plan
+
+
+def own_accountant(name: str) -> Accountant | None:
+    """The accountant ``module:function``, for ``accounting.epsilon``; None for one of the kit's.
+
+    Its answer must be a number of at least 0, or None where it has no bound. Raises InputError for another, and for
+    whatever it raises.
+    """
+    if not is_function(name):
+        return None
+    function = find_function(name, "accountant")
+
+    def spent(steps: Sequence[tuple[float, float, int]], delta: float) -> float | None:
+        answer = function(list(steps), delta)
+        if answer is not None:
+            check_within(f"epsilon by {name}", answer, 0, math.inf, "give a number, or None", low_open=False)
+        return None if answer is None else float(answer)
+
+    return spent

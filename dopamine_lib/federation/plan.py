@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dopamine_lib.data.function import is_function
 from dopamine_lib.encryption.codec import Codec, find_layout
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
-from dopamine_lib.privacy.accounting import SampledGaussian
+from dopamine_lib.privacy.accounting import Accountant, SampledGaussian
 from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
 
-#: How messages may be added: in the clear, under BFV, behind masks.
+#: How messages may be added: in the clear, under BFV, behind masks. A ``module:function`` may take a sum's place.
 AGGREGATIONS = ("plain", "bfv", "masks")
 
 
@@ -36,13 +37,15 @@ class Plan:
     sizes        declared patients of each hospital, by which sums are divided and weighed; where nothing is federated,
                  all of them as one. They are public constants, and may differ from the true numbers, which are private
     d            parameters of the model
-    aggregation  how messages are added: "plain", "bfv" or "masks"
+    aggregation  how messages are added: "plain", "bfv" or "masks"; or ``module:function``, which reads every message
     discrete     whether the noise on the gradients is discrete (Skellam), instead of Gaussian and rounded to a grid
     least        hospitals that must survive a round where their noise is shared, and then make up sigma; None for all.
                  With more survivors there is more noise than needed: the price of dropouts
     dropout      probability that an invited hospital vanishes in a round, for trying that out
     budget       epsilon, by ``accountant``, that is not exceeded: training stops before the step that would
+                 A ``module:function`` as accountant has sized sigma for the setting's steps: no hospital takes more
     seed         of the public draws: participants and dropouts
+    optimizer    the server's step on a total: "momentum", or ``module:name``, an optimiser like torch's
     Raises ValueError where a private setting has no finite clipping norm, InputError for terms that contradict each
     other: nothing is trained by such a plan.
 
@@ -64,6 +67,7 @@ class Plan:
     budget: float = math.inf
     accountant: str = "prv"
     seed: int = 0
+    optimizer: str = "momentum"
 
     def __post_init__(self):
         if self.setting.private and math.isinf(self.choice.max_grad_norm):
@@ -72,14 +76,15 @@ class Plan:
             )
         if self.discrete and not self.setting.private:
             raise InputError(f"{self.setting.name} has no discrete noise: it is not private and has none at all")
-        if self.aggregation not in AGGREGATIONS:
-            raise InputError(f"aggregation is '{self.aggregation}', but must be one of {', '.join(AGGREGATIONS)}")
+        if self.aggregation not in AGGREGATIONS and not is_function(self.aggregation):
+            known = ", ".join(AGGREGATIONS)
+            raise InputError(f"aggregation is '{self.aggregation}', but must be one of {known}, or module:function")
         if not self.setting.federated and (self.hospitals != 1 or self.aggregation != "plain"):
             raise InputError(
                 f"{self.setting.name} is not federated, but {self.hospitals} hospitals and aggregation "
                 f"'{self.aggregation}' were given: take all patients as one, and 'plain'"
             )
-        if self.aggregation != "plain" and not self.setting.private and self.invited < 3:
+        if self.hidden and not self.setting.private and self.invited < 3:
             raise InputError(
                 f"{self.setting.name} has no noise and invites {self.invited} of {self.hospitals} hospitals a round, "
                 "and of a total of fewer than 3 each has the other's message: take more hospitals, or aggregation plain"
@@ -114,6 +119,11 @@ class Plan:
         return sum(self.sizes)
 
     @property
+    def hidden(self) -> bool:
+        """Whether single messages are hidden: under BFV or behind masks."""
+        return self.aggregation in ("bfv", "masks")
+
+    @property
     def most_patients(self) -> int:
         """The most patients that a box has room for: all declared ones, and what chance may deal besides.
 
@@ -138,7 +148,7 @@ class Plan:
         Three where nothing is noised: of two, each subtracts its own message and has the other's.
         """
         hidden = 2 if self.setting.private else 3
-        return max(self.survivors if self.setting.shared_noise else 1, 1 if self.aggregation == "plain" else hidden)
+        return max(self.survivors if self.setting.shared_noise else 1, hidden if self.hidden else 1)
 
     @cached_property
     def noise(self) -> RoundedGaussian | IntegerNoise | None:
@@ -175,7 +185,7 @@ class Plan:
     @cached_property
     def layout(self) -> str:
         """How integers are laid out for the aggregation: in 16 bits where they fit, else in 24 or 32."""
-        if self.aggregation == "masks" or (self.aggregation == "plain" and self.setting.local_steps > 1):
+        if self.aggregation == "masks" or (not self.hidden and self.setting.local_steps > 1):
             return "ring32"
         summed = self.noise if self._adds_sums else None
         needed = max((noise.total_range for noise in (summed, self.mean_noise) if noise), default=0)
@@ -186,7 +196,7 @@ class Plan:
         """What decodes totals, and encodes changes of the model; None for floats added in the clear."""
         if self.setting.private and self.setting.local_steps == 1:
             return self.noise
-        if self.aggregation == "plain" and not self.setting.private:
+        if not self.hidden and not self.setting.private:
             return None
         return Codec(self.layout, hospitals=self.hospitals, bound=self._reach, clamped=self.setting.private)
 
@@ -207,12 +217,14 @@ class Plan:
     @cached_property
     def bound(self) -> Bound:
         """What the messages spend."""
-        return Bound(self.setting, self.choice, self.survivors, self.delta, self.noise, self.mean_noise)
+        summed = self.aggregation in AGGREGATIONS
+        return Bound(self.setting, self.choice, self.survivors, self.delta, self.noise, self.mean_noise, summed)
 
     def ledgers(self) -> list[Ledger]:
-        """Fresh ledgers: one for everybody where noise is shared, else one per hospital; none without privacy."""
-        count = (1 if self.setting.shared_noise else self.hospitals) if self.setting.private else 0
-        terms = (self.setting.noise_multiplier, self.setting.sample_rate, self.delta, self.budget, self.accountant)
+        """Fresh ledgers: one for everybody where noise is shared, else one per hospital; none where no bound holds."""
+        count = (1 if self.setting.shared_noise else self.hospitals) if self.bound.holds else 0
+        within = (math.inf, "prv") if is_function(self.accountant) else (self.budget, self.accountant)
+        terms = (self.setting.noise_multiplier, self.setting.sample_rate, self.delta, *within)
         return [Ledger(*terms, self.setting.steps, self.bound.epsilon) for _ in range(count)]
 
     def schedule(self, run: int = 0) -> list[list[int]]:
@@ -240,6 +252,8 @@ class Plan:
 
     @cached_property
     def _affordable(self) -> float:
+        if is_function(self.accountant) and math.isfinite(self.budget):
+            return self.setting.steps
         return next((ledger.left for ledger in self.ledgers()), math.inf)
 
 
@@ -280,7 +294,7 @@ def schedule(
 
 
 def calibrated(
-    declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str
+    declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str | Accountant
 ) -> Setting:
     """A private setting at the least sigma whose steps, and the mean features before them, spend at most epsilon."""
     mean = accounted_mean_noise(declared, choice, shares)

@@ -34,8 +34,9 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
     >>> round(release({"FSCDP": bound}, {"FSCDP": [[3001]] * 5}, seeded=False)["epsilon"]["rdp_classic"], 1)
     28.9
     """
-    private = [name for name, bound in bounds.items() if bound.setting.private]
+    private = [name for name, bound in bounds.items() if bound.holds]
     open_ = [name for name in bounds if name not in private]
+    unsummed = [name for name in open_ if bounds[name].setting.private]
     # a patient is in one hospital in all runs; taking the worst-off hospital of every setting can only be too much
     events = [
         event
@@ -50,7 +51,7 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
     bounded = together is not None and any(value is not None for value in together.values())
     return {
         "private": bounded and not open_ and not seeded,
-        "verdict": _verdict(private, open_, seeded, together, delta, sum(map(len, charged.values()))),
+        "verdict": _verdict(private, open_, unsummed, seeded, together, delta, sum(map(len, charged.values()))),
         "epsilon": None if open_ else together,
         "epsilon_private": together,
         "delta": delta,
@@ -58,15 +59,25 @@ def release(bounds: dict[str, Bound], charged: dict[str, Sequence[Sequence[int]]
 
 
 def _verdict(
-    private: list[str], open_: list[str], seeded: bool, together: dict | None, delta: float, models: int
+    private: list[str],
+    open_: list[str],
+    unsummed: list[str],
+    seeded: bool,
+    together: dict | None,
+    delta: float,
+    models: int,
 ) -> str:
     """The folder's verdict, for a reader who has never heard of epsilon."""
     if open_:
         beside = f", and the noise in {_names(private)}, trained on the same patients, cannot help" if private else ""
+        without = [name for name in open_ if name not in unsummed]
+        why = [f"{_names(without)} {'were' if len(without) > 1 else 'was'} trained without any protection"]
+        sums = f"the noise in {_names(unsummed)} is sized for sums, and messages were not summed"
+        why = (why if without else []) + ([sums] if unsummed else [])
         return (
-            f"Not private: {_names(open_)} {'were' if len(open_) > 1 else 'was'} trained without any protection{beside}"
-            ". Whoever gets this folder may find out whether a given person was a training patient, and with which "
-            "grade. Do not pass it on as private; for that, train private settings alone, into a folder of their own."
+            f"Not private: {', and '.join(why)}{beside}. Whoever gets this folder may find out whether a given person "
+            "was a training patient, and with which grade. Do not pass it on as private; for that, train private "
+            "settings alone, into a folder of their own."
         )
     if seeded:
         return (

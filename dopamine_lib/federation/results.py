@@ -10,10 +10,11 @@ import numpy as np
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy
+from dopamine_lib.federation.options import own_accountant
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
-from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.privacy.accounting import ACCOUNTANTS, epsilon
 
 
 def epoch_record(experiment: Experiment, training: Training) -> dict:
@@ -55,13 +56,23 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         aggregation=options.aggregation,
         apart=apart,
         own=name in (options.own or {}),
+        optimizer=options.optimizer,
+        by_own=by_own_accountant(experiment, name, charged),
     )
+
+
+def by_own_accountant(experiment: Experiment, name: str, charged: Sequence[int]) -> tuple[str, float | None] | None:
+    """An accountant of one's own, and its epsilon for the worst-off ledger; None where none was named, or no bound."""
+    plan, accountant = experiment.plan(name), experiment.options.accountant
+    function = own_accountant(accountant) if plan.bound.holds else None
+    return function and (accountant, epsilon(plan.bound.events(max(charged)), plan.delta, function))
 
 
 def do_account(experiment: Experiment, job: dict, *, apart: bool = False) -> dict:
     """One job of accounting, after the steps charged to the ledgers of a run, or of several.
 
-    {"worst": [name, charged]}   the statement, and epsilons by adversary (None without privacy)
+    {"worst": [name, charged]}   the statement, and epsilons by adversary (None without a bound) and by one's own
+                                 accountant
     {"spent": [name, steps]}     epsilons by accountant
     {"folder": {name: [charged, …]}}  what all runs of all settings spend together: ``release``
     """
@@ -73,8 +84,11 @@ def do_account(experiment: Experiment, job: dict, *, apart: bool = False) -> dic
         return release(bounds, job["folder"], seeded=experiment.options.seed is not None)
     name, charged = job["worst"]
     plan, in_clear = experiment.plan(name), apart and experiment.options.aggregation == "plain"
-    adversaries = plan.bound.adversaries(max(charged), in_clear) if plan.setting.private else None
-    return {"statement": statement_for(experiment, name, charged, apart=apart), "adversaries": adversaries}
+    return {
+        "statement": statement_for(experiment, name, charged, apart=apart),
+        "adversaries": plan.bound.adversaries(max(charged), in_clear) if plan.bound.holds else None,
+        "own_accountant": by_own_accountant(experiment, name, charged),
+    }
 
 
 def assemble(
@@ -160,7 +174,7 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
                 "epoch": epoch[0]["epoch"],
                 "accuracy_mean": accuracy["mean"],
                 "accuracy_std": accuracy["std"],
-                "epsilon_rdp_classic": float(np.mean(classic)) if declared.private else None,
+                "epsilon_rdp_classic": float(np.mean(classic)) if plan.bound.holds else None,
             }
         )
     scores = {key: spread(record[key] for record in records) for key in SCORES if all(key in r for r in records)}
@@ -182,11 +196,13 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
         "history": history,
         "statement": said["statement"],
     }
-    if declared.private:
+    if plan.bound.holds:
         result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
         if not declared.shared_noise:
             result["epsilon_worst"] = spent[max(charged)]
         result["adversaries"] = said["adversaries"]
+        if said["own_accountant"] is not None:
+            result["own_accountant"] = dict(zip(("name", "epsilon"), said["own_accountant"], strict=True))
         result["aborted_rounds"] = [record["aborted"] for record in records]
     return result
 
@@ -255,6 +271,10 @@ def table(results: dict) -> str:
         noised += [record["setting"] for record in results.get("unfinished", []) if record["charged"]]
         private = ", ".join(dict.fromkeys(noised))
         lines.append(f"{'together':{wide}} {'':>30}   {_numbers(folder['epsilon_private'])}   all runs of {private}")
+    for name, result in results["settings"].items():
+        if own := result.get("own_accountant"):
+            number = "no bound" if own["epsilon"] is None else f"epsilon {own['epsilon']:.2f}"
+            lines.append(f"{name:{wide}} by {own['name']}, which is not checked here: {number}")
     lines += _scores_table(results["settings"], wide)
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dopamine_lib.data import PATIENTS, is_table
+from dopamine_lib.data.function import is_function
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -83,6 +84,8 @@ def privacy_statement(
     aggregation: str = "plain",
     apart: bool = False,
     own: bool = False,
+    optimizer: str = "momentum",
+    by_own: tuple[str, float | None] | None = None,
 ) -> str:
     """The statement that goes with every result, in plain words.
 
@@ -93,6 +96,8 @@ def privacy_statement(
     replaced  layers of batch normalisation in the model's place of which group normalisation was trained
     apart     whether every party was a process of its own
     own       whether the setting is one's own, declared in a file
+    aggregation, optimizer  where they are ``module:function``, code of one's own, it says what that means for the bound
+    by_own    an accountant of one's own, and its epsilon
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> bound = Bound(SETTINGS["C"], CHOICES["head"]["C"], shares=1, delta=1e-4, noise=None)
@@ -102,6 +107,13 @@ def privacy_statement(
     setting, choice, hospitals, delta = bound.setting, bound.choice, bound.shares, bound.delta
     if not setting.private:
         return f"{setting.name} is not private: no noise was added and nothing about any patient is bounded."
+    if not bound.holds:
+        alone = bound.epsilon(setting.steps, colluding=hospitals - 1)
+        return (
+            f"{setting.name} is not private here: {aggregation} takes the place of the sum of messages, and its noise "
+            "is sized for that sum. A single message has one share of it, which bounds what is computed from messages "
+            f"by epsilon {alone:.0f} (classic RDP), and no accountant here vouches for less."
+        )
     steps, in_clear = max(charged), apart and aggregation == "plain"
     views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
     kind = "Skellam" if bound.noise.discrete else "Gaussian"
@@ -126,6 +138,15 @@ def privacy_statement(
         + (", which is their count: this run makes it public." if counted else "."),
         f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",
     ]
+    if by_own is not None:
+        told = "has no bound" if by_own[1] is None else f"says epsilon {by_own[1]:.2f}"
+        lines.append(f"{by_own[0]}, an accountant of one's own, {told}: nobody has checked that here.")
+    for code, does in ((aggregation, "is put in the place of the sum"), (optimizer, "steps on noised totals")):
+        if is_function(code) and setting.federated | (code == optimizer):
+            lines.append(
+                f"{code}, code of one's own, {does}: post-processing of what is noised already, which spends nothing "
+                "as long as it computes from that alone."
+            )
     if replaced:
         lines.append(
             f"The network: {model} with group normalisation in {replaced} layers, where it had batch normalisation, "

@@ -5,7 +5,8 @@
     contribute   ``hospital.contribute``: what the hospitals of this process send (lines 7 to 13). Clipped sums are
                  those of ``dpsgd.Task``, or of ``head.HeadTask`` for the model "head"; the noise is ``Plan.noise``
     total        ``Aggregation.total``: the sum of what arrived; the only verb that a transport replaces (line 21)
-    step         ``Server.step``: line 13's division, momentum and learning rate, on the total (lines 13 to 15 and 21)
+    step         ``Server.step``: line 13's division, momentum and learning rate, on the total (lines 13 to 15 and 21);
+                 ``OptimizingServer``'s, where an optimiser of one's own takes their place
 
 A hospital that drops out is missing from a total. Where noise is shared, a round with fewer than ``Plan.survivors`` is
 spent and not opened; over MPI a lost rank ends the run (``mpi.party``).
@@ -13,6 +14,7 @@ spent and not opened; over MPI a lost rank ends the run (``mpi.party``).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from dopamine_lib.encryption.messages import AggregationAborted
 from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
 from dopamine_lib.federation.hospital import Hospital, contribute
 from dopamine_lib.federation.plan import Plan
-from dopamine_lib.federation.server import Server
+from dopamine_lib.federation.server import OptimizingServer, Server
 from dopamine_lib.machine import threads
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
@@ -76,13 +78,15 @@ class Training:
         here = [k for k, own in enumerate(patients) if own is not None]
         if len(patients) != plan.hospitals or task.d != plan.d:
             raise ValueError(f"patients or task are not those of the plan: {plan.hospitals} hospitals, d = {plan.d}")
-        if aggregation is None and plan.aggregation != "plain":
+        if aggregation is None and plan.hidden:
             raise ValueError(f"a plan with aggregation '{plan.aggregation}' needs transports.make_aggregation(plan)")
         self.plan, self.task, self.run_number, self.randomness = plan, task, run, randomness
         self.aggregation = in_the_clear(plan) if aggregation is None else aggregation
         if len(here) < plan.hospitals and not getattr(self.aggregation, "between_processes", False):
             raise ValueError(f"only hospitals {here} are in this process, but its aggregation reaches no other")
         self.hospitals = [hospital(k, patients[k], task, plan, randomness, run) for k in here]
+        if plan.optimizer != "momentum":
+            server = partial(OptimizingServer, optimizer=plan.optimizer)
         self.server = server(task.start, plan.setting, plan.choice, plan.population)
         self.bound, self.ledgers, self.schedule = plan.bound, plan.ledgers(), plan.schedule(run)
         self.progress, self.feature_mean = Progress(), None
@@ -143,11 +147,11 @@ class Training:
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """What a checkpoint holds: the server's vectors, and ledger and progress as plain data."""
-        vectors = {"w": self.server.w, "velocity": self.server.velocity, "mean": self.server.mean}
+        vectors, record = self.server.state()
         if self.feature_mean is not None:
             vectors["centre"] = self.feature_mean
         charged = [ledger.charged for ledger in self.ledgers]
-        return vectors, {"server_steps": self.server.steps, "charged": charged, **self.progress.record()}
+        return vectors, {**record, "charged": charged, **self.progress.record()}
 
     def restore(self, vectors: dict[str, Tensor], record: dict) -> None:
         """Go on from a ``state``; without its vectors where this party has no hospital, and so no model.
@@ -155,10 +159,7 @@ class Training:
         Raises KeyError or ValueError for a state of something else.
         """
         if vectors or self.hospitals:
-            w, velocity, mean = (vectors[key].to(self.server.w.device) for key in ("w", "velocity", "mean"))
-            if any(vector.shape != self.task.start.shape for vector in (w, velocity, mean)):
-                raise ValueError(f"the model has {len(w)} parameters, not {len(self.task.start)}")
-            self.server.w, self.server.velocity, self.server.mean = w, velocity, mean
+            self.server.restore(vectors, record)
         self.server.steps = record["server_steps"]
         for ledger, charged in zip(self.ledgers, record["charged"], strict=True):
             ledger.charged = charged

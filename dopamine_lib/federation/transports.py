@@ -10,7 +10,7 @@ from dopamine_lib.federation.plan import Plan
 
 def make_aggregation(plan: Plan) -> Aggregation:
     """The aggregation of a plan in this process, with fresh keys."""
-    if plan.aggregation == "plain":
+    if not plan.hidden:
         return in_the_clear(plan)
     if plan.aggregation == "masks":
         from dopamine_lib.encryption.masks import MaskSum

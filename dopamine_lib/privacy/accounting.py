@@ -9,7 +9,7 @@ at most.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,8 @@ LARGE_ORDERS = tuple(round(64 * 2 ** (i / 4)) for i in range(41))
 WHOLE = tuple(order for order in ORDERS + LARGE_ORDERS if order == int(order))
 #: rdp_classic: Mironov 2017, proposition 3; rdp: Balle et al. 2020, theorem 21; prv and pld: numerical.
 ACCOUNTANTS = ("rdp_classic", "rdp", "prv", "pld")
+#: One of one's own: from the (sigma, q, steps) of all that is composed, and delta, to epsilon, or None for no bound.
+Accountant = Callable[[Sequence[tuple[float, float, int]], float], float | None]
 #: The most steps that can be accounted for.
 MAX_STEPS = 10**7
 #: The part of delta reserved for the distance between Gaussian noise as it is drawn and the ideal.
@@ -154,13 +156,13 @@ def rdp_epsilon(rdp: np.ndarray, orders: tuple[float, ...], delta: float, improv
 def epsilon(
     events: DpEvent | Iterable[DpEvent],
     delta: float,
-    accountant: str = "rdp_classic",
+    accountant: str | Accountant = "rdp_classic",
     orders: tuple[float, ...] = (),
 ) -> float | None:
     """Epsilon at ``delta`` of one event, or of several composed; infinity where delta is too small for any.
 
     accountant  one of ``ACCOUNTANTS``; the result is None where "prv" or "pld" has no bound: for an event that it
-                cannot interpret, a delta that rounding would drown, or too much work
+                cannot interpret, a delta that rounding would drown, or too much work. A function is not checked
     orders      of Renyi-DP, by default all that the events have in common: every order gives a bound and the least is
                 taken, so fewer orders give a valid but looser one
     Raises InputError for delta outside (0, 1) or an unknown accountant. FSCDP's 10.83 of Figure 1:
@@ -168,6 +170,8 @@ def epsilon(
     >>> round(epsilon(SampledGaussian(noise_multiplier=1.15, sample_rate=100 / 2930, steps=3001), delta=1e-4), 2)
     10.83
     """
+    if callable(accountant):
+        return _spent(events, delta, functools.partial(_by_function, function=accountant))
     if accountant not in ACCOUNTANTS:
         raise InputError(f"accountant '{accountant}' is unknown; choose one of {', '.join(ACCOUNTANTS)}")
     if accountant in ("rdp_classic", "rdp"):
@@ -234,6 +238,11 @@ def _by_pld(events: tuple[DpEvent, ...], delta: float, images: int = 1) -> float
         sigma = history[0][0] / images
         return analytic_epsilon(sigma, delta) if sigma >= MIN_SCALE else math.inf
     return pld_epsilon(history, delta, images)
+
+
+def _by_function(events: tuple[DpEvent, ...], delta: float, function: Accountant) -> float | None:
+    history = _gaussians(events)
+    return None if history is None else function(history, delta)
 
 
 def _gaussians(events: tuple[DpEvent, ...]) -> tuple[tuple[float, float, int], ...] | None:

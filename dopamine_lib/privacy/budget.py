@@ -13,6 +13,7 @@ from dopamine_lib.privacy.accounting import (
     MAX_STEPS,
     ORDERS,
     WHOLE,
+    Accountant,
     SampledGaussian,
     epsilon,
 )
@@ -30,11 +31,12 @@ def noise_multiplier_for(
     sample_rate: float,
     steps: int,
     delta: float,
-    accountant: str = "prv",
+    accountant: str | Accountant = "prv",
     before: tuple[SampledGaussian, ...] = (),
 ) -> float:
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
+    accountant  one of the kit's, or a function as ``accounting.epsilon`` takes it
     before  what is spent besides
     Raises InputError for a target that is not positive, that no sigma in [0.2, 1000] meets, or where the accountant
     has no bound.
@@ -53,6 +55,8 @@ def noise_multiplier_for(
         if math.isinf(spent(low)):
             raise InputError(_no_bound(accountant, delta, steps))
         return _least_noise(spent, target, low, 1.01 * low)
+    if callable(accountant):
+        return _least_noise(spent, target, MIN_NOISE_MULTIPLIER, 1.0)
     quick = "rdp" if accountant == "pld" else accountant
     high = _least_noise(lambda sigma: spent(sigma, quick, WHOLE), target, MIN_NOISE_MULTIPLIER, 1.0)
     # of the other orders only those next to the best whole one improve on that, a little; the PLD improves some more

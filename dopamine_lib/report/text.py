@@ -134,7 +134,9 @@ def _folder(facts: dict) -> str:
     lost = [
         f"{one.name}: {one.why}"
         for one in facts["accounted"].values()
-        if options.setting(one.name).private and not one.private and (one.bound is None or options.seed is None)
+        if options.bounded(options.setting(one.name))
+        and not one.private
+        and (one.bound is None or options.seed is None)
     ]
     return f"Not private: {'; '.join(lost)}." if lost else facts["results"]["folder"]["verdict"]
 
@@ -203,7 +205,8 @@ def _adversaries(facts: dict, bounded: list) -> str:
             subtracts = "subtracts its own noise: " if declared.shared_noise else "sees what the outsider sees: "
             hospital = subtracts + _epsilons(views["hospital"])
         rows.append([one.name, f"every model of the training: {_epsilons(views['outsider'])}", server, hospital])
-    how = (APART if apart else HOW)[aggregation] if any(one.bound.setting.federated for one in bounded) else ""
+    federated = any(one.bound.setting.federated for one in bounded)
+    how = (APART if apart else HOW).get(aggregation, f"{plain(aggregation)} reads every message.") if federated else ""
     return _table(["epsilon against", "an outsider", "the server", "one curious hospital"], rows) + "\n\n" + how
 
 

@@ -123,7 +123,7 @@ def verify(results: dict, folder: Path) -> dict[str, Accounted]:
     options = options_of(results)
     with well_formed("results.json"):
         found = {name: _verify(results, options, name, folder) for name in results["settings"]}
-        if all(one.bound is not None or not options.setting(one.name).private for one in found.values()):
+        if all(one.bound is not None or not options.bounded(options.setting(one.name)) for one in found.values()):
             _verify_folder(results, options)
         return found
 
@@ -147,6 +147,9 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     if not declared.private:
         _must_agree(f"{name}'s epsilon", result["epsilon"], None)
         return Accounted(name, False, "no noise was added")
+    if not options.bounded(declared):
+        _must_agree(f"{name}'s epsilon", result["epsilon"], None)
+        return Accounted(name, False, f"{options.aggregation} takes the place of the sum that its noise is sized for")
     if result["epsilon"] is None or result["noise_multiplier"] is None:
         return Accounted(name, False, "no epsilon was accounted")
     if not isinstance(result.get("statement"), str) or not result["statement"].strip():
@@ -171,6 +174,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     adversaries = bound.adversaries(steps[-1], in_clear=apart and options.aggregation == "plain")
     _must_agree(f"{name}'s adversaries", result["adversaries"], adversaries)
 
+    measured = result.get("own_accountant")  # as stated, since reading a file must run no code
+
     def statement(charged):
         return privacy_statement(
             bound,
@@ -185,6 +190,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             aggregation=options.aggregation,
             apart=apart,
             own=name in (options.own or {}),
+            optimizer=options.optimizer,
+            by_own=measured and (measured["name"], measured["epsilon"]),
         )
 
     _must_agree(f"{name}'s statement", result["statement"], statement(sum(charged, [])))
@@ -220,7 +227,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         Choice.from_record(result["choice"]),
         tuple(sizes) if declared.federated else (sum(sizes),),
         _parameters(results, options, len(result["recall_per_grade"])),
-        aggregation=options.aggregation,
+        aggregation=options.aggregation if declared.federated else "plain",
         discrete=options.discrete(declared),
         least=options.shares(declared, len(sizes)),
         delta=result["delta"],

@@ -55,6 +55,7 @@ def _parser(hospitals: int) -> Parser:
     experiment_arguments(top)
     top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F, FPDP, or a TOML file that declares one")
     top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
+    top.add_argument("--optimizer", default="momentum", help="of the server: momentum (default), module:name")
     top.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
     bound_arguments(top)
     top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")

@@ -38,7 +38,7 @@ def party_training(experiment: Experiment, name: str, wire: Wire) -> Training:
     plan = experiment.plan(name)
     if plan.dropout:
         raise InputError(f"dropout is {plan.dropout}, but over MPI a hospital that vanishes ends the run: take 0")
-    if plan.aggregation != "plain" and plan.invited < 2:
+    if plan.hidden and plan.invited < 2:
         raise InputError(
             f"{name} invites one of {plan.hospitals} hospitals a round, and a sum of one hides nothing: "
             "start more ranks, or take --aggregation plain"
