@@ -110,8 +110,12 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
 
-    copies = commands.add_parser("homework", help="write the students' copies of the homework, by nbgrader")
-    copies.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist")
+    copies = commands.add_parser("homework", help="write the students' copies of the homework, or grade what came back")
+    copies.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist; or the word grade")
+    copies.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="with grade: what came back, a folder for each student"
+    )
+    copies.add_argument("--to", metavar="DIR", help="with grade: where grades.csv and feedback go (FOLDER-graded)")
     copies.set_defaults(call=_homework)
 
     pictures = commands.add_parser("gallery", help="draw the pictures of figures/ again")
@@ -209,6 +213,15 @@ def _bench(arguments) -> None:
 
 
 def _homework(arguments) -> None:
+    if arguments.folder is not None or arguments.to is not None:
+        if arguments.out != "grade" or arguments.folder is None:
+            raise InputError("a second folder and --to are for grading; write: homework grade FOLDER --to DIR")
+        from dopamine_lib.course.grading import grade_folder
+
+        out = arguments.to or f"{os.path.normpath(arguments.folder)}-graded"
+        grade_folder(arguments.folder, out, report=lambda line: print(line, flush=True))
+        print(f"grades.csv and the pages of feedback are in {out}")
+        return
     from dopamine_lib.course.homework import students_copies
 
     for copy in students_copies(arguments.out):

@@ -1,0 +1,236 @@
+"""Homework that tries to get more points than its answers are worth: by tampering, by stealing, by breaking the judge.
+
+Every cheat comes with one honest answer, to the first exercise of homework 1, and must not get a point more than that.
+"""
+
+import json
+import textwrap
+
+import nbformat
+import pytest
+
+from dopamine_lib.course.exercises import Homework
+from dopamine_lib.course.homework import SOURCES
+from dopamine_lib.course.judge import Judge
+from dopamine_lib.course.submissions import Submission
+
+SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"
+HONEST = """
+def laplace_scale(sensitivity, epsilon):
+    if not (0 < sensitivity < math.inf and 0 < epsilon < math.inf):
+        raise ValueError("no")
+    return sensitivity / epsilon
+"""
+EARNED = 4
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(Homework.read(SOURCE))
+
+
+def points(judge, *cells, **limits) -> dict[str, int]:
+    verdicts, _ = judge.judge(list(cells), **limits)
+    return {verdict.exercise.name: verdict.points for verdict in verdicts if verdict.points}
+
+
+TAMPERING = {
+    "checkers defined anew": "passes = lambda check: 1\nrefuses = lambda call: True\npoints = 100",
+    "NumPy and math patched": """
+        np.allclose = np.isclose = np.array_equal = math.isclose = math.isinf = lambda *a, **k: True
+        np.mean = np.std = lambda *a, **k: 0.0
+        """,
+    "builtins patched": """
+        import builtins
+        builtins.bool = builtins.abs = builtins.all = builtins.any = lambda *a: 1
+        builtins.isinstance = lambda *a: True
+        builtins.AssertionError = None
+        """,
+    "modules replaced": """
+        import sys, json
+        sys.modules["math"] = sys.modules["numpy"] = json
+        json.dumps = lambda *a: "1"
+        """,
+    "answers that equal everything": """
+        class Always(float):
+            __eq__ = __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True
+            __hash__ = float.__hash__
+        class Array(np.ndarray):
+            __eq__ = lambda self, other: True
+        least_delta = least_epsilon = truth_probability = estimate = lambda *a: Always(1)
+        private_sum = epsilon_at_least = lambda *a: Array(1)
+        """,
+    "objects for answers": """
+        class Liar:
+            def __reduce__(self): return exec, ("passes = lambda check: 1",)
+            __array__ = __float__ = __len__ = lambda self: 1
+        for name in "least_delta least_epsilon standard_error private_sum group_bound epsilon_at_least".split():
+            globals()[name] = lambda *a: np.array([Liar()], dtype=object)
+        truth_probability = estimate = lambda *a: Liar()
+        """,
+    "a refusal of everything": """
+        def refuse(*anything):
+            raise ValueError
+        least_delta = least_epsilon = private_sum = epsilon_at_least = group_bound = replacing_costs = refuse
+        """,
+    "one answer to everything": "least_delta = least_epsilon = epsilon_at_least = replacing_costs = lambda *a: 0.0",
+    "an answer without a test's question": """
+        def private_sum(values, low, high, epsilon, rng):
+            rng.scale = 4
+            return rng.__class__.__init__.__globals__["private_sum"](values, low, high, epsilon, rng)
+        """,
+    "the judge's numbers of the pipe": """
+        import gc, sys
+        def group_bound(*a):
+            at = sys._getframe(1)
+            at.f_locals["parent"].say(error="ValueError", refused=True)
+            at.f_locals["parent"].say(ready=True, **{"wrong input": "", "cell": -1})
+            at.f_locals["parent"]._pipe.send_bytes(b"[" * 100000)
+            at.f_locals["parent"].say(value={"array": "AAAA", "type": "O", "shape": [1], "scalar": True}, changed=[])
+            return gc.get_objects()
+        """,
+    "looking for the seed": """
+        import gc, sys, random
+        def estimate(answers, epsilon):
+            frame, found = sys._getframe(), []
+            while frame:
+                found += [value for value in {**frame.f_globals, **frame.f_locals}.values() if "ill" in str(value)]
+                frame = frame.f_back
+            return float(150 if found else [one for one in gc.get_objects() if "150" in str(one)][0])
+        """,
+}
+
+
+@pytest.mark.parametrize("cheat", TAMPERING.values(), ids=TAMPERING)
+def test_tampering_earns_nothing(judge, cheat):
+    assert points(judge, textwrap.dedent(cheat), HONEST, seconds=3) == {"count": EARNED}
+
+
+#: Ways to the text of a file; each is an expression or statements that give ``text``.
+WAYS = """
+text = open(path).read()
+text = os.read(os.open(path, os.O_RDONLY), 10**6)
+import io; text = io.FileIO(path).read()
+import pathlib; text = pathlib.Path("/" + "/../" + path).read_bytes()
+import subprocess; text = subprocess.run(["cat", path], capture_output=True).stdout
+text = os.popen("cat " + path).read()
+import urllib.request; text = urllib.request.urlopen("file://" + path).read()
+text = np.fromfile(path, np.uint8).tobytes()
+import linecache; text = "".join(linecache.getlines(path))
+import importlib.machinery; text = importlib.machinery.SourceFileLoader("x", path).get_data(path)
+import mmap; text = bytes(mmap.mmap(os.open(path, os.O_RDONLY), 0, access=mmap.ACCESS_READ))
+import ctypes; f = ctypes.CDLL(None).open; text = os.read(f(path.encode(), 0), 10**6)
+import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); text = open(path).read()
+import gc; [f for f in gc.get_objects() if f.__class__ is list and f.clear()]; text = open(path).read()
+import builtins; builtins.open = None; import _io; text = _io.open_code(path).read()
+""".strip().splitlines()
+STEAL = """
+import json, os
+names = globals()
+path = PATH
+try:
+    WAY
+    cells = json.loads(text)["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "code" and cell["metadata"]["nbgrader"]["solution"]:
+            exec("".join(cell["source"]), names)
+except BaseException:
+    pass
+"""
+
+
+def thefts():
+    return [STEAL.replace("PATH", repr(str(SOURCE))).replace("WAY", way) for way in WAYS]
+
+
+def test_solved_notebooks_cannot_be_read(judge):
+    assert points(judge, *thefts(), HONEST) == {"count": EARNED}
+
+
+def test_the_ways_lead_to_the_solution_where_nothing_is_in_the_way():
+    for theft in thefts()[:3]:
+        names = {}
+        exec("import math\nimport numpy as np\nfrom scipy.special import betaincinv", names)
+        exec(theft, names)
+        assert names["group_bound"](0.5, 0.0, 3) == (1.5, 0.0)
+
+
+IMPORTS = {
+    "plainly": "from dopamine_lib.privacy.accounting import *",
+    "by importlib": "import importlib; importlib.import_module('dopamine_lib.privacy.accounting')",
+    "by a path": "import sys; sys.path.insert(0, PATH); import dopamine_lib.privacy.checker",
+    "of a peer": "import opacus",
+}
+
+
+@pytest.mark.parametrize("cheat", IMPORTS.values(), ids=IMPORTS)
+def test_the_library_is_refused_with_a_sentence(judge, cheat):
+    cheat = cheat.replace("PATH", repr(str(SOURCE.parents[2])))
+    _, stopped = judge.judge([f"{cheat}\n\ndef group_bound(*a):\n    return 1.5, 0.0", HONEST])
+    (why,) = stopped.values()
+    assert "homework is graded without" in why and "write the answer yourself" in why
+
+
+def test_an_end_before_the_end_costs_its_own_answer_only(judge):
+    leave = "def group_bound(*a):\n    import os\n    os._exit(0)\n\n\ndef least_delta(*a):\n    raise SystemExit"
+    assert points(judge, leave, "import os; os._exit(0)", "raise SystemExit(0)", HONEST, "exit()") == {"count": EARNED}
+
+
+def test_what_never_ends_costs_its_own_answer_only(judge):
+    loop = (
+        "def group_bound(*a):\n    while True: pass\n\n\ndef truth_probability(*a):\n    import time; time.sleep(1e6)"
+    )
+    assert points(judge, loop, "while True: pass", HONEST, seconds=2) == {"count": EARNED}
+
+
+def test_floods_cost_their_own_answer_only(judge):
+    flood = """
+import sys
+print("x" * 10**8)
+sys.stderr.write("x" * 10**8)
+def group_bound(*a):
+    print("x" * 10**7)
+    return "x" * 10**8
+def least_delta(*a):
+    return bytearray(10**12)
+def truth_probability(*a):
+    return 10**100_000
+def epsilon_at_least(*a):
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    return deep
+def private_sum(values, low, high, epsilon, rng):
+    return rng.laplace(size=10**12)
+"""
+    assert points(judge, flood, HONEST) == {"count": EARNED}
+
+
+def test_a_notebooks_metadata_and_tests_count_for_nothing(judge, tmp_path):
+    notebook = nbformat.read(SOURCE, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            own = cell.metadata.nbgrader
+            if own.solution:
+                cell.source = HONEST if own.grade_id == "count" else "raise NotImplementedError()"
+            elif own.grade:
+                cell.source = str(own.points)  # "full points for me"
+                own.points, own.locked, own.grade_id = 100, False, f"{own.grade_id}-mine"
+    nbformat.write(notebook, tmp_path / "mine.ipynb")
+    assert points(judge, *Submission.read(tmp_path / "mine.ipynb").cells) == {"count": EARNED}
+
+
+def test_part_of_an_answer_is_worth_its_part(judge):
+    """A missing root costs the tests of the standard error, and no others of its exercise."""
+    cells = {exercise.name: exercise.answer for exercise in judge.homework.exercises}
+    cells["response"] = cells["response"].replace("math.sqrt(n", "(n")
+    verdicts, _ = judge.judge(list(cells.values()))
+    found = {verdict.exercise.name: (verdict.points, verdict.exercise.points) for verdict in verdicts}
+    assert found.pop("response") == (3, 5) and all(given == most for given, most in found.values())
+
+
+def test_feedback_says_what_was_expected_on_which_input(judge):
+    wrong = HONEST.replace("sensitivity / epsilon", "epsilon / sensitivity")
+    verdicts, _ = judge.judge([wrong])
+    said = json.dumps([test.shown for test in verdicts[0].tests])
+    assert "laplace_scale(" in said and "expected" in said and "found" in said

@@ -1,0 +1,158 @@
+"""``homework grade``: a folder of submissions, honest, partial and damaged, becomes a table and pages of feedback."""
+
+import copy
+import csv
+import os
+import re
+
+import nbformat
+import pytest
+
+from dopamine_lib.__main__ import main
+from dopamine_lib.course.exercises import Homework
+from dopamine_lib.course.grading import grade_folder
+from dopamine_lib.course.homework import SOURCES, find_homework
+from dopamine_lib.course.judge import Judge
+
+SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"
+NAME, MOST = SOURCE.stem, 29
+
+
+def own(cell) -> dict:
+    return cell.metadata.get("nbgrader", {})
+
+
+def handed_in(*answered: str) -> nbformat.NotebookNode:
+    """A student's copy with the solutions of some exercises."""
+    notebook = nbformat.read(SOURCE, 4)
+    for cell in notebook.cells:
+        if own(cell).get("solution") and own(cell)["grade_id"] not in answered:
+            cell.source = re.sub("### BEGIN.*?### END SOLUTION", "raise NotImplementedError()", cell.source, flags=re.S)
+    return notebook
+
+
+ALL = tuple(own(cell)["grade_id"] for cell in nbformat.read(SOURCE, 4).cells if own(cell).get("solution"))
+TWO = ("count", "group")  # 8 points
+
+
+def cell_of(notebook, name):
+    return next(cell for cell in notebook.cells if own(cell).get("grade_id") == name)
+
+
+def without_metadata(notebook):
+    """As another program saved it."""
+    for cell in notebook.cells:
+        cell.metadata = {}
+    return notebook
+
+
+def lost(notebook):
+    notebook.cells.remove(cell_of(notebook, "group"))
+    notebook.cells.remove(cell_of(notebook, "count-test"))
+    return notebook
+
+
+def doubled(notebook):
+    again = copy.deepcopy(cell_of(notebook, "group"))
+    notebook.cells.insert(1, again)
+    again.source = "def group_bound(epsilon, delta, images):\n    return 0, 0  # an attempt"
+    return notebook
+
+
+def of_colab(notebook):
+    """Another order of keys, no ids, other names, a magic and a command."""
+    notebook.nbformat_minor = 0
+    for cell in notebook.cells:
+        cell.pop("id", None)
+        cell.metadata = {"id": "xYz", "nbgrader": own(cell), "outputId": "1"}
+    notebook.cells.insert(0, nbformat.from_dict({**notebook.cells[2], "source": "%matplotlib inline\n!pip list"}))
+    return notebook
+
+
+def text(notebook) -> bytes:
+    return nbformat.writes(notebook).encode()
+
+
+#: What lies in the folder, and the points and the note that come of it; None where it cannot be graded.
+FILES = {
+    f"solver/{NAME}.ipynb": (lambda: SOURCE.read_bytes(), MOST, ""),
+    f"sleeper/{NAME}.ipynb": (lambda: text(handed_in()), 0, ""),
+    f"half/{NAME}.ipynb": (lambda: text(handed_in(*TWO)), 8, ""),
+    f"tree/{NAME}/{NAME}.ipynb": (lambda: text(handed_in("count")), 4, ""),
+    "renamed/homework final (2).ipynb": (lambda: text(handed_in(*TWO)), 8, f"was taken for {NAME}"),
+    "flat.ipynb": (lambda: text(handed_in("count")), 4, f"flat.ipynb was taken for {NAME}"),
+    f"mark/{NAME}.ipynb": (lambda: b"\xef\xbb\xbf" + text(handed_in(*TWO)), 8, "byte-order mark"),
+    f"wide/{NAME}.ipynb": (lambda: text(handed_in(*TWO)).decode().encode("utf-16"), 8, "byte-order mark"),
+    f"code/{NAME}.ipynb": (lambda: text(without_metadata(handed_in(*TWO))), 8, ""),
+    f"colab/{NAME}.ipynb": (lambda: text(of_colab(handed_in(*TWO))), 8, ""),
+    f"lost/{NAME}.ipynb": (lambda: text(lost(handed_in(*TWO))), 4, "group_bound is not in it"),
+    f"doubled/{NAME}.ipynb": (lambda: text(doubled(handed_in(*TWO))), 8, "group_bound is written more than once"),
+    f"merge/{NAME}.ipynb": (lambda: text(handed_in()).replace(b"\n", b"\n<<<<<<< HEAD\n", 1), None, "merge markers"),
+    f"cut/{NAME}.ipynb": (lambda: text(handed_in())[:9000], None, "is no notebook"),
+    "wrong/essay.ipynb": (lambda: text(nbformat.v4.new_notebook()), None, "asked for in any homework"),
+    "empty/notes.txt": (lambda: b"", 0, "not handed in"),
+}
+
+
+def test_a_folder_of_submissions(tmp_path, capsys):
+    for name, (content, _, _) in FILES.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content())
+    (tmp_path / "in" / "half" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "in" / "half" / ".ipynb_checkpoints" / f"{NAME}-checkpoint.ipynb").write_bytes(SOURCE.read_bytes())
+    older = tmp_path / "in" / "half" / "first try.ipynb"
+    older.write_bytes(SOURCE.read_bytes())
+    os.utime(older, (0, 0))
+    assert main(["homework", "grade", str(tmp_path / "in")]) == 0
+    assert f"solver  {NAME}  {MOST} of {MOST}\n" in capsys.readouterr().out
+    with open(tmp_path / "in-graded" / "grades.csv", newline="", encoding="utf-8") as file:
+        rows = {row["student_id"]: row for row in csv.DictReader(file)}
+    expected = {name.removesuffix(".ipynb").partition("/")[0]: what for name, (_, *what) in FILES.items()}
+    assert rows.keys() == expected.keys()
+    for student, (points, note) in expected.items():
+        row = rows[student]
+        assert (row["score"], note in row["note"]) == ("" if points is None else str(points), True), row
+        assert row["note"].startswith("not graded: ") == (points is None), row
+        assert row["note"] or not note
+        page = (tmp_path / "in-graded" / "feedback" / f"{student}.html").read_text(encoding="utf-8")
+        assert "http" not in page and "<script" not in page
+    assert "first try.ipynb was left aside" in rows["half"]["note"]
+    assert "stick 0/5" in rows["half"]["exercises"] and "group 4/4" in rows["half"]["exercises"]
+    assert main(["homework", "grade", str(tmp_path / "in")]) == 2
+    assert "in-graded is not an empty folder; name another with --to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", find_homework(SOURCES), ids=lambda path: path.stem)
+def test_every_solution_has_full_marks_and_a_stub_none(source):
+    judge = Judge(Homework.read(source))
+    answers = [exercise.answer for exercise in judge.homework.exercises]
+    verdicts, stopped = judge.judge(answers)
+    assert not stopped
+    for verdict in verdicts:
+        assert verdict.points == verdict.exercise.points, (verdict.exercise.name, verdict.tests)
+    stubs = [f"def {name}(*given):\n    raise NotImplementedError()" for name in judge.homework.functions]
+    assert not any(verdict.points for verdict in judge.judge(stubs)[0])
+
+
+def test_feedback_shows_code_as_text(tmp_path):
+    notebook = handed_in("count")
+    cell_of(notebook, "group").source = "def group_bound(*a):\n    raise KeyError('<script>alert(1)</script>')"
+    (tmp_path / "in").mkdir()
+    nbformat.write(notebook, tmp_path / "in" / "eve.ipynb")
+    grade_folder(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "feedback" / "eve.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert "expected" in page and "1. A count with Laplace noise (4 points): 4 of 4" in page
+
+
+def test_refusals(tmp_path, refuses, capsys):
+    with refuses("no notebooks in", "a folder with the student's name"):
+        grade_folder(tmp_path / "nowhere", tmp_path / "out")
+    assert main(["homework", str(tmp_path / "out"), "in"]) == 2
+    assert "homework grade FOLDER --to DIR" in capsys.readouterr().err
+    notebook = nbformat.read(SOURCE, 4)
+    cell_of(notebook, "count").source = "def laplace_scale(*given):\n    return 2"
+    (tmp_path / "sources").mkdir()
+    nbformat.write(notebook, tmp_path / "sources" / SOURCE.name)
+    with refuses(f"{NAME}: the solution of count passes", "of 4 tests, for 4 points", "correct it"):
+        Judge(Homework.read(tmp_path / "sources" / SOURCE.name))
