@@ -106,17 +106,29 @@ def test_every_answer_on_the_whole_grid_within_a_gigabyte():
     "event", [(0.25, 50 / 2931, 5862), (1.1, 0.999, 3001), (0.3, 0.5, 3000), (1.0, 0.01, 10**5), (48.0, 0.017, 5862)]
 )
 def test_the_work_of_prv_is_bounded_before_it_begins(monkeypatch, event):
-    from opacus.accountants import PRVAccountant
+    from opacus.accountants.analysis.prv import Domain
 
-    sizes, domain = [], PRVAccountant._get_domain
+    sizes, aligned = [], Domain.create_aligned
 
-    def watched(self, **terms):
-        sizes.append(domain(self, **terms).size)
+    def watched(*terms):
+        sizes.append(aligned(*terms).size)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(PRVAccountant, "_get_domain", watched)
-    assert prv.prv_epsilon.__wrapped__((event,), 1e-5, epsilon(SampledGaussian(*event), 1e-5, "rdp")) is None
+    monkeypatch.setattr(Domain, "create_aligned", watched)
+    prv.prv_epsilon.cache_clear()
+    assert epsilon(SampledGaussian(*event), 1e-5, "prv") is None
+    prv.prv_epsilon.cache_clear()
     assert all(size <= 1.01 * prv.MAX_POINTS for size in sizes)
+
+
+@pytest.mark.parametrize("history", [[(1.15, 100 / 2930, 3001)], [(2.0, 0.17, 1525), (40.0, 1.0, 1)]])
+def test_prv_is_opacus_with_a_reach_of_its_own(history):
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = history
+    ours = epsilon([SampledGaussian(*part) for part in history], 1e-4, "prv")
+    assert ours == pytest.approx(accountant.get_epsilon(1e-4, eps_error=0.01, delta_error=1e-7), abs=1e-4)
 
 
 def test_unlike_events_compose():

@@ -19,7 +19,7 @@ from scipy.special import gammaln, logsumexp
 from dopamine_lib.errors import InputError, check_delta, check_whole, check_within
 from dopamine_lib.privacy.gaussian import MIN_SCALE, analytic_epsilon
 from dopamine_lib.privacy.pld import pld_epsilon
-from dopamine_lib.privacy.prv import prv_epsilon
+from dopamine_lib.privacy.prv import DELTA_ERROR, prv_epsilon
 
 #: The Renyi orders of the paper's tool: 1.1, 1.2 … 10.9 and 12 … 63.
 ORDERS = tuple([1 + x / 10 for x in range(1, 100)] + list(range(12, 64)))
@@ -227,7 +227,13 @@ def _by_prv(events: tuple[DpEvent, ...], delta: float) -> float | None:
     history = _gaussians(events)
     if history is None or _everybody(history):
         return _by_pld(events, delta)
-    return prv_epsilon(history, delta, rough=_by_rdp(events, delta, improved=True))
+    steps, error = sum(times for *_, times in history), DELTA_ERROR * delta
+    single = [SampledGaussian(sigma, q, 1) for sigma, q, _ in history]
+    reach = max(
+        _by_rdp(events, error / 4, improved=True),
+        *(_by_rdp((one,), error / (8 * steps), improved=True) for one in single),
+    )
+    return prv_epsilon(history, delta, rough=_by_rdp(events, delta, improved=True), reach=reach)
 
 
 def _by_pld(events: tuple[DpEvent, ...], delta: float, images: int = 1) -> float | None:
