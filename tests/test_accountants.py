@@ -121,6 +121,7 @@ def test_the_work_of_prv_is_bounded_before_it_begins(monkeypatch, event):
     assert all(size <= 1.01 * prv.MAX_POINTS for size in sizes)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Opacus's own, at the edges of its domain
 @pytest.mark.parametrize("history", [[(1.15, 100 / 2930, 3001)], [(2.0, 0.17, 1525), (40.0, 1.0, 1)]])
 def test_prv_is_opacus_with_a_reach_of_its_own(history):
     from opacus.accountants import PRVAccountant
