@@ -7,7 +7,7 @@ import torch
 
 from dopamine_lib.federation.hospital import Hospital
 from dopamine_lib.federation.settings import SETTINGS
-from dopamine_lib.privacy.head import HeadTask
+from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
 
 _KEY, _stream = Randomness("neighbours"), Randomness.stream
@@ -20,9 +20,10 @@ def _draw(self: Hospital, step: int) -> tuple[torch.Tensor, object]:
 
 
 def hold(setattr: Callable[[object, str, object], object] = setattr) -> None:
-    """Hold samples, noise and sums of features constant; ``setattr`` may be one that is undone."""
+    """Hold samples, noise and sums of features and classes constant; ``setattr`` may be one that is undone."""
     setattr(Hospital, "_draw", _draw)
-    setattr(HeadTask, "feature_sum", lambda self, index: torch.full((512,), 0.1))
+    first_sum = Task.first_sum
+    setattr(Task, "first_sum", lambda self, index, counts: torch.full_like(first_sum(self, index[:0], counts), 0.1))
     setattr(Randomness, "stream", lambda self, *purpose: _stream(_KEY, *purpose))
 
 

@@ -12,7 +12,6 @@ from scipy import stats
 from torch import nn
 
 from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead, AdaptiveServer
-from dopamine_lib.fairness.balanced import LEAST_SHARE, BalancedHead, class_weights
 from dopamine_lib.fairness.group_sampling import ThinnedHospital
 from dopamine_lib.fairness.measures import graded, group_epsilons, measures
 from dopamine_lib.federation.experiment import Experiment
@@ -20,8 +19,10 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
+from dopamine_lib.privacy import head
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-from dopamine_lib.privacy.dpsgd import clip_factors
+from dopamine_lib.privacy.balanced import LEAST, log_shares
+from dopamine_lib.privacy.dpsgd import Task, clip_factors
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness
 
@@ -193,49 +194,84 @@ def test_a_patient_cannot_be_kept_more_often_than_drawn(refuses, bad):
 # a balanced loss
 
 
-def test_gradients_are_those_of_the_weighted_loss_clipped_afterwards():
+@pytest.mark.parametrize("kind", ["loop", "products", "any net"])
+@pytest.mark.parametrize("clip", [0.9, math.inf])
+def test_gradients_are_those_of_the_adjusted_loss_clipped_afterwards(kind, clip, monkeypatch):
     net, features, labels = material()
-    task = BalancedHead(net, features, labels)
-    task.weights = torch.tensor([0.5, 1.0, 3.0])
-    index = torch.arange(0, 30)
-    expected = torch.zeros(task.d)
+    task = HeadTask(net, features, labels)
+    if kind == "loop":
+        pytest.importorskip("numba")
+    elif kind == "products":
+        monkeypatch.setattr(head, "_loop", lambda: None)
+    else:
+        task = Task(net, lambda index: features[index], labels, classes=3)
+    offset = torch.tensor([0.5, 0.3, 0.2]).log()
+    task.offset, index, expected = offset, torch.arange(0, 30), torch.zeros(task.d)
     for i in index:
-        loss = F.cross_entropy(net(features[i][None]), labels[i][None]) * task.weights[labels[i]]
+        loss = F.cross_entropy(net(features[i][None]) + offset, labels[i][None])
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
-        expected += gradient * clip_factors(gradient.norm(), 0.9)
-    assert torch.allclose(task.clipped_sums(task.start, index, 0.9)[0], expected, atol=1e-5)
-    task.weights = torch.ones(3)
-    plain = HeadTask(net, features, labels)
-    assert torch.allclose(task.clipped_sums(task.start, index, 0.9), plain.clipped_sums(plain.start, index, 0.9))
+        expected += gradient * clip_factors(gradient.norm(), clip)
+    assert torch.allclose(task.clipped_sums(task.start, index, clip)[0], expected, atol=1e-5)
+    assert torch.equal(task.logits(task.start, index), HeadTask(net, features, labels).logits(task.start, index))
 
 
 def test_no_patient_moves_the_first_release_by_more_than_one():
     net, features, labels = material()
-    task, everybody = BalancedHead(net, 5 * features, labels, counts=0.4), torch.arange(PATIENTS)
-    whole = task.feature_sum(everybody)
-    for patient in range(PATIENTS):
-        moved = (whole - task.feature_sum(everybody[everybody != patient])).norm().item()
-        assert moved == pytest.approx(1, abs=1e-3)  # a feature longer than 1 is cut to 1
-    task.scales = (1.0, task.scales[1])  # planted: the mean features keep all of the budget
-    assert task.feature_sum(torch.tensor([0])).norm() > 1.1
+    task, everybody = HeadTask(net, 5 * features, labels), torch.arange(PATIENTS)
+    for counts in (0.4, 1.0):
+        whole = task.first_sum(everybody, counts)
+        for patient in range(0, PATIENTS, 7):
+            moved = (whole - task.first_sum(everybody[everybody != patient], counts)).norm().item()
+            assert moved == pytest.approx(1, abs=1e-3)  # a feature longer than 1 is cut to 1
+    assert torch.cat([task.feature_sum(everybody[:1]), torch.ones(1)]).norm() > 1.1  # planted: both have all of it
 
 
-def test_mean_and_weights_come_out_of_the_first_release():
+def test_mean_and_shares_come_out_of_the_first_release():
     net, features, _ = material()
     labels = torch.tensor([0] * 60 + [1] * 40 + [2] * 20)
-    task = BalancedHead(net, features / 10, labels, counts=0.4)
-    task.centre_on(task.feature_sum(torch.arange(PATIENTS)).float() / PATIENTS)
-    assert torch.allclose(task.mean, features.mean(0) / 10, atol=1e-6)
-    assert task.weights.tolist() == pytest.approx([2 / 3, 1, 2], rel=1e-5)  # 1 / share, 1 on average
-    assert class_weights(torch.tensor([0.5, 0.5, -0.1]))[2] == pytest.approx((1 + LEAST_SHARE) / LEAST_SHARE / 3)
+    for counts in (0.4, 1.0):
+        task = HeadTask(net, features / 10, labels)
+        task.take_first(task.first_sum(torch.arange(PATIENTS), counts).float() / PATIENTS, counts)
+        assert task.offset.exp().tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 6], rel=1e-5)
+        assert torch.allclose(task.mean, features.mean(0) / 10 * (counts < 1), atol=1e-6)
+    assert log_shares(torch.tensor([0.5, 0.5, -0.1]))[2] == pytest.approx(math.log(LEAST / 3 / (1 + LEAST / 3)))
 
 
-def test_a_resumed_run_has_the_weights_of_the_first():
-    declared, choice = short(40), Choice(0.1, 0.5, mean_noise_multiplier=5.0)
-    trained = train(BalancedHead(*material()), declared, choice)
-    again = Training(trained.plan, BalancedHead(*material()), np.array_split(np.arange(PATIENTS), 5), Randomness(0))
+def test_a_network_without_a_mean_is_balanced_by_counts_alone():
+    net, features, labels = material()
+    task = Task(net, lambda index: features[index], labels, classes=3)
+    assert len(task.first_sum(torch.arange(9))) == 0
+    task.take_first(task.first_sum(torch.arange(PATIENTS), 1.0).float() / PATIENTS, 1.0)
+    assert task.offset.exp().tolist() == pytest.approx((labels.bincount() / PATIENTS).tolist(), rel=1e-5)
+
+
+def test_shares_that_are_not_finite_are_refused(refuses):
+    with refuses("the class counts are not finite"):
+        log_shares(torch.tensor([0.5, math.nan]))
+
+
+def test_a_resumed_run_has_the_shares_of_the_first():
+    declared, choice = short(40), Choice(0.1, 0.5, mean_noise_multiplier=5.0, counts=0.5)
+    trained = train(HeadTask(*material()), declared, choice)
+    again = Training(trained.plan, HeadTask(*material()), np.array_split(np.arange(PATIENTS), 5), Randomness(0))
     again.restore(*trained.state())
-    assert torch.equal(again.task.weights, trained.task.weights) and trained.task.weights.std() > 0
+    assert torch.equal(again.task.offset, trained.task.offset) and trained.task.offset.std() > 0
+
+
+def test_a_rare_class_is_found_though_every_gradient_is_clipped():
+    """One in ten is of class 1, and the features tell it apart badly: only a balanced loss calls it at all."""
+    labels = (torch.arange(2000) % 10 == 0).long()
+    features = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    features[:, 0] += 1.2 * labels
+    found = {}
+    for counts in (0.0, 0.5):
+        choice = Choice(0.5, 0.2, averaging=10, mean_noise_multiplier=20.0, counts=counts)
+        task, patients = HeadTask(nn.Linear(4, 2), features / 4, labels), np.array_split(np.arange(2000), 5)
+        plan = Plan.of(short(200), choice, task, patients)
+        trained = Training(plan, task, patients, Randomness(0)).run()
+        called = task.logits(trained.server.model, torch.arange(2000)).argmax(1)
+        found[counts] = [float((called == c)[labels == c].float().mean()) for c in (0, 1)]
+    assert found[0.0][1] < 0.1 and min(found[0.5]) > 0.55
 
 
 # all of them, at one epsilon

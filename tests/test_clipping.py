@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead
-from dopamine_lib.fairness.balanced import BalancedHead
 from dopamine_lib.fairness.output_perturbation import clip_rows
 from dopamine_lib.federation.hospital import NotFinite, contribute
 from dopamine_lib.federation.plan import Plan
@@ -146,7 +145,7 @@ def features():
 
 
 @pytest.mark.parametrize("loop", [True, False], ids=["loop", "products"])
-@pytest.mark.parametrize("make", [HeadTask, BalancedHead, lambda *terms: AdaptiveHead(*terms, AdaptiveClip())])
+@pytest.mark.parametrize("make", [HeadTask, lambda *terms: AdaptiveHead(*terms, AdaptiveClip())])
 def test_a_poisoned_head_learns_nothing_from_whether_there_is_a_message(make, loop, features, monkeypatch):
     """The gradient of the patient that it is made for counts as zero, beside others whose messages stay the same."""
     if loop:

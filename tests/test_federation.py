@@ -10,8 +10,10 @@ from scipy import stats
 
 from dopamine_lib.federation import algorithm1
 from dopamine_lib.federation.hospital import contribute
+from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, DELTA, EPOCHS, SETTINGS, Choice, choice_for
+from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.privacy.budget import noise_multiplier_for
@@ -324,6 +326,25 @@ def test_a_round_in_which_everybody_vanishes_opens_nothing(task, name):
     training = make_training(task, name, declared=short(name, 5), dropout=1 - 1e-12)
     training.run()
     assert training.progress.aborted == 5 and torch.equal(training.server.w, task.start)
+
+
+@pytest.mark.parametrize("model, counts", [("head", 0.5), ("linear", 1.0), ("cnn", 1.0)])
+def test_a_balanced_loss_is_charged_for_its_class_counts(model, counts):
+    """What they are asked for with is an event of the bound, and --epsilon covers it."""
+    for name, declared in SETTINGS.items():
+        choice = Options(model=model, loss="balanced").choice(name)
+        assert (choice.counts, choice.mean_noise_multiplier) == (counts, 20.0 if declared.private else 0.0)
+        assert replace(choice, mean_noise_multiplier=None, counts=0.0) == replace(
+            CHOICES[model][name], mean_noise_multiplier=None
+        )
+    options = Options(model=model, loss="balanced", epsilon=3.0, accountant="rdp")
+    plan = make_plan(options, "FSCDP", (293,) * 10, 2565)
+    declared, first = plan.setting, SampledGaussian(plan.choice.mean_noise_multiplier, 1.0, 1)
+    steps = SampledGaussian(declared.noise_multiplier, declared.sample_rate, declared.steps)
+    together = epsilon((first, steps), DELTA, "rdp")
+    assert plan.bound.epsilon(declared.steps, "rdp") == pytest.approx(together) and 2.98 < together <= 3.0
+    assert epsilon(steps, DELTA, "rdp") < together - 0.01
+    assert "classes" in privacy_statement(plan.bound, charged=[declared.steps], patients=2930, seeded=False)
 
 
 @pytest.mark.parametrize("bound", [0.3, 1.0, 3.0, 10.0, 100.0])

@@ -216,11 +216,11 @@ def test_neighbours_release_the_same(released, folders, which, split):
     [
         ("--noise", "integer"),
         ("--aggregation", "bfv", "--settings", "F,FPDP,FSCDP", "--hospitals", "6"),
-        ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP", "--hospitals", "6"),
+        ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP", "--hospitals", "6", "--loss", "balanced"),
         ("--aggregation", "bfv", "--noise", "integer", "--settings", "FSCDP"),
         ("--aggregation", "masks", "--noise", "integer", "--settings", "FSCDP", "--least", "3", "--dropout", "0.2"),
         ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp"),
-        ("--model", "cnn"),
+        ("--model", "cnn", "--loss", "balanced"),
         ("--split", "unequal", "--settings", "FPDP"),
         ("--split", "quality", "--settings", "FPDP"),
         pytest.param(("--model", "squeezenet"), marks=pytest.mark.slow),

@@ -173,6 +173,7 @@ def test_rounds_that_no_bound_or_training_goes_with_are_refused(words, said, tmp
         ({"like": "FSCDP", "noise_multiplier": math.inf}, "noise_multiplier is inf"),
         ({"like": "C", "noise_multiplier": 1.0}, "max_grad_norm is inf"),
         ({"like": "FSCDP", "centre": 0}, "centre is 0"),
+        ({"like": "FSCDP", "counts": 1.5}, "counts is 1.5"),
         ({"like": "FSCDP", "local_steps": 5}, "single steps"),
         ({"like": "FSCDP", "participation": 0.5}, "single steps"),
         ({"like": "CDP", "local_steps": 2}, "single steps"),
@@ -299,6 +300,10 @@ def test_what_could_train_nothing_or_not_be_told_apart_is_refused(tmp_path, caps
     centred = read_settings({"mine": {"like": "FSCDP", "centre": 40}}, "cnn", "x.toml")
     with pytest.raises(InputError, match="centre, which is for head and linear models"):
         Options(settings=("mine",), own=centred, model="cnn")
+    with pytest.raises(InputError, match="counts is 0.5, but centre"):
+        read_settings({"mine": {"like": "FSCDP", "counts": 0.5}}, "cnn", "x.toml")
+    counted = read_settings({"mine": {"like": "FSCDP", "counts": 1.0, "centre": 20}}, "cnn", "x.toml")
+    assert Options(settings=("mine",), own=counted, model="cnn").choice("mine").counts == 1
     for name in ("a.toml", "b.toml"):
         (tmp_path / name).write_text('[A]\nlike = "C"\n')
     words = ["reproduce", "--settings", f"{tmp_path / 'a.toml'},{tmp_path / 'b.toml'}", "--out", str(tmp_path / "out")]

@@ -24,7 +24,7 @@ PATIENTS, HOSPITALS, FEATURES, GRADES = 120, 5, 8, 3
 CHOICES = {
     "FSCDP": Choice(0.1, 0.5, averaging=10, mean_noise_multiplier=40.0),
     "FPDP": Choice(0.1, 0.5, averaging=10, mean_noise_multiplier=40.0, reach=8.0),
-    "F": Choice(0.1, math.inf, averaging=10, mean_noise_multiplier=0.0, reach=8.0),
+    "F": Choice(0.1, math.inf, averaging=10, mean_noise_multiplier=0.0, reach=8.0, counts=0.5),
 }
 
 
@@ -234,22 +234,25 @@ def test_dropouts_under_encryption_train_the_same_model(task, kind):
 def test_centring_moves_the_model_not_its_predictions(task):
     """A head trained on centred features is handed out as a head for the features as they are."""
     training = make_training(task, "F", rounds=100).run()
-    assert (training.feature_mean - task._fixed.mean(0)).norm() < 0.2
+    assert (task.mean - task._fixed.mean(0)).norm() < 0.2 and task.offset.any()
     w, index = training.server.model, torch.arange(PATIENTS)
     task.load(w)
     assert torch.allclose(task.net(task._fixed), task.logits(w, index), atol=1e-4)
-    assert torch.allclose(task.features[:, :-1], STRETCH * (task._fixed - training.feature_mean), atol=1e-6)
+    assert torch.allclose(task.features[:, :-1], STRETCH * (task._fixed - task.mean), atol=1e-6)
 
 
+@pytest.mark.parametrize("counts", [0.0, 0.5])
 @pytest.mark.parametrize("scale, accepted", [(1.0, True), (0.8, False), (1.25, False)])
-def test_the_mean_features_carry_their_noise(task, scale, accepted):
+def test_what_is_asked_for_once_carries_its_noise(task, scale, accepted, counts):
     task = HeadTask(
         torch.nn.Linear(1500, GRADES), torch.nn.functional.normalize(torch.randn(PATIENTS, 1500)), task.labels
     )
-    training = make_training(task, rounds=1, choice=CHOICES["FSCDP"])
+    training = make_training(task, rounds=1, choice=replace(CHOICES["FSCDP"], counts=counts))
     training.run()
-    noise = (training.feature_mean - task._fixed.mean(0)).double().numpy() * PATIENTS / (40.0 * scale)
+    true = task.first_sum(torch.arange(PATIENTS), counts)
+    noise = (training.feature_mean * PATIENTS - true).numpy() / (40.0 * scale)
     assert (stats.kstest(noise, "norm").pvalue > 0.01) == accepted
+    assert not counts or abs(noise[-GRADES:]).min() > 1e-3  # class counts, too
 
 
 def test_the_mean_features_are_in_the_bound():

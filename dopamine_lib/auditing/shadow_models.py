@@ -24,6 +24,7 @@ from dopamine_lib.federation.hospital import local_change
 from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.machine import threads
+from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.dpsgd import clip_factors
 from dopamine_lib.privacy.head import STRETCH, for_raw_features, unit_rows
 
@@ -148,8 +149,9 @@ class _Crowd:
         self.by_person, self.first = self.person.argsort(kind="stable"), self.images.cumsum() - self.images
         self.population = torch.tensor([sum(map(len, own)) for own in patients], dtype=torch.float32)[:, None, None]
         self.mean, self.stretch = torch.zeros(self.models, features.shape[1]), 1.0
+        self.offset = torch.zeros(self.models, classes)  # of a balanced loss, as in ``Task.offset``
         if choice.mean_noise_multiplier is not None:
-            self.mean, self.stretch = self._means(patients), STRETCH
+            self._take_first(patients)
 
     def train(self) -> Tensor:
         """All rounds; the heads handed out, for the features as they are."""
@@ -189,15 +191,16 @@ class _Crowd:
         x = self.features.index_select(0, index.flatten()).view(*index.shape, -1)
         m, a = self.mean[model], self.stretch
         products = x @ torch.cat([w[..., :-1], m[:, None]], dim=1).mT  # the last column is x m
-        logits = a * (products[..., :-1] - (w[..., :-1] @ m[..., None]).mT) + w[..., None, :, -1]
+        biases = w[..., None, :, -1] + self.offset[model][:, None]
+        logits = a * (products[..., :-1] - (w[..., :-1] @ m[..., None]).mT) + biases
         error = torch.softmax(logits, dim=-1) - self.onehot[index]
         error *= torch.from_numpy(there)[..., None]
         clip = self.choice.max_grad_norm
         if not np.isinf(clip):
             squares = self.squares[index] - 2 * products[..., -1] + m.square().sum(1)[:, None]
             error *= clip_factors(error.norm(dim=-1) * (a**2 * squares + 1).sqrt(), clip)[..., None]
-        biases = error.sum(1)[..., None]
-        sums = torch.cat([a * (error.mT @ x - biases * m[:, None]), biases], dim=-1)
+        total = error.sum(1)[..., None]
+        sums = torch.cat([a * (error.mT @ x - total * m[:, None]), total], dim=-1)
         if self.setting.private:
             sums += self.setting.noise_multiplier * clip * torch.randn(sums.shape, generator=self.noise)
         return sums
@@ -208,13 +211,23 @@ class _Crowd:
             return people
         return self.by_person[self.first[people] + (self.rng.random(people.shape) * self.images[people]).astype(int)]
 
-    def _means(self, patients) -> Tensor:
-        """The noisy mean features (M, p), as ``Training`` asks for them once."""
-        unit = unit_rows(self.features) / torch.from_numpy(self.images[self.person]).float()[:, None]
-        sums = torch.stack([unit[np.concatenate(own)].sum(0) for own in patients])
+    def _take_first(self, patients) -> None:
+        """Centre on the noisy mean features, and balance by the noisy class counts, as ``Task.take_first`` does."""
+        counts, everybody = self.choice.counts, [np.concatenate(own) for own in patients]
+        alone = 1 / torch.from_numpy(self.images[self.person]).float()[:, None]
+        unit, onehot = unit_rows(self.features) * alone, self.onehot * alone
+        sums = torch.stack(
+            [join(unit[own].sum(0), onehot[own].sum(0), counts) if counts else unit[own].sum(0) for own in everybody]
+        )
         if self.setting.private:
             sums += self.choice.mean_noise_multiplier * torch.randn(sums.shape, generator=self.noise)
-        return sums / self.population[:, 0]
+        means = sums / self.population[:, 0]
+        if counts:
+            apart = [take_apart(mean, onehot.shape[1], counts) for mean in means]
+            self.offset = torch.stack([log_shares(shares) for _, shares in apart])
+            means = torch.stack([mean for mean, _ in apart])
+        if counts < 1:
+            self.mean, self.stretch = means, STRETCH
 
 
 def poisson_samples(sizes: np.ndarray, rate: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

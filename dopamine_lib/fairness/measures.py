@@ -5,8 +5,8 @@ group-aware sampling   one group's patients are sampled at a larger q (``group_s
                        epsilon.
 adaptive clipping      C follows a quantile of the gradients' norms; the bits it needs share each step's noise
                        (``adaptive_clipping``).
-class-balanced loss    rare grades weigh more, by noisy class counts that share the first release with the mean
-                       features (``balanced``).
+class-balanced loss    grades count alike, by noisy class counts that share the first release with the mean features
+                       (``privacy.balanced``).
 
 Which group is favoured, and how far, is decided by looking at validation patients; that looking is not in epsilon.
 """
@@ -20,16 +20,12 @@ import torch
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.fairness.adaptive_clipping import AdaptiveClip, AdaptiveHead, AdaptiveServer
-from dopamine_lib.fairness.balanced import BalancedHead
 from dopamine_lib.fairness.group_sampling import ThinnedHospital
 from dopamine_lib.fairness.utility import at_epsilon, probabilities
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.settings import Choice, Setting
 from dopamine_lib.federation.training import Training
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
-
-#: Noise multiplier of the first release where class counts share it with the mean features.
-COUNTED = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,9 @@ def measures(
         raise InputError(f"{favoured.sum()} of {len(favoured)} images are favoured: name a group and leave others")
     clip, features, labels = AdaptiveClip(), experiment.features, experiment.labels
 
-    def measure(name, parts=lambda net: {}, unit=None, **tailoring):
-        setting, choice = at_epsilon(experiment, "FSCDP", target, shorter=shorter, **tailoring)
+    def measure(name, parts=lambda net: {}, unit=None, loss=experiment.options.loss, **tailoring):
+        asked = replace(experiment, options=replace(experiment.options, loss=loss))
+        setting, choice = at_epsilon(asked, "FSCDP", target, shorter=shorter, **tailoring)
         choice = choice if unit is None else replace(choice, max_grad_norm=unit)
 
         def training(run):
@@ -80,11 +77,7 @@ def measures(
             },
             unit=1.0,  # in which messages are written; C itself is learned
         ),
-        measure(
-            "class-balanced loss",
-            lambda net: {"task": BalancedHead(net, features, labels)},
-            mean_noise_multiplier=COUNTED,
-        ),
+        measure("class-balanced loss", loss="balanced"),
     ]
     return {each.name: each for each in made}
 

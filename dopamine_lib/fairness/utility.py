@@ -20,7 +20,7 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import calibrated
 from dopamine_lib.federation.rounds import rescaled
-from dopamine_lib.federation.settings import Choice, Setting, choice_for, choices_of, setting
+from dopamine_lib.federation.settings import Choice, Setting, setting
 from dopamine_lib.federation.training import Training
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0, math.inf)
@@ -39,14 +39,12 @@ def at_epsilon(
     *,
     shorter: float = 1,
     boost: float = 1.0,
-    mean_noise_multiplier: float | None = None,
     exponent: float = EXPONENT,
 ) -> tuple[Setting, Choice]:
     """A private setting and its choice at epsilon ``target``; at infinity without noise and clipping.
 
     shorter  take 1 / shorter of the rounds, with steps ``shorter`` times as long: for chapters that must be quick
     boost    multiply the paper's q, e.g. for a group that is sampled more often
-    mean_noise_multiplier  by default that of ``choice_for``
     Raises InputError for a setting without privacy, or arguments out of bounds.
     """
     declared = setting(name)
@@ -57,12 +55,10 @@ def at_epsilon(
     rounds, rate = max(1, round(declared.rounds / shorter)), boost * declared.sample_rate
     used, options = replace(declared, rounds=rounds, sample_rate=rate), experiment.options
     if math.isinf(target):
-        choice = choices_of(options.model)[WITHOUT_NOISE[name]]
+        choice = options.choice(WITHOUT_NOISE[name])
         longer = min(LONGEST, shorter * choice.learning_rate)
         return replace(used, noise_multiplier=None), replace(choice, learning_rate=longer)
-    choice = choice_for(options.model, name, target)
-    if mean_noise_multiplier is not None:
-        choice = replace(choice, mean_noise_multiplier=mean_noise_multiplier)
+    choice = replace(options, epsilon=target).choice(name)
     shares = options.shares(declared, len(experiment.sizes))
     used = calibrated(used, choice, shares, target, options.delta, options.accountant)
     return used, rescaled(choice, declared, used, exponent)

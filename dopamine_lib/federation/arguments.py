@@ -49,6 +49,9 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
         "--patients", type=int, metavar="N", help="training patients, declared to everybody (default: as published)"
     )
     command.add_argument("--split", metavar="NAME", help="iid (default), unequal, skewed, quality, site: as named")
+    command.add_argument(
+        "--loss", metavar="NAME", default="cross-entropy", help="balanced: rare classes count as much as common ones"
+    )
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
     command.add_argument(
         "--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic, module:function"

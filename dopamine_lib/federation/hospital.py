@@ -87,11 +87,12 @@ class Hospital:
         return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
 
     def features(self) -> Tensor | np.ndarray:
-        """The message (d,) that tells the patients' mean features: their sum, noised and as integers, then padding.
+        """The message (d,) of what is asked for once: ``Task.first_sum``, noised and as integers, then padding.
 
         It is divided by an average hospital's patients, which makes it as small as other messages.
         """
-        total = self.task.feature_sum(self.patients) * (self.plan.hospitals / self.plan.population)
+        total = self.task.first_sum(self.patients, self.plan.choice.counts)
+        total = total * (self.plan.hospitals / self.plan.population)
         message = torch.cat([total, total.new_zeros(self.plan.d - len(total))])
         noise = self.plan.mean_noise
         if noise is None:

@@ -13,11 +13,13 @@ from dopamine_lib.federation.bounds import bounded
 from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
 from dopamine_lib.federation.rounds import check_rounds, rescaled, with_rounds
-from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, choice_for, fitted, setting
+from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, balanced, choices_of, fitted, setting
 from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, Accountant
 
 NOISES = ("float", "integer")
+#: How classes count in training: as often as they occur, or alike.
+LOSSES = ("cross-entropy", "balanced")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Options:
     accountant: str = "prv"
     aggregation: str = "plain"
     noise: str = "float"
+    loss: str = "cross-entropy"
     least: int | None = None
     dropout: float = 0.0
     patients: int | None = None
@@ -83,6 +86,7 @@ class Options:
             (self.accountant, ACCOUNTANTS, "accountant"),
             (self.aggregation, AGGREGATIONS, "aggregation"),
             (self.optimizer, ("momentum",), "optimizer"),
+            (self.loss, LOSSES, "loss"),
         ):
             own = what in ("accountant", "aggregation", "optimizer")
             if value not in known and not (own and is_function(value)):
@@ -90,7 +94,8 @@ class Options:
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}{yours}")
         check_model(self.model)
         for name in self.own or {}:
-            if self.model not in ("head", "linear") and self.choice(name).mean_noise_multiplier is not None:
+            choice = self.choice(name)
+            if self.model not in ("head", "linear") and choice.mean_noise_multiplier is not None and choice.counts < 1:
                 raise InputError(f"setting '{name}' says centre, which is for head and linear models: leave it out")
         if self.backbone is not None and (self.model != "head" or self.weights is not None):
             raise InputError("backbone is for the model head, and names its own weights: leave out --weights")
@@ -144,10 +149,10 @@ class Options:
         return with_rounds(declared, self.choice(name), self.rounds, self.sample_rate)
 
     def choice(self, name: str) -> Choice:
-        """What the model trains with in that setting; the noise of its mean features fits the bound asked for."""
-        if name in (self.own or {}):
-            return fitted(*from_record(name, self.own[name]), self.epsilon)
-        return choice_for(self.model, name, self.epsilon)
+        """What the model trains with in that setting; the noise of its first release fits the bound asked for."""
+        own, declared = name in (self.own or {}), self.declared(name)
+        choice = from_record(name, self.own[name])[1] if own else choices_of(self.model)[name]
+        return fitted(declared, balanced(declared, choice) if self.loss == "balanced" else choice, self.epsilon)
 
     def shares(self, setting: Setting, hospitals: int) -> int:
         """Of these hospitals, how many must survive a round, whose noise makes up sigma where it is shared."""

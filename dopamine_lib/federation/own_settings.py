@@ -79,7 +79,7 @@ def _read(name: str, table: object, model: str) -> dict:
         known = asdict(replace(base, title=f"like {base.name}")) | choice_for(model, base.name).record()
     else:
         known = dict.fromkeys(("noise_multiplier", "max_grad_norm", "averaging", "centre", "reach"))
-        known |= {"epochs": EPOCHS, "title": "declared in a file", "momentum": 0.9}
+        known |= {"epochs": EPOCHS, "title": "declared in a file", "momentum": 0.9, "counts": 0.0}
     said = known | {key: value for key, value in table.items() if key != "like"}
     missing = [key for key in (*OF_SETTING, *OF_CHOICE) if key not in said]
     if missing:
@@ -134,6 +134,9 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
             check_within(key, value, 0, 1e6, "leave it out for none", low_open=False)
     if choice.reach is not None:
         check_within("reach", choice.reach, 0, 1e6, "leave it out for what no noisy change exceeds")
+    check_within("counts", choice.counts, 0, 1, "it is the class counts' part of the first release", low_open=False)
+    if choice.counts and choice.mean_noise_multiplier is None:
+        raise InputError(f"counts is {choice.counts:g}, but centre, the noise of that release, is not said: say both")
     if declared.private and choice.mean_noise_multiplier == 0:
         raise InputError("centre is 0, but noise of 0 bounds nothing: the head's is 40; or leave it out")
     together = declared.shared_noise or not declared.federated

@@ -106,6 +106,8 @@ class Choice:
                            It uses only what is already noisy, so it costs no privacy
     mean_noise_multiplier  of the patients' mean features, which are asked for once, before training, to centre a head's
                            features on them; None to leave those as they are. Accounted like any step
+    counts                 the class counts' part of that release, which a balanced loss asks for (``balanced``): 0 for
+                           the loss as it is, 1 for counts alone, without mean features
     reach                  largest |value| of a change of the model that aggregation in integers makes room for; None
                            for what no noisy change exceeds
     """
@@ -116,6 +118,7 @@ class Choice:
     averaging: float | None = None
     mean_noise_multiplier: float | None = None
     reach: float | None = None
+    counts: float = 0.0
 
     def record(self) -> dict[str, float | None]:
         """As in ``results.json``: None for infinity, and "centre" for ``mean_noise_multiplier``."""
@@ -182,6 +185,19 @@ def choices_of(model: str) -> dict[str, Choice]:
     True
     """
     return CHOICES.get(model, CHOICES["cnn"])
+
+
+#: Noise multiplier of the first release where class counts are in it, at most, and their part of it.
+COUNTED, COUNTS = 20.0, 0.5
+
+
+def balanced(declared: Setting, choice: Choice) -> Choice:
+    """The choice with a balanced loss: class counts are asked for once, with the mean features or by themselves."""
+    if choice.counts:
+        return choice
+    counts = 1.0 if choice.mean_noise_multiplier is None else COUNTS
+    noise = min(COUNTED, choice.mean_noise_multiplier or COUNTED) if declared.private else 0.0
+    return replace(choice, mean_noise_multiplier=noise, counts=counts)
 
 
 #: Noise multiplier of the mean features at epsilon 1 where the noise is shared. Cross-validation on APTOS-2019's

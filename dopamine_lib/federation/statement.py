@@ -56,6 +56,17 @@ def not_covered(model: str, own: bool = False) -> tuple[str, ...]:
     )
 
 
+def once_summed(counts: float) -> str:
+    """What all patients tell once, before training; ``counts`` as in a Choice.
+
+    >>> once_summed(0.0), once_summed(0.5), once_summed(1.0)
+    ('features', 'features and classes (0.5 of the squared norm)', 'classes')
+    """
+    if counts in (0, 1):
+        return "classes" if counts else "features"
+    return f"features and classes ({counts:g} of the squared norm)"
+
+
 def unit(data: str, persons: str | None = None) -> str:
     """Whom a bound on this data protects: a step samples persons, and takes one image of each.
 
@@ -118,8 +129,8 @@ def privacy_statement(
     views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
     kind = "Skellam" if bound.noise.discrete else "Gaussian"
     grid = f"sent as multiples of {1 / bound.noise.scale:.3g}"
-    once = f" Before that, once, all patients' features were summed, with Gaussian noise of {mean or 0:.4g} "
-    once += "times their norm, rounded."
+    once = f" Before that, once, all patients' {once_summed(choice.counts)} were summed, with Gaussian noise of "
+    once += f"{mean or 0:.4g} times their norm, rounded."
     outsider = f"epsilon {in_words(views['outsider'])}"
     if not setting.shared_noise:
         spread = np.mean([bound.epsilon(steps) for steps in charged])

@@ -190,17 +190,18 @@ class Training:
 
     @torch.no_grad()
     def _ask_for_mean(self) -> None:
-        """Ask once for the patients' mean features, noised, and centre the head's features on them."""
+        """Ask once for the patients' mean features, or class counts, noised, and train by them from now on."""
         everybody = range(self.plan.hospitals)
         arrived = self._arrived(-1, everybody)
         total = self._total(-1, list(everybody), arrived, {h.number: h.features() for h in self._here(arrived)})
         if total is not None:
-            share, width = self.plan.population / self.plan.hospitals, len(self.task.feature_sum(torch.arange(0)))
+            share = self.plan.population / self.plan.hospitals
+            width = len(self.task.first_sum(torch.arange(0), self.plan.choice.counts))
             self._centre_on(total[:width] * share / self._patients(arrived))  # what follows is padding
 
     def _centre_on(self, mean: Tensor) -> None:
         self.feature_mean = mean
-        self.task.centre_on(mean)
+        self.task.take_first(mean, self.plan.choice.counts)
 
     def _arrived(self, number: int, invited: Iterable[int]) -> list[int]:
         """Which of the invited hospitals do not vanish in this round."""

@@ -105,10 +105,13 @@ class BookKeeper:
                     "none"
                 )
 
-    def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Book:
-        """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net."""
+    def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Book:
+        """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net.
+
+        offset  added to the scores (classes,), for a balanced loss
+        """
         self.try_out(x)
-        return self._open(self.layers, parameters, x, y)
+        return self._open(self.layers, parameters, x, y, offset)
 
     def try_out(self, like: Tensor) -> int:
         """Find the layers by which to differentiate, once; how many numbers are kept of each sample.
@@ -175,7 +178,7 @@ class BookKeeper:
             raise InputError("its modules' gradients are not the net's; use every layer by calling it")
         return book.numbers
 
-    def _open(self, layers: list[Layer], parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Book:
+    def _open(self, layers: list[Layer], parameters: dict[str, Tensor], x: Tensor, y: Tensor, offset=0.0) -> Book:
         kept: dict[Layer, Kept] = {}
         anchor = next(iter(parameters.values())).new_zeros((), requires_grad=True)
         hooks = [layer.module.register_forward_hook(_hook(layer, anchor, parameters, kept)) for layer in layers]
@@ -185,7 +188,7 @@ class BookKeeper:
             finally:  # a layer may be called again on the way back
                 for hook in hooks:
                     hook.remove()
-            torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), anchor)
+            torch.autograd.grad(F.cross_entropy(logits + offset, y, reduction="sum"), anchor)
         return Book(list(kept.items()))
 
 

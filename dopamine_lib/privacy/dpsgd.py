@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from dopamine_lib.errors import InputError
+from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.float_sums import most_together, room, sum_type
 from dopamine_lib.privacy.layers import accelerated
@@ -95,7 +97,9 @@ class Task:
         #: Who each image belongs to, int64 (N,): what one person adds to a sum is bounded, not what one image does.
         self.person = torch.arange(len(labels))
         self.start = parameters_to_vector(net.parameters()).detach().clone()
-        self._keeper = BookKeeper(net, classes)
+        #: Added to the logits (classes,) in training alone, for a balanced loss; None for the loss as it is.
+        self.offset: Tensor | None = None
+        self._keeper, self._classes = BookKeeper(net, classes), classes
 
     @property
     def d(self) -> int:
@@ -131,10 +135,46 @@ class Task:
             return sums
         parameters = self._unflatten(w.detach())
         for part, owners in self._micro_batches(w, index, group, clipped=True):
-            book = self._keeper.open(parameters, *self._filled(part, w))  # line 10
+            book = self._keeper.open(parameters, *self._filled(part, w), self._offset(w))  # line 10
             factors = clip_factors(book.norms, max_grad_norm)  # line 11
             book.add_to(sums, factors, owners.tolist(), max_grad_norm * room(most))
         return sums
+
+    def first_sum(self, index: Tensor, counts: float = 0.0) -> Tensor:
+        """What is asked for once, before training, summed in float64 over persons: features, class counts or both.
+
+        index   all images of theirs (B,);  counts  the class counts' part of the release, b^2 in ``balanced``
+        Several images of one person stand for it as their mean, so one person moves the sum by at most 1.
+        """
+        features = self.feature_sum(index)
+        if not counts:
+            return features
+        onehot = F.one_hot(self.labels[index], self._classes) * self.shares(index)[:, None]
+        return join(features, onehot.sum(0), counts)
+
+    def take_first(self, mean: Tensor, counts: float = 0.0) -> None:
+        """Train from now on by what ``first_sum`` gave, noised and per person: (m,), in the model's own type.
+
+        Raises InputError where that is not finite.
+        """
+        if counts:
+            mean, shares = take_apart(mean, self._classes, counts)
+            self.offset = log_shares(shares)
+        if len(mean):
+            self.centre_on(mean)
+
+    def feature_sum(self, index: Tensor) -> Tensor:
+        """The sum (p,) of features to centre on: none, where they are learned."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def centre_on(self, mean: Tensor) -> None:
+        """Raises InputError: only features that are not learned have a mean."""
+        raise InputError("the mean features are for a head or a linear model: leave out centre")
+
+    def shares(self, index: Tensor) -> Tensor:
+        """1 over the number of images at ``index`` that are the same person's, for each of them: float64 (B,)."""
+        _, whose, images = self.person[index].unique(return_inverse=True, return_counts=True)
+        return (1 / images.double())[whose]
 
     @torch.no_grad()
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
@@ -172,6 +212,9 @@ class Task:
         y[len(index) :] = NOBODY
         return x, y
 
+    def _offset(self, w: Tensor) -> Tensor | float:
+        return 0.0 if self.offset is None else self.offset.to(w)
+
     def _unflatten(self, w: Tensor) -> dict[str, Tensor]:
         named = dict(self.net.named_parameters())
         pieces = w.split([p.numel() for p in named.values()])
@@ -183,7 +226,7 @@ class Task:
         parameters = {name: piece.requires_grad_() for name, piece in self._unflatten(w.detach()).items()}
         for (part,) in self._micro_batches(w, index):
             x, y = self._filled(part, w)
-            loss = F.cross_entropy(functional_call(self.net, parameters, (x,)), y, reduction="sum")
+            loss = F.cross_entropy(functional_call(self.net, parameters, (x,)) + self._offset(w), y, reduction="sum")
             total += torch.cat(
                 [g.flatten() for g in torch.autograd.grad(loss, [*parameters.values()], materialize_grads=True)]
             )

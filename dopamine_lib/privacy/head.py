@@ -41,16 +41,14 @@ class HeadTask(Task):
 
     With the error e = softmax(logits) - onehot(y), the gradient of (W, b) is (e x^T, e): its norm is
     |e| sqrt(|x|^2 + 1). Nothing is differentiated.
-
-    weights (classes,) multiply a patient's loss according to its grade, before clipping; by default all are 1.
     """
 
     threads = 1
 
     def __init__(self, net: nn.Linear, features: Tensor, labels: Tensor):
-        super().__init__(net, lambda index: features[index], labels)
+        super().__init__(net, lambda index: features[index], labels, classes=net.out_features)
         self.onehot = F.one_hot(labels, net.out_features).to(features.dtype)
-        self.weights = features.new_ones(net.out_features)
+        self.offset = features.new_zeros(net.out_features)
         self._fixed, self.mean, self.stretch = features, features.new_zeros(features.shape[1]), 1.0
         self._set_features(features)
 
@@ -60,11 +58,6 @@ class HeadTask(Task):
         Several images of one person stand for it as their mean.
         """
         return (unit_rows(self._fixed[index]) * self.shares(index)[:, None]).sum(0)
-
-    def shares(self, index: Tensor) -> Tensor:
-        """1 over the number of images at ``index`` that are the same person's, for each of them: float64 (B,)."""
-        _, whose, images = self.person[index].unique(return_inverse=True, return_counts=True)
-        return (1 / images.double())[whose]
 
     def centre_on(self, mean: Tensor) -> None:
         """Train on 2 (x - mean) from now on; w is then a head for these, and ``load`` turns it into one for x.
@@ -99,7 +92,7 @@ class HeadTask(Task):
             return self.product_sums(w, index, max_grad_norm, group, groups)
         sums = w.new_zeros(groups, self.d, dtype=sum_type(most_together(index, group), w.dtype))
         group = torch.zeros_like(index) if group is None else group
-        head = w.detach().numpy(), self.features.numpy(), self.labels.numpy(), self.weights.numpy(), self.norms.numpy()
+        head = w.detach().numpy(), self.features.numpy(), self.labels.numpy(), self.offset.numpy(), self.norms.numpy()
         add_clipped(*head, index.numpy(), group.numpy(), float(max_grad_norm), sums.numpy())
         return sums
 
@@ -116,8 +109,7 @@ class HeadTask(Task):
     def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
         """Inputs x (B, p + 1) and scaled errors e (B, classes) whose products e x^T are clipped gradients."""
         x = self.features[index]
-        error = torch.softmax(x @ self._matrix(w).T, dim=1) - self.onehot[index]
-        error *= self.weights[self.labels[index], None]
+        error = torch.softmax(x @ self._matrix(w).T + self.offset.to(w), dim=1) - self.onehot[index]
         return x, shorten_rows(error, _norms(error) * self.norms[index], max_grad_norm)
 
     def _sums(self, x: Tensor, error: Tensor, group: Tensor | None, groups: int) -> Tensor:

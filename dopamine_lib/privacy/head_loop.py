@@ -17,7 +17,7 @@ def add_clipped(
     w: np.ndarray,
     features: np.ndarray,
     labels: np.ndarray,
-    weights: np.ndarray,
+    offset: np.ndarray,
     norms: np.ndarray,
     index: np.ndarray,
     group: np.ndarray,
@@ -27,24 +27,24 @@ def add_clipped(
     """Add the clipped gradient of each patient in ``index`` to its group's row of ``sums`` (groups, d).
 
     w (d,): one row of p weights for each class, then the biases; features (N, p + 1), the last column ones, but
-    a row of zeros where features are not finite; labels (N,); weights (classes,) of the loss; index and group (B,).
-    These floats are of one type; the ``norms`` (N,) of the features' rows are float64, and so are the gradients'
-    norms. ``sums`` are of either type: what a patient adds is computed without the others, and only added.
+    a row of zeros where features are not finite; labels (N,); offset (classes,), added to the scores; index and
+    group (B,). These floats are of one type; the ``norms`` (N,) of the features' rows are float64, and so are the
+    gradients' norms. ``sums`` are of either type: what a patient adds is computed without the others, and only added.
     Raises IndexError for a patient or group that does not exist, and ValueError for a wrong length of w, sums or group.
     """
-    classes, p = len(weights), features.shape[1] - 1
+    classes, p = len(offset), features.shape[1] - 1
     if not len(w) == sums.shape[1] == classes * (p + 1) or len(group) != len(index):  # nothing here checks bounds
         raise ValueError("w, sums or group has another length")
-    number = weights.dtype.type  # plain 0 and 1 would turn float32 into float64
+    number = offset.dtype.type  # plain 0 and 1 would turn float32 into float64
     zero, one = number(0), number(1)
-    error = np.empty_like(weights)
+    error = np.empty_like(offset)
     for i in range(len(index)):
         patient = index[i]
         if not (0 <= patient < len(features) and 0 <= group[i] < len(sums)):
             raise IndexError("no such patient or group")
         x, total, grade = features[patient, :p], sums[group[i]], labels[patient]
         for c in range(classes):
-            row, logit = w[c * p : (c + 1) * p], w[classes * p + c]
+            row, logit = w[c * p : (c + 1) * p], w[classes * p + c] + offset[c]
             for j in range(p):
                 logit += row[j] * x[j]
             error[c] = logit
@@ -52,8 +52,8 @@ def add_clipped(
         for c in range(classes):
             error[c] = math.exp(error[c] - highest)
             whole += error[c]
-        for c in range(classes):  # softmax less onehot, weighted
-            error[c] = weights[grade] * (error[c] / whole - (one if c == grade else zero))
+        for c in range(classes):  # softmax less onehot
+            error[c] = error[c] / whole - (one if c == grade else zero)
             square += np.float64(error[c]) * np.float64(error[c])
         norm = math.sqrt(square) * norms[patient]  # |(e x^T, e)| = |e| |(x, 1)|
         clip = 1.0 if norm <= max_grad_norm else max_grad_norm / norm

@@ -4,7 +4,7 @@ import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.metrics import SCREENING
-from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, unit
+from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, once_summed, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 PAGE = """<!doctype html>
@@ -173,7 +173,7 @@ def _mechanism(one) -> str:
     told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
     told += f", sent as multiples of {1 / one.bound.noise.scale:.3g}"
     mean = accounted_mean_noise(setting, choice, one.bound.shares)
-    return told + (f"; once, mean features with noise {mean:.4g}" if mean else "")
+    return told + (f"; once, {once_summed(choice.counts)} with noise {mean:.4g}" if mean else "")
 
 
 def _adversaries(facts: dict, bounded: list) -> str:

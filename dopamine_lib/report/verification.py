@@ -200,6 +200,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
     told = plan.choice.mean_noise_multiplier
     _must_agree(f"{name}'s noise on the mean features", told, used.mean_noise_multiplier)
+    _must_agree(f"{name}'s part of the class counts", plan.choice.counts, used.counts)
     if options.epsilon is None:
         _must_agree(f"{name}'s noise multiplier", result["noise_multiplier"], declared.noise_multiplier)
     for run, own in enumerate(charged):
