@@ -3,7 +3,8 @@
 The logarithms of the classes' shares are added to a model's scores while it trains, and left out when it is used. Each
 class then counts alike: the softmax of the scores alone is the posterior under equal shares (Menon et al. 2021, theorem
 1 and Eq. 10). Weights on the loss would come to nothing here: where nearly every gradient is clipped, all are of length
-C again afterwards. An added constant leaves clipping, and so every step's bound, as it was.
+C again afterwards. An added constant leaves clipping, and so every step's bound, as it was. It works less than it
+would without clipping, which shortens the rare classes' long gradients most.
 
 The shares are the patients', which costs privacy. They are asked for together with a head's mean features, in one
 release; a patient's part of it is
