@@ -133,6 +133,19 @@ def has_an_exercise(notebook, path):
         assert cell.source.count("### BEGIN SOLUTION") == cell.source.count("### END SOLUTION"), "markers in pairs"
 
 
+def take_away_and_three_questions(notebook, path):
+    if path in HOMEWORK or path in CHAPTERS[:1]:  # what asks for answers itself, and the map
+        return
+    last = [cell.source for cell in markdown(notebook) if cell.source.startswith("## What to take away\n")]
+    assert len(last) == 1 and len(re.findall(r"^- \S", last[0], re.MULTILINE)) >= 3, "three things to take away"
+    _, *questions = re.split(r"^\*\*Question \d\.\*\* ", last[0], flags=re.MULTILINE)
+    assert len(questions) >= 3, "three questions"
+    for question in questions:  # each answer folded, with what is right or wrong about it
+        assert question.count("<details>") == question.count("</details>") >= 3, "three answers to choose from"
+        told = re.findall(r"<summary>[A-D]\. [^\n]+</summary>\n\n([^\n]{10,})\n\n</details>", question)
+        assert len(told) == question.count("<details>"), "every answer is commented on"
+
+
 RULES = (
     one_title,
     no_skipped_level,
@@ -147,6 +160,7 @@ RULES = (
     references,
     checks_itself,
     has_an_exercise,
+    take_away_and_three_questions,
 )
 
 
@@ -183,6 +197,10 @@ def good():
         v4.new_code_cell("### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nassert x == 1", execution_count=3),
         v4.new_markdown_cell("## References\n\n- The paper, Eq. 1."),
     ]
+    answer = "<details>\n<summary>{}. One</summary>\n\nNo, since it is two.\n\n</details>\n"
+    questions = [f"**Question {n}.** How many?\n\n" + "".join(map(answer.format, "ABC")) for n in (1, 2, 3)]
+    away = "## What to take away\n\n- One.\n- Two.\n- Three.\n\n### Three questions\n\n" + "\n".join(questions)
+    cells.insert(5, v4.new_markdown_cell(away))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     return v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -232,11 +250,16 @@ FAULTS = [
     (clean_metadata, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),
     (clean_metadata, put(3, "metadata", nbformat.from_dict({"execution": {"iopub.status.busy": "now"}}))),
     (compared_cells_are_text, add_output(3, "display_data", data={"image/png": "iVBORw0KGgo="})),
-    (references, replace(5, "## References", "## Further reading")),
-    (references, replace(5, "- The paper, Eq. 1.", "")),
+    (references, replace(6, "## References", "## Further reading")),
+    (references, replace(6, "- The paper, Eq. 1.", "")),
     (checks_itself, replace(3, "assert 1 < 2", "print(1 < 2)")),
     (has_an_exercise, replace(4, "### BEGIN SOLUTION\nx = 1\n### END SOLUTION", "x = 1")),
     (has_an_exercise, replace(4, "### END SOLUTION\n", "")),
+    (take_away_and_three_questions, replace(5, "## What to take away", "## Summary")),
+    (take_away_and_three_questions, replace(5, "- Three.\n", "")),
+    (take_away_and_three_questions, replace(5, "**Question 3.**", "And:")),
+    (take_away_and_three_questions, replace(5, "<summary>B. One</summary>\n\nNo, since it is two.", "B. One")),
+    (take_away_and_three_questions, replace(5, "No, since it is two.\n\n</details>", "\n\n</details>")),
 ]
 
 
