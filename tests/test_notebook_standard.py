@@ -140,9 +140,9 @@ def take_away_and_three_questions(notebook, path):
     assert len(last) == 1 and len(re.findall(r"^- \S", last[0], re.MULTILINE)) >= 3, "three things to take away"
     _, *questions = re.split(r"^\*\*Question \d\.\*\* ", last[0], flags=re.MULTILINE)
     assert len(questions) >= 3, "three questions"
-    for question in questions:  # each answer folded, with what is right or wrong about it
+    for question in questions:  # each answer folded, with what is right or wrong about it; no site typesets its summary
         assert question.count("<details>") == question.count("</details>") >= 3, "three answers to choose from"
-        told = re.findall(r"<summary>[A-D]\. [^\n]+</summary>\n\n([^\n]{10,})\n\n</details>", question)
+        told = re.findall(r"<summary>[A-D]\. [^\n$]+</summary>\n\n([^\n]{10,})\n\n</details>", question)
         assert len(told) == question.count("<details>"), "every answer is commented on"
 
 
@@ -259,6 +259,7 @@ FAULTS = [
     (take_away_and_three_questions, replace(5, "- Three.\n", "")),
     (take_away_and_three_questions, replace(5, "**Question 3.**", "And:")),
     (take_away_and_three_questions, replace(5, "<summary>B. One</summary>\n\nNo, since it is two.", "B. One")),
+    (take_away_and_three_questions, replace(5, "B. One", "B. $1$")),
     (take_away_and_three_questions, replace(5, "No, since it is two.\n\n</details>", "\n\n</details>")),
 ]
 
