@@ -108,7 +108,16 @@ def clean_metadata(notebook, path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata.language_info) == {"name"}, "language_info is the name alone"
     for cell in notebook.cells:
-        assert set(cell.metadata) <= {"nbgrader", "tags"}, f"cell metadata {sorted(cell.metadata)}"
+        assert set(cell.metadata) <= {"nbgrader", "tags", "jupyter"}, f"cell metadata {sorted(cell.metadata)}"
+
+
+def set_up_folded(notebook, path):
+    if path in HOMEWORK:  # a student's cells are graded by their metadata
+        return
+    for cell in code(notebook)[:2]:
+        if re.match(r"# Google Colab|%matplotlib|import |from ", cell.source):
+            folded = cell.metadata.get("jupyter", {}).get("source_hidden") is True  # in JupyterLab
+            assert folded and {"hide-input", "remove-cell"} & set(cell.metadata.tags), "imports before the first idea"
 
 
 def compared_cells_are_text(notebook, path):
@@ -156,6 +165,7 @@ RULES = (
     small,
     no_absolute_path,
     clean_metadata,
+    set_up_folded,
     compared_cells_are_text,
     references,
     checks_itself,
@@ -249,6 +259,7 @@ FAULTS = [
     (clean_metadata, lambda notebook: notebook.metadata.kernelspec.update(name="my-venv")),
     (clean_metadata, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),
     (clean_metadata, put(3, "metadata", nbformat.from_dict({"execution": {"iopub.status.busy": "now"}}))),
+    (set_up_folded, replace(1, "draw()", "import math")),
     (compared_cells_are_text, add_output(3, "display_data", data={"image/png": "iVBORw0KGgo="})),
     (references, replace(6, "## References", "## Further reading")),
     (references, replace(6, "- The paper, Eq. 1.", "")),
