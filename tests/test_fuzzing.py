@@ -20,6 +20,7 @@ from mutations import MUTATIONS, changed, changed_text, limited, mutated
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from dopamine_lib.data.cache import read_array, write_array
 from dopamine_lib.data.images import prepare
@@ -175,7 +176,8 @@ def test_a_groups_keys(form):
 @pytest.fixture(scope="module")
 def plan():
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ReLU6()
+    layers = *layers, BasicBlock(6, 6), nn.ReLU()
     end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), NormalisedFeatures(), nn.Linear(6, 5)
     return compile_model(nn.Sequential(*layers, *end).eval(), 17, torch.rand(8, 3, 17, 17), (0.5,) * 3, (0.5,) * 3)[0]
 

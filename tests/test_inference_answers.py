@@ -13,7 +13,8 @@ from scipy import stats
 from torch import nn
 
 from dopamine_lib.inference.network import parties
-from dopamine_lib.inference.network.compiler import Branches, compile_model
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.graph import Branches
 from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import Plan, evaluate
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once

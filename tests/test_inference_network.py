@@ -9,7 +9,8 @@ from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.inference.network import compiler
 from dopamine_lib.inference.network import plan as network_plan
-from dopamine_lib.inference.network.compiler import Branches, compile_model
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.graph import Branches
 from dopamine_lib.inference.network.plan import Plan, evaluate
 from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, round_together
 from dopamine_lib.inference.network.rehearsal import Rehearsal
@@ -171,9 +172,9 @@ def test_squeezenet_at_224_stays_within_the_promised_bytes():
 
 
 class Double(Layer):
-    """2 x, in place of nn.Identity: a layer as somebody might add one."""
+    """2 x, in place of nn.Softsign: a layer as somebody might add one."""
 
-    torch_layers = ("Identity",)
+    torch_layers = ("Softsign",)
 
     @classmethod
     def from_torch(cls, compiler, name, module):
@@ -187,7 +188,7 @@ def test_a_new_layer_is_a_class_and_a_name_in_the_list(monkeypatch):
     kinds = (*network_plan.LAYERS, Double)
     for module in (network_plan, compiler):
         monkeypatch.setattr(module, "LAYERS", kinds)
-    net = seeded(layers(conv(3, 5, 2), nn.ReLU, nn.Identity, nn.Flatten, lambda: nn.Linear(45, 3)))
+    net = seeded(layers(conv(3, 5, 2), nn.ReLU, nn.Softsign, nn.Flatten, lambda: nn.Linear(45, 3)))
     x = images((3, 4, 4))
     plan, weights = compile_model(net, 4, x)
     assert type(plan.layers[2]) is Double and Plan.from_json(plan.to_json()) == plan
@@ -202,13 +203,14 @@ def test_a_new_layer_is_a_class_and_a_name_in_the_list(monkeypatch):
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (nn.BatchNorm2d(3), "BatchNorm2d"),
-        (nn.Sigmoid(), "Sigmoid"),
-        (nn.Conv2d(3, 3, 1, groups=3), "groups=1"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "track_running_stats=True"),
+        (nn.BatchNorm1d(3), "must follow a Linear layer"),
+        (nn.Softplus(), "Softplus"),
+        (nn.Conv2d(3, 3, 3, dilation=2), "dilation=1"),
         (nn.Conv2d(3, 3, 3, padding="same"), "padding='same'"),
         (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "padding_mode"),
         (nn.Conv2d(5, 3, 1), "reads 5 channels, but 3 arrive"),
-        (nn.MaxPool2d(3, padding=1), "padding=0"),
+        (nn.MaxPool2d(3, dilation=2), "dilation=1"),
         (nn.MaxPool2d(30), "use larger images"),
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode=False"),
         (nn.Linear(192, 3), "needs Flatten"),

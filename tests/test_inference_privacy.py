@@ -176,6 +176,54 @@ def test_the_patient_can_work_out_the_provider_s_last_message_from_the_answer(ho
     assert p_uniform(np.stack([np.frombuffer(payload, np.uint8) for payload in answers])) > CLEAN
 
 
+class Block(nn.Module):
+    """Convolutions of each channel, ReLU6, a batch normalisation by itself, and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.each = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1, groups=2)
+        self.norm, self.clip, self.last = nn.BatchNorm2d(2), nn.ReLU6(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        """(B, 1, 4, 4) to (B, 2)."""
+        x = self.clip(self.first(x))
+        return self.last((self.each(x) + self.norm(x)).flatten(1))
+
+
+def block():
+    torch.manual_seed(2)
+    return compile_model(Block(), 4, torch.rand(8, 1, 4, 4) * 2 - 1)
+
+
+def test_what_each_party_sees_of_a_block_is_uniform_and_the_same_for_two_images():
+    model = block()
+    assert {"ReLU6", "Sum"} <= {type(layer).__name__ for layer in model[0].layers}
+    runs = [Run(image, model=model) for image in IMAGES]
+    assert min(min(worst(run)) for run in runs) > CLEAN
+    black, white = (run.received() for run in runs)
+    assert min(p_alike(black[key], white[key]) for key in black) > CLEAN
+
+
+def test_one_mask_for_a_value_and_the_value_less_six_is_caught(monkeypatch):
+    """ReLU6 compares twice; with one mask for both the difference of two messages would be the secret bound."""
+    draw = BufferLayout.draw
+
+    def doubled(layout, key, operation, buffer=None):
+        arrays = draw(layout, key, operation, buffer)
+        if "r" in arrays and len(arrays["r"]) == 16:
+            arrays["r"][8:] = arrays["r"][:8]
+        return arrays
+
+    def apart(run):
+        rows = [rows for (_, tag), rows, _ in run.opened() if tag % TAGS == 0 and rows.shape[1] == 64]
+        return p_uniform((rows[0].view("<u4")[:, :8] - rows[0].view("<u4")[:, 8:]).view(np.uint8))
+
+    model = block()
+    assert apart(Run(IMAGES[0], model=model)) > CLEAN
+    monkeypatch.setattr(BufferLayout, "draw", doubled)
+    assert apart(Run(IMAGES[0], model=model)) < CAUGHT
+
+
 def masked_weights(weights, sessions=QUERIES):
     """F = W - B of many sessions, as the patient receives it."""
     one, other = local_pair()

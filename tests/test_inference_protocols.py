@@ -8,11 +8,12 @@ from private_session import seeds, with_weights
 
 from dopamine_lib.inference.network.rehearsal import run
 from dopamine_lib.inference.protocols import beaver, kernels
-from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, ReLUOperation, borrow
+from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, ReLU6, ReLU6Operation, ReLUOperation, borrow
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, BufferLayout
 from dopamine_lib.inference.protocols.pooling import (
+    Axis,
     MaximumOperation,
     adaptive_windows,
     average_pool,
@@ -122,6 +123,18 @@ def test_relu_is_right_within_its_margin(values, shift):
     check_relu(values, shift, run(ReLUOperation(len(values), shift), ring(values)))
 
 
+def test_relu6_is_right_within_its_margin():
+    rng, shift = np.random.default_rng(5), 7
+    x, bound = rng.integers(-(2**30), 2**30, (3, 40, 25)), np.array([2**20, 2**27, 2**29])
+    x[:, :3] = bound[:, None, None] + rng.integers(-(2**16), 2**16, (3, 3, 25))
+    operation = ReLU6Operation(x.shape, shift)
+    y = with_weights(operation, share(ring(x)), [], ring(bound))
+    wanted = ReLU6("clip", (0,), x.shape, 1.0, shift).plain([x], ([], ring(bound)))
+    apart = np.abs(signed(y) - wanted)
+    close = np.minimum(np.abs(x), np.abs(x - bound[:, None, None])) < 2**DROPPED
+    assert apart[~close].max() <= 2 and apart[close].max() <= 2 ** (DROPPED - shift) + 2
+
+
 def edges(count, rng):
     """Values at and around every edge there is, and all over the range."""
     near = np.array([0, 2**15, -(2**15), 2**19, -(2**19), 2**30, -(2**30), EDGE, -EDGE - 2**15])
@@ -180,10 +193,19 @@ def test_borrow_is_the_lexicographic_comparison_of_nibbles():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "ceil"), [((3, 3), (2, 2), False), ((3, 3), (2, 2), True), ((2, 3), (1, 2), True)]
+    ("kernel", "stride", "padding", "ceil"),
+    [
+        ((3, 3), (2, 2), (0, 0), False),
+        ((3, 3), (2, 2), (0, 0), True),
+        ((2, 3), (1, 2), (0, 0), True),
+        ((3, 3), (2, 2), (1, 1), False),
+        ((3, 2), (2, 3), (1, 1), True),
+        ((4, 2), (3, 1), (2, 1), False),
+        ((3, 3), (7, 9), (1, 0), True),
+    ],
 )
 @pytest.mark.parametrize("shape", [(2, 7, 8), (1, 6, 6), (3, 3, 5)])
-def test_pooling_matches_torch_in_shapes_and_values(shape, kernel, stride, ceil):
+def test_pooling_matches_torch_in_shapes_and_values(shape, kernel, stride, padding, ceil):
     import torch
     import torch.nn.functional as F
 
@@ -194,9 +216,10 @@ def test_pooling_matches_torch_in_shapes_and_values(shape, kernel, stride, ceil)
         sizes.append(len(a))
         return np.maximum(a, b)
 
-    wanted = F.max_pool2d(torch.tensor(x).double()[None], kernel, stride, ceil_mode=ceil)[0].numpy()
-    counts = pair_counts(shape, kernel, stride, ceil)
-    assert np.array_equal(max_pool(x, kernel, stride, ceil, [maximum] * len(counts)), wanted)
+    wanted = F.max_pool2d(torch.tensor(x).double()[None], kernel, stride, padding, ceil_mode=ceil)[0].numpy()
+    axes = tuple(Axis(*one, ceil) for one in zip(kernel, stride, padding, strict=True))
+    counts = pair_counts(shape, axes)
+    assert np.array_equal(max_pool(x, axes, [maximum] * len(counts)), wanted)
     assert sizes == counts
 
 
@@ -238,21 +261,32 @@ def test_truncation_has_the_right_mean():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (1, 0)), ((5, 5), (1, 1), (2, 2))]
+    ("kernel", "stride", "padding", "groups"),
+    [
+        ((1, 1), (1, 1), (0, 0), 1),
+        ((3, 2), (2, 1), (1, 0), 1),
+        ((5, 5), (1, 1), (2, 2), 1),
+        ((3, 2), (2, 1), (1, 0), 2),
+        ((3, 3), (1, 2), (1, 1), 6),
+        ((1, 1), (2, 1), (0, 0), 6),
+    ],
 )
-def test_convolution_of_shares_is_convolution(kernel, stride, padding):
+def test_convolution_of_shares_is_convolution(kernel, stride, padding, groups):
     import torch
     import torch.nn.functional as F
 
     rng = np.random.default_rng(0)
-    x, w, bias = rng.integers(-99, 99, (3, 8, 7)), rng.integers(-99, 99, (5, 3, *kernel)), rng.integers(-99, 99, 5)
-    wanted = F.conv2d(torch.tensor(x)[None], torch.tensor(w), torch.tensor(bias), stride, padding)[0].numpy()
-    branch = Branch(5, kernel, stride, padding)
-    layer = Convolution("layer", (0,), (10, *wanted.shape[1:]), 1.0, (branch, branch), False)
-    matrix = ring(w).reshape(5, -1)
+    x, bias = rng.integers(-99, 99, (6, 8, 7)), rng.integers(-99, 99, 6)
+    w = rng.integers(-99, 99, (6, 6 // groups, *kernel))
+    given = torch.tensor(x)[None], torch.tensor(w), torch.tensor(bias)
+    wanted = F.conv2d(*given, stride, padding, groups=groups)[0].numpy()
+    branch = Branch(6, kernel, stride, padding, groups)
+    layer = Convolution("layer", (0,), (12, *wanted.shape[1:]), 1.0, (branch, branch), False)
+    matrix = ring(w).reshape(6, -1)
     shares, biases = share(ring(x)), np.tile(ring(bias), 2)
     got = with_weights(ConvolutionOperation(layer, x.shape), shares, [matrix, matrix], biases)
     assert np.array_equal(signed(got), np.concatenate([wanted, wanted]))
+    assert np.array_equal(layer.plain([x], ([matrix, matrix], biases)), np.concatenate([wanted, wanted]))
 
 
 def test_the_normalised_head_equals_the_plain_one():

@@ -45,6 +45,10 @@ def test_a_plan_survives_its_text(small):
         lambda plan: plan["steps"][0].update(scale=-1.0),
         lambda plan: plan["steps"][1].update(shift=40),
         lambda plan: plan["steps"][0]["branches"][0].update(stride=[0, 1]),
+        lambda plan: plan["steps"][0]["branches"][0].update(groups=2),
+        lambda plan: plan["steps"][0]["branches"][0].update(groups=0),
+        lambda plan: plan["steps"].append(layer("Sum", plan["steps"][-1]["shape"], len(plan["steps"]), shifts=[1, 1])),
+        lambda plan: plan["steps"].append(layer("Sum", [3, 8, 8], 0, shifts=[-1])),
         lambda plan: plan.update(shape=[3, 8000, 8000]),
         lambda plan: plan.update(shape=[3, 8.0, 8.0]),
         lambda plan: plan["steps"][0].update(sources=[0.0]),
@@ -76,10 +80,23 @@ WINDOWS = [[0, 2**12]] * 2**12
     [
         ([1, 1024, 1024], [convolution([2**25, 1, 1], [1024, 1024])], "bytes of memory"),  # 128 TiB of masked weights
         ([1, 512, 512], [convolution([2**13, 1, 1], [512, 512])], "bytes of memory"),
-        ([1, 1, 2**20], [layer("MaxPool", [1, 1, 1], kernel=[1, 2**20], stride=[1, 1], ceil=False)], "both together"),
+        (
+            [1, 1, 2**20],
+            [layer("MaxPool", [1, 1, 1], kernel=[1, 2**20], stride=[1, 1], padding=[0, 0], ceil=False)],
+            "both together",
+        ),
+        ([1, 8, 8], [layer("MaxPool", [1, 1, 1], kernel=[9, 9], stride=[9, 9], padding=[5, 5], ceil=False)], "padding"),
         ([1, 4096, 8192], [layer("ReLU", [1, 4096, 8192], i, shift=0) for i in range(50)], "bytes of memory"),
         ([1, 4096, 8192], [layer("Raise", [1, 4096, 8192], i, shift=0) for i in range(4000)], "bytes of memory"),
-        ([64, 512, 512], [convolution([64, 512, 512], [127, 127], 63)], "multiplications"),
+        ([64, 512, 512], [convolution([64, 512, 512], [127, 127], 63)], "unfolds"),
+        ([1, 4096, 4096], [convolution([1, 4096, 4096], [33, 33], 16)], "unfolds"),  # 64 GB of scratch
+        ([2**15, 32, 32], [convolution([1, 77, 77], [45, 45], 44)], "unfolds"),  # the padding alone is 2 GB
+        ([2048, 128, 128], [convolution([2048, 128, 128], [1, 1])], "multiplications"),
+        (
+            [1, 4096, 8192],
+            [layer("Sum", [1, 4096, 8192], shifts=[0] * 600) | {"sources": [0] * 600}],
+            "multiplications",
+        ),
         ([1, 4096, 4096], [layer("AveragePool", [1, 4096, 4096], rows=WINDOWS, columns=WINDOWS)], "multiplications"),
     ],
 )

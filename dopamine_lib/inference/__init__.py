@@ -13,8 +13,8 @@ What each learns
     crypto-provider  the public plan, which patient opened a session, when, and how many queries were prepared
     anyone watching  what TLS shows: addresses, times and sizes
 The plan makes public the architecture, the size and normalisation of the input, and the scales of the layers. Hidden
-layers' weights are equalised, so that their scales say next to nothing; the last layer's tells its range to a factor of
-two.
+layers' weights are equalised, so that their scales say next to nothing; where values are added, exponents tell to a
+factor of two how their ranges compare; the last layer's scale tells its range to a factor of two.
 
 Threat model. Curious: follows the protocol and works out what it can. Active: sends what it likes.
     patient, curious                 a copy of the model, from enough answers (chapter 5 counts them); no exact weight
@@ -43,6 +43,7 @@ protocol's file). Shares, masks and seeds live in memory only.
 To follow one query from image to logits, read ``Patient.infer`` in network.parties, ``Plan`` in network.plan, ``Layer``
 in protocols.operation, and then the layers, each with its protocol, steps first: protocols.convolution,
 protocols.comparison (ReLU), protocols.pooling, and for a ``head`` protocols.truncation and protocols.normalised. beaver
-is for reading: no layer uses it. ``network.rehearsal`` runs all three parties in one process; ``workers`` has them as
-processes that talk over TLS.
+is for reading: no layer uses it. How a network of torch becomes a plan: network.graph (its steps), network.gains (how
+large values may be), network.quantise (weights as integers), network.compiler. ``network.rehearsal`` runs all three
+parties in one process; ``workers`` has them as processes that talk over TLS.
 """

@@ -1,12 +1,8 @@
 """From a torch model to a public plan and the provider's integer weights.
 
-A convolution's result gets as many bits as its range on public images allows with ``MARGIN`` bits to spare, an
-activation about ``ACTIVATION_BITS``. The margin is there because values inside a secret image cannot be looked at, so
-an overflow there would go unnoticed. Only public or synthetic images set the scales.
-
-ReLU and max pooling change places where they meet (see ``pooling``). A fire module's two expanding convolutions become
-one layer, since they read the same input. How a module of torch becomes a layer of the plan is said by the layer's
-class, in ``from_torch``.
+``graph`` makes steps of a model, ``gains`` says how many bits each result gets, and here every step becomes layers of
+the plan; how, its layer's class says in ``from_torch``. An activation gets about ``ACTIVATION_BITS``. Only public or
+synthetic images set the scales.
 """
 
 import math
@@ -17,37 +13,40 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import SqueezeNet
-from torchvision.models.squeezenet import Fire
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.network import graph
+from dopamine_lib.inference.network.gains import MARGIN, RING_BITS, Gains, limit, ranges_of
+from dopamine_lib.inference.network.graph import Branches, Step, each_channel, readers, steps_of
 from dopamine_lib.inference.network.plan import LAYERS, Plan, Weights
-from dopamine_lib.inference.network.quantise import gains_of, quantise
-from dopamine_lib.inference.protocols.comparison import ReLU
+from dopamine_lib.inference.network.quantise import quantise
+from dopamine_lib.inference.protocols.comparison import ReLU, ReLU6
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, pair
 from dopamine_lib.inference.protocols.opening import GRADE, HALF, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import Layer
 from dopamine_lib.inference.protocols.sharing import encode
-from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Truncate
+from dopamine_lib.inference.protocols.truncation import Raise, Truncate
 from dopamine_lib.models.networks import NormalisedFeatures
 
-#: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
-RING_BITS = 31
-#: Bits of room above the largest value on public images.
-MARGIN = 1.5
 #: Scores are opened with noise of 2^-NOISE of the largest on public images, to a factor of two.
 NOISE = 14
-#: Bits of an activation; the rest of the ring is for the weights. A picture has 8 bits to begin with, and the last
-#: weights, with one scale for all channels, would come out coarse. All follow from the architecture alone.
-ACTIVATION_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
-
-
-class Branches(nn.ModuleList):
-    """Modules that read one input; their outputs are concatenated by channel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, sum of C_i, H', W')."""
-        return torch.cat([branch(x) for branch in self], 1)
+#: Bits of an activation, and the most numbers in a sum that reads it; the rest of the ring is for the weights, and the
+#: longer a sum, the less is left. A picture has 8 bits to begin with, and the last weights, with one scale for all
+#: channels, would come out coarse. All follow from the architecture alone.
+ACTIVATION_BITS = {576: 16, 1152: 15, math.inf: 14}
+MOST_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
+#: Kinds that are no layer, and why; the remedy is the same for all.
+REFUSED = {
+    **dict.fromkeys(
+        ("GroupNorm", "LayerNorm", "InstanceNorm2d", "LocalResponseNorm"),
+        "it divides by the spread of secret values; published weights with batch normalisation can be served",
+    ),
+    **dict.fromkeys(
+        ("SiLU", "GELU", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh", "ELU", "Softmax"),
+        "it is made of neither comparisons nor sums",
+    ),
+}
+REMEDY = "use a network with ReLU, such as resnet18, densenet121 or mobilenet_v2"
 
 
 def compile_model(
@@ -74,21 +73,8 @@ def compile_model(
     channels = calibration.shape[1]
     compiler = Compiler(calibration.float(), mean or (0.5,) * channels, std or (0.5,) * channels)
     with torch.inference_mode():
-        compiler.run(_leaves("", model.eval()), [])
+        compiler.run(steps_of(model.eval()))
         return compiler.result(answer)
-
-
-def _leaves(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules of a sequential model in order; a fire module becomes four of them."""
-    if isinstance(module, Fire):
-        expand = Branches([module.expand1x1, module.expand3x3])
-        parts = [("squeeze", module.squeeze), ("relu", nn.ReLU()), ("expand", expand), ("relu", nn.ReLU())]
-        return [(f"{name}.{part}", child) for part, child in parts]
-    if not isinstance(module, nn.Sequential | SqueezeNet):
-        return [(name or type(module).__name__, module)]
-    prefix = f"{name}." if name else ""
-    parts = [leaf for child, part in module.named_children() for leaf in _leaves(prefix + child, part)]
-    return parts + [(prefix + "flatten", nn.Flatten())] if isinstance(module, SqueezeNet) else parts
 
 
 @dataclass
@@ -111,29 +97,25 @@ class _Value:
         """How many bits the largest takes."""
         return math.ceil(math.log2(self.peak))
 
-    @property
-    def excess(self) -> int:
-        """How many bits more than an activation should."""
-        return self.bits - ACTIVATION_BITS
-
 
 class Compiler:
-    """Walks a model's modules with the calibration images; its public part is for ``Layer.from_torch``.
+    """Walks a network's steps with the calibration images; its public part is for ``Layer.from_torch``.
 
-    value   the current value on the calibration images
-    before  the value before the last layer, where that was a ReLU that may change places with a pooling
-    ahead   the modules that follow
+    step    the step that becomes layers
+    value   the value it reads, and afterwards its result, on the calibration images; ``values``: all that it reads
     """
 
     margin = MARGIN
+    limit = staticmethod(limit)
 
     def __init__(self, calibration: Tensor, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std, self.shape = tuple(map(float, mean)), tuple(map(float, std)), tuple(calibration.shape[1:])
         bound = max(max(abs(m), abs(1 - m)) / s for m, s in zip(self.mean, self.std, strict=True))
         self.scale = 2.0 ** math.floor(PICTURE_BITS - math.log2(bound))
         self.value = _Value(0, calibration, torch.full((self.shape[0],), self.scale), self.scale)
-        self.layers, self.matrices, self.biases, self.ahead = [], {}, {}, []
-        self.before, self.normalised = None, False
+        self.layers, self.matrices, self.biases, self._narrowed = [], {}, {}, {}
+        self.normalised = False
+        self._values: dict[Step, _Value] = {}
 
     def result(self, answer: str = SCORES) -> tuple[Plan, Weights]:
         """The plan and the integer weights. Raises InputError for a model without a layer, or without its last."""
@@ -151,52 +133,62 @@ class Compiler:
         plan = Plan(self.shape, self.scale, self.mean, self.std, tuple(self.layers), noise_bits)
         return plan, Weights(self.matrices, self.biases)
 
-    def run(self, modules: list[tuple[str, nn.Module]], ahead: list[nn.Module]) -> None:
-        """Append the layers that named modules become, in order; ``ahead`` are the modules after them."""
-        for i, (name, module) in enumerate(modules):
-            self.ahead = [later for _, later in modules[i + 1 :]] + ahead
-            method = next((method for kind, method in _NO_LAYER if isinstance(module, kind)), None)
+    def run(self, steps: list[Step]) -> None:
+        """Append the layers that the steps become, in order."""
+        for step in steps[1:]:
+            self._check_known(step)
+        self.gains = Gains(steps, ranges_of(steps, self.value.images))
+        self._values, self._reading = {steps[0]: self.value}, readers(steps)
+        for step in steps[1:]:
+            self.step, self.values = step, [self._values[source] for source in step.sources]
+            self.value, self._targets = self.values[0], (step,)
+            method = next((method for kind, method in _NO_LAYER if isinstance(step.module, kind)), None)
             if method and not self.normalised:
-                method(self, name, module)
+                method(self, step.name, step.module)
             else:
-                self._layer_for(name, module).from_torch(self, name, module)
+                try:
+                    self._layer_for(step).from_torch(self, step.name, step.module)
+                except RuntimeError as error:  # torch's, such as for shapes that do not fit
+                    raise InputError(f"layer '{step.name}': {str(error).splitlines()[0]}") from error
+            self._values[step] = self.value
+            for source in set(step.sources):
+                self._reading[source].remove(step)
+                if not self._reading[source]:  # images that nobody reads any more take memory
+                    del self._values[source]
 
-    def _layer_for(self, name: str, module: nn.Module) -> type[Layer]:
-        for layer in LAYERS:
-            kinds = tuple(getattr(nn, kind) for kind in layer.torch_layers)
-            if layer.on_normalised == self.normalised and isinstance(module, kinds):
-                return layer
+    def _check_known(self, step: Step) -> None:
+        kinds = tuple(_module_class(kind) for layer in LAYERS for kind in layer.torch_layers)
+        if isinstance(step.module, kinds + tuple(kind for kind, _ in _NO_LAYER)):
+            return
+        kind = type(step.module).__name__
+        why = next((why for refused, why in REFUSED.items() if isinstance(step.module, getattr(nn, refused))), None)
+        if why:
+            raise InputError(f"layer '{step.name}' ({kind}) cannot be evaluated privately: {why}; {REMEDY}")
+        raise self._unknown(step)
+
+    def _unknown(self, step: Step) -> InputError:
         known = ", ".join(known for layer in LAYERS if not layer.on_normalised for known in layer.torch_layers)
-        raise InputError(
-            f"layer '{name}' ({type(module).__name__}) cannot be evaluated privately here; known are {known}, Flatten, "
-            "Dropout, Fire, Branches, and NormalisedFeatures before the last Linear"
+        return InputError(
+            f"layer '{step.name}' ({type(step.module).__name__}) cannot be evaluated privately here; known are "
+            f"{known}, BatchNorm2d, Flatten, Dropout, and NormalisedFeatures before the last Linear"
         )
+
+    def _layer_for(self, step: Step) -> type[Layer]:
+        for layer in LAYERS:
+            kinds = tuple(_module_class(kind) for kind in layer.torch_layers)
+            if layer.on_normalised == self.normalised and isinstance(step.module, kinds):
+                return layer
+        raise self._unknown(step)
 
     # modules that are no layer of their own
 
     def _branches(self, name: str, module: Branches) -> None:
-        self.check_picture(name, module)
-        if all(isinstance(branch, nn.Conv2d) for branch in module):
-            return Convolution.from_torch(self, name, *module)
-        source, ahead, ends = self.value, self.ahead, []
-        for child, part in module.named_children():
-            self.value, self.before = source, None
-            self.run(_leaves(f"{name}.{child}", part), ahead)
-            self.narrow(f"{name}.{child}")
-            ends.append(self.value)
-        finest = max(end.scale for end in ends)
-        shifts = tuple(round(math.log2(finest / end.scale)) for end in ends)
-        if any(end.scale * 2**shift != finest for end, shift in zip(ends, shifts, strict=True)):
-            raise InputError(f"layer '{name}': branches with averages over different counts cannot be joined")
-        gain = torch.cat([end.gain * 2**shift for end, shift in zip(ends, shifts, strict=True)])
-        sources = tuple(end.number for end in ends)
-        images = torch.cat([end.images for end in ends], 1)
-        self.append(Concatenate, name, images, gain=gain, scale=finest, sources=sources, shifts=shifts)
+        Convolution.from_torch(self, name, *module)
 
     def _flatten(self, name: str, module: nn.Flatten) -> None:
         if (module.start_dim, module.end_dim) != (1, -1):
             raise InputError(f"layer '{name}': Flatten must join all dimensions of an image")
-        self.value.flat, self.before = True, None
+        self.value = replace(self.value, flat=True)
 
     def _normalise(self, name: str, module: NormalisedFeatures) -> None:
         if not self.value.flat or self.value.images.shape[2:] != (1, 1):
@@ -205,14 +197,7 @@ class Compiler:
             )
         self.normalised = True
 
-    def _dropout(self, name: str, module: nn.Dropout) -> None:
-        """Nothing to do outside training."""
-
     # what layers need
-
-    def limit(self, compared: bool) -> float:
-        """The largest ring element that a result may have on public images."""
-        return 2.0 ** (RING_BITS - MARGIN - (0 if compared else 1))
 
     def check_picture(self, name: str, module: nn.Module) -> None:
         """Raise InputError where the current value is flat."""
@@ -228,29 +213,71 @@ class Compiler:
         if wanted != inputs:
             raise InputError(f"layer '{name}' reads {wanted} channels, but {inputs} arrive")
 
-    def narrow(self, name: str) -> None:
-        """Truncate a value that takes more bits than an activation should; one bit of tolerance."""
-        if (shift := self.value.excess) > 1:
-            self._rescale(Truncate, f"{name} (truncation)", -shift)
+    def narrow(self, name: str, bits: int = MOST_BITS) -> None:
+        """Truncate a value that takes more than ``bits``, once for all its readers; one bit of tolerance."""
+        key = self.value.number, bits
+        if key not in self._narrowed:
+            if (shift := self.value.bits - bits) > 1:
+                self._rescale(Truncate, f"{name} (truncation)", -shift)
+            self._narrowed[key] = self.value
+        self.value = replace(self._narrowed[key], flat=self.value.flat)
 
-    def widen(self, name: str) -> None:
-        """Multiply a value that will be compared by a power of two: comparisons drop 15 bits."""
-        if (shift := math.floor(RING_BITS - MARGIN) - self.value.bits) > 1:
+    def widen(self, name: str, bound: float = 0) -> None:
+        """Multiply a value that will be compared, with ``bound``, by a power of two: comparisons drop 15 bits."""
+        peak = max(self.value.peak, bound * float(self.value.gain.max()))
+        if (shift := math.floor(RING_BITS - MARGIN) - math.ceil(math.log2(peak))) > 1:
             self._rescale(Raise, f"{name} (raise)", shift)
 
     def _rescale(self, layer: type[Layer], name: str, bits: int) -> None:
         value, factor = self.value, 2.0**bits
         self.append(layer, name, value.images, gain=value.gain * factor, scale=value.scale * factor, shift=abs(bits))
 
-    def swap_relu(self, layer: type[Layer], name: str, module: nn.Module) -> bool:
-        """Put a pooling before the ReLU that precedes it; returns whether there was one."""
-        if self.before is None:
-            return False
-        relu = self.layers.pop()
-        self.value, self.before = self.before, None
-        layer.from_torch(self, name, module)
-        ReLU.from_torch(self, relu.name, nn.ReLU())
-        return True
+    def clip(self, layer: type[Layer], name: str, images: Tensor, **weights: Any) -> None:
+        """Append a ReLU, which truncates to the bits of an activation in passing."""
+        bits = min((activation_bits(reader.module) for reader in self._reading[self.step]), default=MOST_BITS)
+        shift = max(0, replace(self.value, images=images).bits - bits)
+        gain, scale = self.value.gain / 2**shift, self.value.scale / 2**shift
+        self.append(layer, name, images, gain=gain, scale=scale, shift=shift, **weights)
+
+    def add(self, layer: type[Layer], name: str) -> None:
+        """Append the sum of the values, aligned to the finest of their exponents that leaves it room."""
+        unit, values, exponents = self.gains.unit(self.step), [], []
+        for source, value in zip(self.step.sources, self.values, strict=True):
+            self.value = value
+            exact = torch.log2(self.value.gain / unit)
+            if (exact - exact[0].round()).abs().max() > 1e-3:  # joined from several, or an average: weights must do it
+                self._targets = source, self.step
+                Convolution.from_torch(self, f"{name} (gains)", each_channel(len(unit)))
+                exact = torch.log2(self.value.gain / unit)
+            values.append(self.value)
+            exponents.append(round(float(exact[0])))
+        images = self.step.module(*(value.images for value in self.values))
+        room = self.limit(self.gains.compared(self.step)) / float((images.abs().amax((0, 2, 3)) * unit).max() + 1e-9)
+        finest = min(max(exponents), math.floor(1e-6 + math.log2(room)))
+        for i, exponent in enumerate(exponents):
+            if exponent > finest:
+                self.value = values[i]
+                self._rescale(Truncate, f"{name} (truncation)", finest - exponent)
+                values[i], exponents[i] = self.value, finest
+        sources, shifts = tuple(value.number for value in values), tuple(finest - e for e in exponents)
+        gain, scale = unit * 2.0**finest, self.gains.label(self.step, 2.0**finest)
+        self.append(layer, name, images, gain=gain, scale=scale, sources=sources, shifts=shifts)
+
+    def join(self, layer: type[Layer], name: str) -> None:
+        """Append the values joined by channel; on one scale, where nothing behind them tells their gains apart."""
+        ends = []
+        for value in self.values:
+            self.value = value
+            self.narrow(name)
+            ends.append(self.value)
+        finest, shifts = max(end.scale for end in ends), (0,) * len(ends)
+        if self.gains.uniform(self.step):
+            shifts = tuple(round(math.log2(finest / end.scale)) for end in ends)
+            if any(end.scale * 2**shift != finest for end, shift in zip(ends, shifts, strict=True)):
+                raise InputError(f"layer '{name}': branches with averages over different counts cannot be joined")
+        gain = torch.cat([end.gain * 2**shift for end, shift in zip(ends, shifts, strict=True)])
+        sources, images = tuple(end.number for end in ends), torch.cat([end.images for end in ends], 1)
+        self.append(layer, name, images, gain=gain, scale=finest, sources=sources, shifts=shifts)
 
     def append(
         self, layer: type[Layer], name: str, images: Tensor,
@@ -263,53 +290,49 @@ class Compiler:
         if weights is not None:
             self.matrices[len(self.layers)], self.biases[len(self.layers)] = weights
         self.layers.append(layer(name, sources, tuple(images.shape[1:]), float(scale), **fields))
-        self.value, self.before = _Value(len(self.layers), images, gain, float(scale), self.value.flat), None
+        self.value = _Value(len(self.layers), images, gain, float(scale), self.value.flat)
 
     def weigh(self, layer: type[Layer], name: str, modules: Sequence[nn.Module], branches: tuple[Branch, ...]) -> None:
-        """Append the layer of modules that read one input, their weights rounded.
-
-        Where another layer with weights reads the result, every channel gets a gain of its own.
-        """
-        self.narrow(name)
+        """Append the layer of modules that read one input, their weights rounded."""
+        bits = LAST_BITS if self.gains.uniform(self.step) else min(map(activation_bits, modules))
+        self._coarser(bits)
+        self.narrow(name, bits)
         x, flat = self.value.images, self.value.flat
         for module in modules:
             self.check_weights(name, module, math.prod(x.shape[1:]) if flat else x.shape[1])
         z = [m(x.flatten(1))[:, :, None, None] if flat else m(x) for m in modules]
-        pooled, hidden, room = self._prospects()
-        gain_in = self.value.gain if hidden else self._coarser(ACTIVATION_BITS - LAST_BITS)
-        gain = gains_of(torch.cat(z, 1), room, pooled)
-        scale = 2.0 ** math.floor(math.log2(room if hidden else float(gain.min())))
-        gain = gain if hidden else torch.full_like(gain, scale)
+        gain, scale = self.gains.of(*self._targets)
         gains = gain.split([len(m.weight) for m in modules])
-        parts = [quantise(m, x, gain_in, gain_out) for m, gain_out in zip(modules, gains, strict=True)]
+        parts = [quantise(m, x, self.value.gain, gain_out) for m, gain_out in zip(modules, gains, strict=True)]
         bias = encode(torch.cat([bias for _, bias in parts]).numpy(), 1)
         weights = [encode(weight.numpy(), 1) for weight, _ in parts], bias
         self.append(layer, name, torch.cat(z, 1), gain=gain, scale=scale, weights=weights, branches=branches, flat=flat)
 
-    def _coarser(self, bits: int) -> Tensor:
-        """Make what comes in ``bits`` coarser, where a ReLU before can; the gains (C,) that it has then."""
+    def _coarser(self, bits: int) -> None:
+        """Let a value have ``bits``, where a ReLU has just made it for nobody else."""
         value, last = self.value, self.layers[-1] if self.layers else None
-        if isinstance(last, ReLU) and value.number == len(self.layers):
-            self.layers[-1] = replace(last, shift=last.shift + bits, scale=last.scale / 2**bits)
-            value.gain, value.scale = value.gain / 2**bits, value.scale / 2**bits
-        return value.gain
+        others = (step for step, other in self._values.items() if other.number == value.number)
+        alone = all(reader is self.step for step in others for reader in self._reading[step])
+        if isinstance(last, ReLU | ReLU6) and value.number == len(self.layers) and alone and value.bits > bits:
+            more = value.bits - bits
+            self.layers[-1] = replace(last, shift=last.shift + more, scale=last.scale / 2**more)
+            self.value = replace(value, gain=value.gain / 2**more, scale=value.scale / 2**more)
 
-    def _prospects(self) -> tuple[bool, bool, float]:
-        """Of the result of a convolution: is it pooled next, read by another convolution, and how large may it be?"""
-        skipped = (nn.Dropout, nn.Flatten)
-        ahead = [module for module in self.ahead if not isinstance(module, skipped)]
-        compared = bool(ahead) and isinstance(ahead[0], nn.ReLU | nn.MaxPool2d)
-        pooled = any(isinstance(module, nn.MaxPool2d) for module in ahead[:2]) and compared
-        readers = [m for m in ahead if isinstance(m, nn.Conv2d | nn.Linear | Branches | NormalisedFeatures)]
-        hidden = bool(readers) and isinstance(readers[0], nn.Conv2d | nn.Linear | Branches)
-        if hidden and isinstance(readers[0], Branches):
-            hidden = all(isinstance(branch, nn.Conv2d) for branch in readers[0])
-        return pooled, hidden, self.limit(compared)
+
+def activation_bits(module: nn.Module) -> int:
+    """Bits of an activation that a module reads, from the numbers in one of its sums."""
+    if isinstance(module, Branches):
+        return min(map(activation_bits, module))
+    count = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 1
+    return next(bits for most, bits in ACTIVATION_BITS.items() if count <= most)
+
+
+def _module_class(kind: str) -> type[nn.Module]:
+    return getattr(nn, kind, None) or getattr(graph, kind)
 
 
 _NO_LAYER = (
     (Branches, Compiler._branches),
     (nn.Flatten, Compiler._flatten),
     (NormalisedFeatures, Compiler._normalise),
-    (nn.Dropout, Compiler._dropout),
 )

@@ -246,8 +246,8 @@ class Provider(_Evaluator):
             rest = buffer[operation.provider.nbytes :]
             crypto_provider.receive(TAGS * i, rest)
             own.append(Own(**drawn, **operation.corrections.arrays(rest)))
-            if i in self.plan.weighted:
-                own[i].weights, own[i].bias = self._weights.of(number)
+            if (weights := self._weights.of(number)) is not None:
+                own[i].weights, own[i].bias = weights
         self._keep(query, buffers, own)
 
     def serve(self) -> None:

@@ -18,18 +18,18 @@ from functools import cached_property
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.comparison import ReLU
+from dopamine_lib.inference.protocols.comparison import ReLU, ReLU6
 from dopamine_lib.inference.protocols.convolution import Convolution
 from dopamine_lib.inference.protocols.normalised import NormalisedLinear
 from dopamine_lib.inference.protocols.opening import GRADE, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import TAGS, Layer, Operation, Shape
 from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
 from dopamine_lib.inference.protocols.sharing import encode, signed
-from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Truncate
+from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Sum, Truncate
 
 #: Every kind of layer there is.
 LAYERS: tuple[type[Layer], ...] = (
-    Convolution, ReLU, Truncate, Raise, MaxPool, AveragePool, Concatenate, NormalisedLinear, ArgMax,
+    Convolution, ReLU, ReLU6, Truncate, Raise, MaxPool, AveragePool, Sum, Concatenate, NormalisedLinear, ArgMax,
 )  # fmt: skip
 
 #: A plan arrives over the network, so its costs are bounded before anything is allocated: elements of a layer, layers,

@@ -6,55 +6,68 @@ network's output stays the same (Nagel et al. 2019, "Data-free quantization thro
 hidden in the weights: a layer's scale in the public plan says nothing about its magnitude.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: A channel's range is taken to be at least this share of the largest channel's: a channel that is quiet on public
-#: images may be loud on another.
-QUIETEST = 1 / 2
-#: With more inputs in one sum, each weight is rounded on its own: ``second_moments`` grows with their square.
-MOST_TOGETHER = 4096
+#: With fewer or more inputs in one sum, each weight is rounded on its own: few have little to make up for, and
+#: ``second_moments`` grows with their square.
+LEAST_TOGETHER, MOST_TOGETHER = 16, 4096
+#: Sums whose inputs' moments are taken.
+SUMS = 2**15
+#: Columns after which the errors of all are handed on to the rest at once.
+BLOCK = 64
 #: Share of the inputs' mean energy that is added to each, so that the moments can be inverted.
 DAMPENING = 0.01
-
-
-def gains_of(z: Tensor, room: float, spread: bool) -> Tensor:
-    """The factor (C,) that brings each channel of z (N, C, H, W) to ``room``; with ``spread``, its differences too."""
-    ranges = z.abs().amax((0, 2, 3))
-    if spread:
-        ranges = torch.maximum(ranges, z.amax((0, 2, 3)) - z.amin((0, 2, 3)))
-    return room / ranges.clamp_min(max(float(ranges.max()) * QUIETEST, 1e-9))
 
 
 def quantise(module: nn.Module, x: Tensor, gain_in: Tensor, gain_out: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (M, K), rounded to integers, and the bias (M,) in ring units, both float64.
 
+    What rounding adds to a sum of mean inputs is taken off the bias (Nagel et al. 2019, section 4.2).
+
     x         what the layer reads on public images, real (N, C, H, W)
     gain_in   ring units per real unit of each input channel (C,)
     gain_out  the same of each output channel (M,)
     """
-    weight = module.weight.detach().double().flatten(1)
-    bias = module.bias.detach().double() if module.bias is not None else weight.new_zeros(len(weight))
-    per_channel = weight.shape[1] // len(gain_in)
-    exact = weight * gain_out.double()[:, None] / gain_in.double().repeat_interleave(per_channel)
-    if exact.shape[1] > MOST_TOGETHER:
-        return exact.round(), bias * gain_out
-    return round_together(exact, second_moments(module, x * gain_in[:, None, None])), bias * gain_out
+    weight = module.weight.detach().flatten(1)
+    bias = module.bias.detach().double() * gain_out if module.bias is not None else torch.zeros(len(weight)).double()
+    means = sum(u.mean(1).double() for u in inputs(module, x)) / len(x)
+    groups = getattr(module, "groups", 1)
+    rows, columns = len(weight) // groups, len(gain_in) // groups
+    rounded = torch.empty(weight.shape, dtype=torch.float64)
+    for g in range(groups):
+        own, read = slice(g * rows, (g + 1) * rows), slice(g * columns, (g + 1) * columns)
+        gains = gain_in[read].double().repeat_interleave(weight.shape[1] // columns)
+        exact = weight[own].double() * gain_out[own].double()[:, None] / gains
+        if LEAST_TOGETHER <= exact.shape[1] <= MOST_TOGETHER:
+            rounded[own] = round_together(exact, second_moments(module, x[:, read] * gain_in[read, None, None]))
+        else:
+            rounded[own] = exact.round()
+        mean = means[g * weight.shape[1] : (g + 1) * weight.shape[1]] * gains
+        bias[own] -= exact.sub_(rounded[own]).neg_() @ mean
+    return rounded, bias
+
+
+def inputs(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """The inputs u (K, sums) of sums that a layer makes of each image of x (N, C, H, W), evenly spread.
+
+    Of ``SUMS`` in all: more would take minutes and change no more than the last places.
+    """
+    for one in x.split(1):  # unfolded for a 3 x 3 kernel, an image takes nine times its memory
+        if isinstance(module, nn.Linear):
+            yield one.flatten(1).T
+        else:
+            u = F.unfold(one, module.kernel_size, stride=module.stride, padding=module.padding)[0]
+            yield u[:, :: max(1, len(x) * u.shape[1] // SUMS)]
 
 
 def second_moments(module: nn.Module, x: Tensor) -> Tensor:
-    """Mean of u u^T (K, K), float64, over the inputs u (K,) of all sums that the layer makes of x (N, C, H, W)."""
-    if isinstance(module, nn.Linear):
-        parts = [x.flatten(1).T]
-    else:  # image by image: unfolded for a 3 x 3 kernel, an image takes nine times its memory
-        parts = (
-            F.unfold(one, module.kernel_size, stride=module.stride, padding=module.padding)[0] for one in x.split(1)
-        )
-    total, count = 0, 0
-    for u in parts:
-        total, count = total + (u @ u.T).double(), count + u.shape[1]
-    return total / count
+    """Mean of u u^T (K, K), float64, over the ``inputs`` u (K,) of sums that the layer makes of x (N, C, H, W)."""
+    parts = [*inputs(module, x)] if isinstance(module, nn.Conv2d) else [x.flatten(1).T]
+    return sum((u @ u.T).double() for u in parts) / sum(u.shape[1] for u in parts)
 
 
 def round_together(exact: Tensor, moments: Tensor) -> Tensor:
@@ -62,14 +75,19 @@ def round_together(exact: Tensor, moments: Tensor) -> Tensor:
 
     Each column in turn is rounded, and the columns after it make up for its error as far as their inputs correlate with
     its own, which ``moments`` (K, K) says. Without correlation this is plain rounding.
-    Frantar et al. 2023, "GPTQ: accurate post-training quantization", algorithm 1 with blocks of one column.
+    Frantar et al. 2023, "GPTQ: accurate post-training quantization", algorithm 1.
     """
     energy = moments.diagonal().mean().clamp_min(1e-9)
     moments = moments + DAMPENING * energy * torch.eye(len(moments), dtype=torch.float64)
-    upper = torch.linalg.cholesky(torch.linalg.inv(moments), upper=True)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
     left = exact.T.clone(memory_format=torch.contiguous_format)  # a column is a row here, which is faster
-    for k in range(len(left)):
-        rounded = left[k].round()
-        left[k + 1 :].addr_(upper[k, k + 1 :], (left[k] - rounded) / upper[k, k], alpha=-1)
-        left[k] = rounded
+    for block, rows in zip(left.split(BLOCK), upper.split(BLOCK), strict=True):
+        first = block.storage_offset() // left.shape[1]
+        errors, own = torch.empty_like(block), rows[:, first : first + len(block)]
+        for k, column in enumerate(block):
+            rounded = column.round()
+            errors[k] = (column - rounded) / own[k, k]
+            block[k + 1 :].addr_(own[k, k + 1 :], errors[k], alpha=-1)
+            column[:] = rounded
+        left[first + len(block) :] -= rows[:, first + len(block) :].T @ errors
     return left.T.contiguous()

@@ -31,9 +31,10 @@ Why this hides x: nothing is opened beyond the comparison, and u is shared afres
 The result is x / 2^shift rounded down or up, at random with the right mean. If each party truncated its own share, it
 would be wrong by 2^(32 - shift) with probability |x| / 2^32. A negative x above -2^15 may come out as x >> shift
 instead of 0: at most 2^(15 - shift) units. Needs |x| < 2^31 - 2^15. ``pooling`` takes maxima by the same comparison.
+ReLU6 is max(x, 0) - max(x - 6, 0): two such, side by side, where 6 is the provider's secret to subtract.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 from typing import Any
@@ -42,6 +43,7 @@ import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Operation, Own, Party, Shape, Workspace
+from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Shift
 
 #: Bits that are not compared.
@@ -187,15 +189,46 @@ class ReLU(Shift):
     def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
         """Truncate to the bits of an activation in passing."""
         compiler.widen(name)
-        before = compiler.value
-        after = replace(before, images=before.images.relu())
-        shift = max(0, after.excess)
-        gain, scale = before.gain / 2**shift, before.scale / 2**shift
-        compiler.append(cls, name, after.images, gain=gain, scale=scale, shift=shift)
-        compiler.before = before
+        compiler.clip(cls, name, compiler.value.images.relu())
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [ReLUOperation(prod(input_shape), self.shift)]
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
         return np.rint(np.maximum(inputs[0], 0) / 2**self.shift)
+
+
+class ReLU6Operation(ReLUOperation):
+    """(max(x, 0) - max(x - b, 0)) >> shift for an array of ``shape``; the provider's bound b (C,) is above 0."""
+
+    def __init__(self, shape: Shape, shift: int):
+        super().__init__(2 * prod(shape), shift)
+
+    def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
+        """Shares of the result, of x's shape (C, H, W): one comparison of twice as many elements."""
+        both = np.stack([x, x])
+        if party.number != PATIENT:
+            both[1] -= own.bias[:, None, None]
+        below, above = super().run(party, tag, own, both)
+        return below - above
+
+
+@dataclass(frozen=True)
+class ReLU6(Shift):
+    """min(max(x, 0), 6) >> shift, where 6 is another ring element in every channel: the provider's secret."""
+
+    input_limit = LIMIT - 2**30  # x less the bound is compared as well, and the bound is below 2^30
+    torch_layers = ("ReLU6",)
+
+    @classmethod
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
+        """As a ReLU; the bound is a bias without a weight."""
+        compiler.widen(name, 6)
+        bound = encode((6 * compiler.value.gain).numpy(), 1)
+        compiler.clip(cls, name, compiler.value.images.clamp(0, 6), weights=([], bound))
+
+    def operations(self, input_shape: Shape) -> list[Operation]:
+        return [ReLU6Operation(input_shape, self.shift)]
+
+    def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
+        return np.rint(np.clip(inputs[0], 0, weights[1].astype(np.float64)[:, None, None]) / 2**self.shift)

@@ -32,6 +32,8 @@ from dopamine_lib.inference.protocols.sharing import signed
 
 #: The most inputs of one output: sums of products stay exact in the kernels' float64.
 MOST_INPUTS = 2**20
+#: The most elements of an input that is unfolded.
+MOST_UNFOLDED = 2**26
 
 
 class ConvolutionOperation(Operation):
@@ -44,8 +46,8 @@ class ConvolutionOperation(Operation):
         self.layer, self.input_shape = layer, layer.read_shape(input_shape)
         self.patient = BufferLayout(a=("u4", self.input_shape), z=("u4", layer.shape))
         self.corrections = BufferLayout(c=("u4", layer.shape))
-        # one matrix a branch: (channels out, channels in * kernel)
-        shapes = [(branch.channels, self.input_shape[0] * prod(branch.kernel)) for branch in layer.branches]
+        # one matrix a branch: (channels out, channels in of a group * kernel)
+        shapes = [(branch.channels, branch.inputs(self.input_shape[0])) for branch in layer.branches]
         self.weight_masks = BufferLayout(**{f"b{i}": ("u4", shape) for i, shape in enumerate(shapes)})
         self.sent_by_patient = 4 * prod(self.input_shape)
 
@@ -54,7 +56,13 @@ class ConvolutionOperation(Operation):
         at = 0
         for branch, matrix in zip(self.layer.branches, weights, strict=True):
             part = out[at : at + branch.channels].reshape(branch.channels, -1)
-            kernels.active().multiply(matrix, unfold(x, branch, space), part)
+            if branch.groups == len(x) == branch.channels:
+                by_channel(matrix, windows(x, branch, space), part)
+            else:
+                columns = unfold(x, branch, space).reshape(branch.groups, matrix.shape[1], -1)
+                rows = (whole.reshape(branch.groups, -1, whole.shape[1]) for whole in (matrix, part))
+                for group, z, seen in zip(*rows, columns, strict=True):
+                    kernels.active().multiply(group, seen, z)
             at += branch.channels
         return out
 
@@ -86,12 +94,17 @@ class ConvolutionOperation(Operation):
 
 @dataclass(frozen=True)
 class Branch:
-    """One convolution: output channels, and (rows, columns) of kernel, stride and zero padding."""
+    """One convolution: output channels, (rows, columns) of kernel, stride and zero padding, and groups of channels."""
 
     channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    groups: int = 1
+
+    def inputs(self, channels: int) -> int:
+        """How many numbers one output is a sum over, where ``channels`` come in."""
+        return channels // self.groups * prod(self.kernel)
 
     def output_size(self, shape: Shape) -> tuple[int, int]:
         """(H, W) of the output for an input (C, H, W)."""
@@ -123,12 +136,12 @@ class Convolution(Layer):
                 branches.append(Branch(module.out_features, (1, 1), (1, 1), (0, 0)))
                 continue
             compiler.check_picture(name, module)
-            if module.groups != 1 or pair(module.dilation) != (1, 1) or module.padding_mode != "zeros":
-                raise InputError(f"layer '{name}': a convolution needs groups=1, dilation=1 and padding_mode='zeros'")
+            if pair(module.dilation) != (1, 1) or module.padding_mode != "zeros":
+                raise InputError(f"layer '{name}': a convolution needs dilation=1 and padding_mode='zeros'")
             if isinstance(module.padding, str):
                 raise InputError(f"layer '{name}': padding='{module.padding}' is not understood; give it as numbers")
             sizes = [pair(option) for option in (module.kernel_size, module.stride, module.padding)]
-            branches.append(Branch(module.out_channels, *sizes))
+            branches.append(Branch(module.out_channels, *sizes, module.groups))
         compiler.weigh(cls, name, modules, tuple(branches))
 
     def read_shape(self, shape: Shape) -> Shape:
@@ -139,19 +152,31 @@ class Convolution(Layer):
         read = self.read_shape(inputs[0])
         for branch in self.branches:
             options = zip(branch.kernel, branch.stride, branch.padding, strict=True)
-            fits = all(0 <= p < k and s >= 1 for k, s, p in options) and branch.channels >= 1
-            if not fits or read[0] * prod(branch.kernel) > MOST_INPUTS:
+            fits = all(0 <= p < k and s >= 1 for k, s, p in options) and min(branch.channels, branch.groups) >= 1
+            if not fits or read[0] % branch.groups or branch.channels % branch.groups:
                 raise InputError(
-                    f"layer '{self.name}': {branch} is out of bounds; padding must be below the kernel's size"
+                    f"layer '{self.name}': {branch} is out of bounds; padding must be below the kernel's size, and "
+                    "groups must divide the channels"
+                )
+            if branch.inputs(read[0]) > MOST_INPUTS or self.unfolded(branch, read) > MOST_UNFOLDED:
+                raise InputError(
+                    f"layer '{self.name}': {branch} sums {branch.inputs(read[0])} numbers and unfolds "
+                    f"{self.unfolded(branch, read)}; at most {MOST_INPUTS} and {MOST_UNFOLDED} are taken"
                 )
         sizes = {branch.output_size(read) for branch in self.branches}
         if len(sizes) != 1:
             raise InputError(f"layer '{self.name}': its convolutions give the sizes {sorted(sizes)}; they must agree")
         return (sum(branch.channels for branch in self.branches), *sizes.pop())
 
+    def unfolded(self, branch: Branch, read: Shape) -> int:
+        """Elements of a branch's input with its padding, or of the matrix that it becomes, whichever is more."""
+        padded = prod(n + 2 * p for n, p in zip(read[1:], branch.padding, strict=True))
+        return read[0] * max(padded, prod(branch.kernel) * prod(branch.output_size(read)))
+
     def work(self, input_shape: Shape) -> int:
-        channels, *size = self.read_shape(input_shape)[0], *self.shape[1:]
-        return prod(size) * sum(branch.channels * channels * prod(branch.kernel) for branch in self.branches)
+        read, positions = self.read_shape(input_shape), prod(self.shape[1:])
+        products = positions * sum(branch.channels * branch.inputs(read[0]) for branch in self.branches)
+        return products + sum(self.unfolded(branch, read) for branch in self.branches)
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [ConvolutionOperation(self, input_shape)]
@@ -159,28 +184,41 @@ class Convolution(Layer):
     def plain(self, inputs: list[np.ndarray], weights: tuple[list[np.ndarray], np.ndarray]) -> np.ndarray:
         matrices, bias = weights
         x, space = inputs[0].reshape(self.read_shape(inputs[0].shape)), Workspace()
-        parts = [
-            signed(matrix).astype(np.float64) @ unfold(x, branch, space)
-            for matrix, branch in zip(matrices, self.branches, strict=True)
-        ]
+        parts = []
+        for matrix, branch in zip(matrices, self.branches, strict=True):
+            rows = signed(matrix).astype(np.float64).reshape(branch.groups, -1, matrix.shape[1])
+            parts.append(rows @ unfold(x, branch, space).reshape(branch.groups, matrix.shape[1], -1))
+        parts = [part.reshape(-1, part.shape[2]) for part in parts]
         return (np.concatenate(parts) + signed(bias).astype(np.float64)[:, None]).reshape(self.shape)
 
 
 def unfold(x: np.ndarray, branch: Branch, space: Workspace) -> np.ndarray:
     """x (C, H, W) as a matrix (C * kernel, positions), so that a convolution is a product of matrices."""
-    (rows, columns), (down, right), (top, left) = branch.kernel, branch.stride, branch.padding
-    if (rows, columns, down, right, top, left) == (1, 1, 1, 1, 0, 0):
+    if (branch.kernel, branch.stride, branch.padding) == ((1, 1), (1, 1), (0, 0)):
         return x.reshape(len(x), -1)
+    seen = windows(x, branch, space).transpose(0, 3, 4, 1, 2)
+    out = space.array("unfolded", seen.shape, x.dtype)
+    out[:] = seen
+    return out.reshape(prod(seen.shape[:3]), -1)
+
+
+def windows(x: np.ndarray, branch: Branch, space: Workspace) -> np.ndarray:
+    """What each output of a convolution of x (C, H, W) sees, a view (C, H', W', rows, columns)."""
+    (down, right), (top, left) = branch.stride, branch.padding
     if top or left:
         padded = space.array("padded", (len(x), x.shape[1] + 2 * top, x.shape[2] + 2 * left), x.dtype)
         padded[:] = 0
         padded[:, top : top + x.shape[1], left : left + x.shape[2]] = x
         x = padded
-    windows = np.lib.stride_tricks.sliding_window_view(x, (rows, columns), axis=(1, 2))[:, ::down, ::right]
-    height, width = windows.shape[1:3]
-    out = space.array("unfolded", (len(x), rows, columns, height, width), x.dtype)
-    out[:] = windows.transpose(0, 3, 4, 1, 2)
-    return out.reshape(len(x) * rows * columns, height * width)
+    return np.lib.stride_tricks.sliding_window_view(x, branch.kernel, axis=(1, 2))[:, ::down, ::right]
+
+
+def by_channel(w: np.ndarray, seen: np.ndarray, out: np.ndarray) -> None:
+    """A convolution of each channel with a kernel of its own: w (C, kernel), ``windows``, out (C, positions)."""
+    out[:], term = 0, np.empty(seen.shape[:3], out.dtype)
+    for k, place in enumerate(np.ndindex(seen.shape[3:])):
+        np.multiply(seen[:, :, :, *place], w[:, k, None, None], out=term)
+        out += term.reshape(out.shape)
 
 
 def pair(option: int | tuple[int, int]) -> tuple[int, int]:

@@ -51,49 +51,91 @@ class MaximumOperation(Comparison):
 
 
 @dataclass(frozen=True)
+class Axis:
+    """Windows of ``kernel`` every ``stride`` along one axis; the first begins ``padding`` before what is there."""
+
+    kernel: int
+    stride: int
+    padding: int
+    ceil: bool
+
+    def outputs(self, length: int) -> int:
+        """How many windows, as torch counts: with ``ceil`` a last one may stick out, but not begin outside.
+
+        >>> [Axis(3, 2, 0, ceil=False).outputs(8), Axis(3, 2, 0, ceil=True).outputs(8), Axis(3, 2, 1, False).outputs(8)]
+        [3, 4, 4]
+        """
+        if length + 2 * self.padding < self.kernel and not self.ceil:
+            return 0
+        rest = length + 2 * self.padding - self.kernel + (self.stride - 1 if self.ceil else 0)
+        count = rest // self.stride + 1
+        return count - 1 if (count - 1) * self.stride >= length + self.padding else count
+
+    def candidates(self, length: int) -> tuple[slice | np.ndarray, list[tuple[slice, slice]]]:
+        """Where one element of each window lies, and for each other place in a window which windows have it.
+
+        Those are (windows, elements), slices: a window that sticks out lacks some.
+        """
+        count, others = self.outputs(length), []
+        last = (count - 1) * self.stride
+        first = slice(0, last + 1, self.stride)
+        if last >= length:  # the last window begins before the end, but its middle lies beyond
+            first = np.minimum(np.arange(count) * self.stride, length - 1)
+        for at in range(max(-self.padding, -last), min(self.kernel - self.padding, length)):
+            begin, end = max(0, -(at // self.stride)), min(count, (length - 1 - at) // self.stride + 1)
+            if at and begin < end:
+                start = at + begin * self.stride
+                others.append((slice(begin, end), slice(start, at + end * self.stride, self.stride)))
+        return first, others
+
+
+@dataclass(frozen=True)
 class MaxPool(Layer):
-    """Maximum over windows of ``kernel`` every ``stride``; ``ceil`` as in torch's ceil_mode."""
+    """Maximum over windows of ``kernel`` every ``stride``; ``padding`` counts for nothing, ``ceil`` is as in torch."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
+    padding: tuple[int, int]
     ceil: bool
 
     torch_layers = ("MaxPool2d",)
 
     @classmethod
     def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
-        """Before the ReLU that precedes it, if one does."""
         compiler.check_picture(name, module)
-        kernel, stride = pair(module.kernel_size), pair(module.stride)
-        if pair(module.padding) != (0, 0) or pair(module.dilation) != (1, 1) or module.return_indices:
-            raise InputError(f"layer '{name}': MaxPool2d needs padding=0, dilation=1 and no return_indices")
-        if compiler.swap_relu(cls, name, module):
-            return
+        kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+        if pair(module.dilation) != (1, 1) or module.return_indices:
+            raise InputError(f"layer '{name}': MaxPool2d needs dilation=1 and no return_indices")
         compiler.widen(name)
-        sizes = zip(compiler.value.images.shape[2:], kernel, stride, strict=True)
-        if min(pooled_length(n, k, s, module.ceil_mode) for n, k, s in sizes) < 1:
+        axes = [Axis(*options, module.ceil_mode) for options in zip(kernel, stride, padding, strict=True)]
+        if min(axis.outputs(n) for axis, n in zip(axes, compiler.value.images.shape[2:], strict=True)) < 1:
             raise InputError(f"layer '{name}': its windows {kernel} do not fit what arrives; use larger images")
-        compiler.append(cls, name, module(compiler.value.images), kernel=kernel, stride=stride, ceil=module.ceil_mode)
+        options = {"kernel": kernel, "stride": stride, "padding": padding, "ceil": module.ceil_mode}
+        compiler.append(cls, name, module(compiler.value.images), **options)
 
     def output_shape(self, *inputs: Shape) -> Shape:
         compared = sum(min(k, n) for k, n in zip(self.kernel, inputs[0][1:], strict=True))
-        if min(*self.kernel, *self.stride) < 1 or compared > MOST_COMPARED:
+        padded = all(0 <= 2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True))
+        if min(*self.kernel, *self.stride) < 1 or not padded or compared > MOST_COMPARED:
             raise InputError(
                 f"layer '{self.name}': windows {self.kernel} every {self.stride} are out of bounds; sides must be "
-                f"positive, and both together at most {MOST_COMPARED}"
+                f"positive, both together at most {MOST_COMPARED}, and padding at most half of them"
             )
-        sizes = zip(inputs[0][1:], self.kernel, self.stride, strict=True)
-        return (inputs[0][0], *(pooled_length(n, k, s, self.ceil) for n, k, s in sizes))
+        return (inputs[0][0], *(axis.outputs(n) for axis, n in zip(self.axes, inputs[0][1:], strict=True)))
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Its windows by rows and by columns."""
+        return tuple(Axis(*one, self.ceil) for one in zip(self.kernel, self.stride, self.padding, strict=True))
 
     def operations(self, input_shape: Shape) -> list[Operation]:
-        return [MaximumOperation(n) for n in pair_counts(input_shape, self.kernel, self.stride, self.ceil)]
+        return [MaximumOperation(n) for n in pair_counts(input_shape, self.axes)]
 
     def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
-        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, runs)
+        return max_pool(inputs[0], self.axes, runs)
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
-        counts = pair_counts(inputs[0].shape, self.kernel, self.stride, self.ceil)
-        return max_pool(inputs[0], self.kernel, self.stride, self.ceil, [np.maximum] * len(counts))
+        return max_pool(inputs[0], self.axes, [np.maximum] * len(pair_counts(inputs[0].shape, self.axes)))
 
     def room(self, inputs: list[np.ndarray], output: np.ndarray) -> float:
         # the room is for differences within a window, and no window spreads more than the whole channel
@@ -101,50 +143,29 @@ class MaxPool(Layer):
         return float((x.max((1, 2)) - x.min((1, 2))).max()) / LIMIT
 
 
-def pooled_length(length: int, kernel: int, stride: int, ceil: bool) -> int:
-    """Outputs along one axis, as torch counts: with ``ceil`` a last window may stick out, but not begin outside.
-
-    >>> pooled_length(8, 3, 2, ceil=False), pooled_length(8, 3, 2, ceil=True)
-    (3, 4)
-    """
-    if length < kernel and not ceil:
-        return 0
-    count = (length - kernel + (stride - 1 if ceil else 0)) // stride + 1
-    return count - 1 if (count - 1) * stride >= length else count
-
-
-def _candidates(length: int, kernel: int, stride: int, ceil: bool) -> list[range]:
-    """Along one axis: where the k-th elements of all windows lie, for each k; fewer where a window sticks out."""
-    count = pooled_length(length, kernel, stride, ceil)
-    return [range(k, length, stride)[:count] for k in range(min(kernel, length))]
-
-
-def pair_counts(shape: Shape, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool) -> list[int]:
+def pair_counts(shape: Shape, axes: tuple[Axis, Axis]) -> list[int]:
     """For each comparison of a max pooling of (C, H, W): the number of pairs. Columns within a row come first."""
     channels, *lengths = shape
     counts = []
     for axis in (1, 0):
-        first, *others = _candidates(lengths[axis], kernel[axis], stride[axis], ceil)
-        lengths[axis] = len(first)
-        counts += [channels * len(other) * lengths[1 - axis] for other in others]
+        _, others = axes[axis].candidates(lengths[axis])
+        lengths[axis] = axes[axis].outputs(lengths[axis])
+        counts += [channels * (windows.stop - windows.start) * lengths[1 - axis] for windows, _ in others]
     return counts
 
 
-def max_pool(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int], ceil: bool, maxima: list) -> np.ndarray:
+def max_pool(x: np.ndarray, axes: tuple[Axis, Axis], maxima: list) -> np.ndarray:
     """Max pooling of (C, H, W), one axis after the other.
 
     maxima  for each of ``pair_counts``, a function of two flat arrays (pairs,) that gives the larger of each pair
     """
     remaining = iter(maxima)
     for axis in (2, 1):
-        first, *others = (
-            (slice(None),) * axis + (slice(at.start, at.stop, at.step),)
-            for at in _candidates(x.shape[axis], kernel[axis - 1], stride[axis - 1], ceil)
-        )
-        best = np.ascontiguousarray(x[first])
-        for other in others:
-            candidate = np.ascontiguousarray(x[other])
-            part = best[(slice(None),) * axis + (slice(candidate.shape[axis]),)]
+        first, others = axes[axis - 1].candidates(x.shape[axis])
+        before = (slice(None),) * axis
+        best = np.ascontiguousarray(x[(*before, first)])
+        for windows, elements in others:
+            candidate, part = np.ascontiguousarray(x[(*before, elements)]), best[(*before, windows)]
             part[...] = next(remaining)(candidate.reshape(-1), part.reshape(-1)).reshape(part.shape)
         x = best
     return x
@@ -164,8 +185,7 @@ class AveragePool(Layer):
         from torch import stack
 
         compiler.check_picture(name, module)
-        compiler.narrow(name)
-        value, x = compiler.value, compiler.value.images
+        x = compiler.value.images
         if hasattr(module, "output_size"):
             wanted = [n or own for n, own in zip(pair(module.output_size), x.shape[2:], strict=True)]
             rows, columns = (adaptive_windows(n, m) for n, m in zip(x.shape[2:], wanted, strict=True))
@@ -174,7 +194,11 @@ class AveragePool(Layer):
                 raise InputError(f"layer '{name}': AvgPool2d needs padding=0, ceil_mode=False and no divisor_override")
             sizes = zip(x.shape[2:], pair(module.kernel_size), pair(module.stride), strict=True)
             rows, columns = (tuple((i, i + k) for i in range(0, n - k + 1, s)) for n, k, s in sizes)
+        if all(windows == adaptive_windows(n, n) for windows, n in zip((rows, columns), x.shape[2:], strict=True)):
+            return  # every window is one element
         common = window_factors(rows, columns)[0]
+        compiler.narrow(name)
+        value = compiler.value
         if value.peak * common > compiler.limit(compared=False):
             raise InputError(f"layer '{name}': its windows differ too much in size (common multiple {common})")
         images = stack([stack([x[:, :, a:b, c:d].mean((2, 3)) for c, d in columns], 2) for a, b in rows], 2)

@@ -10,11 +10,12 @@ v[1] = -(r >> shift) and v[0] = v[1] + msb(r) 2^(32 - shift).
 Why this hides x: m is masked by a uniform r, used once; v is shared afresh. The result is rounded down or up at random,
 with the right mean, and is exact for shift = 0. Needs |x| < 2^30 and shift <= 30.
 
-The other way, x << shift, each party goes alone, since it is a multiplication by a public number.
+The other way, x << shift, each party goes alone, since it is a multiplication by a public number; so it does a sum.
 """
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -100,19 +101,63 @@ class Raise(Shift):
 
 
 @dataclass(frozen=True)
-class Concatenate(Layer):
-    """Values joined by channel, each first multiplied by 2^shift so that their scales agree."""
+class Aligned(Layer):
+    """Several values, each first multiplied by 2^shift so that they have one scale."""
 
     shifts: tuple[int, ...]
 
     def output_shape(self, *inputs: Shape) -> Shape:
         _check_shifts(self, self.shifts)
+        if len(self.shifts) != len(inputs):
+            raise InputError(f"layer '{self.name}': it shifts {len(self.shifts)} values, but reads {len(inputs)}")
+        return inputs[0]
+
+    def work(self, input_shape: Shape) -> int:
+        return len(self.sources) * prod(self.shape)
+
+    def aligned(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """The values on one scale."""
+        return [x * 2**shift if shift else x for x, shift in zip(inputs, self.shifts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Sum(Aligned):
+    """The sum of values of one shape."""
+
+    torch_layers = ("Add",)
+
+    @classmethod
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
+        compiler.add(cls, name)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        if len(set(inputs)) != 1:
+            raise InputError(f"layer '{self.name}': it adds {list(inputs)}, whose shapes differ")
+        return super().output_shape(*inputs)
+
+    def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
+        first, *others = self.aligned(inputs)
+        return sum(others, first)
+
+
+@dataclass(frozen=True)
+class Concatenate(Aligned):
+    """Values joined by channel."""
+
+    torch_layers = ("Join",)
+
+    @classmethod
+    def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
+        compiler.join(cls, name)
+
+    def output_shape(self, *inputs: Shape) -> Shape:
+        super().output_shape(*inputs)
         if len({shape[1:] for shape in inputs}) != 1:
             raise InputError(f"layer '{self.name}': it joins {list(inputs)}, whose heights and widths differ")
         return (sum(shape[0] for shape in inputs), *inputs[0][1:])
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
-        return np.concatenate([x * 2**shift for x, shift in zip(inputs, self.shifts, strict=True)])
+        return np.concatenate(self.aligned(inputs))
 
 
 def _check_shifts(layer: Layer, shifts: tuple[int, ...]) -> None:

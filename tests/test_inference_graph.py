@@ -1,0 +1,240 @@
+"""Networks of any shape, evaluated privately: torchvision's, and small ones that hold what theirs are made of."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_inference_network import error, images, private_and_plain, seeded
+from torch import nn
+from torchvision import models
+from torchvision.ops import StochasticDepth
+
+from dopamine_lib.inference.network import compiler, quantise
+from dopamine_lib.inference.network.compiler import compile_model
+from dopamine_lib.inference.network.plan import LAYERS, evaluate
+from dopamine_lib.inference.network.rehearsal import Rehearsal
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+def trained(net, x):
+    """A network with the statistics of a trained one: each batch normalisation normalises what arrives at it.
+
+    Most of what reaches a ReLU is positive: else a random network makes forty times as much of a small error.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias, 1, 0.5)
+    for name, module in net.named_modules():
+        if re.search(r"bn3|layer\d\.\d\.bn2|conv\.3$", name):  # a block adds little to its input, as after training
+            module.weight.data *= 0.3
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    with torch.inference_mode():
+        net(x)
+    return net.eval()
+
+
+class Written(nn.Module):
+    """A network with a ``forward`` of its own."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self._written = forward
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.first, self.last = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        """(B, 3, H, W) to (B, 4)."""
+        return self.last(self._written(self, self.first(x)).mean((2, 3)))
+
+
+def residual(net, x):
+    x = F.max_pool2d(F.relu(net.norm(x)), 3, 2, 1)
+    x = torch.relu(net.norm2(net.conv(x)) + x)
+    return F.relu(x + net.joining(torch.cat([net.conv(x), x], 1)))
+
+
+def overwritten(net, x):
+    y = F.relu(x, inplace=True)
+    y += net.conv(x)  # reads what ReLU left in x
+    return net.idle(y)
+
+
+def inverted(net, x):
+    x = F.relu6(net.wide(x))
+    return net.narrow(net.clip(net.deep(x))) + net.narrow(x)
+
+
+def dense(net, x):
+    y = net.conv(F.relu(net.norm(x)))
+    z = net.conv2(torch.relu(net.norm2(torch.cat([x, y], 1))))
+    return F.avg_pool2d(net.transition(torch.cat([x, y, z], 1)), 2)
+
+
+def added_to_others(net, x):
+    """Sums of values whose gains no weight has aligned: joined ones, an average, and a value with itself."""
+    joined = torch.cat([net.one_half(x), net.other_half(x)], 1)
+    return torch.add(F.adaptive_avg_pool2d(joined + x, 3), net.strided(x)) + net.strided(F.relu(x + x))
+
+
+SMALL = {
+    "residual blocks": lambda: Written(
+        residual, norm=nn.BatchNorm2d(8), norm2=nn.BatchNorm2d(8), conv=nn.Conv2d(8, 8, 3, padding=1),
+        joining=nn.Conv2d(16, 8, 1, bias=False),
+    ),
+    "written in place": lambda: Written(
+        overwritten, conv=nn.Conv2d(8, 8, 3, padding=1), idle=nn.Sequential(nn.Identity(), StochasticDepth(0.5, "row"))
+    ),
+    "groups, by channel, and ReLU6": lambda: Written(
+        inverted, wide=nn.Conv2d(8, 16, 1, groups=2), deep=nn.Conv2d(16, 16, (3, 5), padding=(1, 2), groups=16),
+        clip=nn.ReLU6(inplace=True), narrow=nn.Conv2d(16, 8, 1),
+    ),
+    "dense blocks": lambda: Written(
+        dense, norm=nn.BatchNorm2d(8), conv=nn.Conv2d(8, 4, 3, padding=1), norm2=nn.BatchNorm2d(12),
+        conv2=nn.Conv2d(12, 4, 1), transition=nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1)),
+    ),
+    "sums of what has other gains": lambda: Written(
+        added_to_others, strided=nn.Conv2d(8, 8, 3, stride=3), one_half=nn.Conv2d(8, 4, 1),
+        other_half=nn.Conv2d(8, 4, 1),
+    ),
+}  # fmt: skip
+
+
+def small(name):
+    return seeded(lambda: trained(SMALL[name](), images((3, 18, 18), 16, seed=2)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_s_private_logits_are_the_plain_ones(name):
+    net, x = small(name), images((3, 18, 18))
+    wanted = net(x).detach().numpy()
+    got, plain = private_and_plain(net, x, images((3, 18, 18), 8, seed=1))
+    assert np.array_equal(plain, wanted)  # compiling changes nothing in the network
+    assert error(got, wanted) < 1.5e-3
+
+
+def kinds(plan):
+    return [type(layer).__name__ for layer in plan.layers]
+
+
+def test_what_is_no_work_of_its_own_takes_no_message():
+    x = images((3, 18, 18))
+    found = kinds(compile_model(small("residual blocks"), 18, x)[0])
+    assert found[:4] == ["Convolution", "MaxPool", "ReLU", "Convolution"]
+    assert found.count("Sum") == 2 and found.count("Convolution") == 5 and "Truncate" not in found[:6]
+    gained = compile_model(small("sums of what has other gains"), 18, x)[0]
+    assert sum(layer.name.endswith("(gains)") for layer in gained.layers) > 0
+
+
+def test_hidden_gains_of_residual_blocks_leave_only_exponents_in_the_plan():
+    """A network whose hidden values are three times as large, and whose sums are, has the same public plan."""
+    net, x = small("residual blocks"), images((3, 18, 18))
+    plan = compile_model(net, 18, x)[0]
+    for module in (net.norm, net.norm2):
+        module.weight.data *= 3
+        module.bias.data *= 3
+    net.norm2.running_mean *= 3  # of what is now three times as large
+    net.norm2.running_var.mul_(9).add_(8 * net.norm2.eps)
+    net.conv.bias.data *= 3
+    louder = compile_model(net, 18, x)[0]
+    assert plan.layers[:-1] == louder.layers[:-1] and plan.layers[-1].scale != louder.layers[-1].scale
+
+
+#: The largest error of a logit, as a share of the logits' range.
+ALLOWED = {"resnet18": 1e-3, "mobilenet_v2": 3e-3, "resnet50": 1e-3, "densenet121": 1e-3, "vgg11": 1e-3}
+
+
+def pictures(count, size, seed):
+    """Colours that run into one another, coarse and fine."""
+    generator, shape = torch.Generator().manual_seed(seed), (size, size)
+    layers = [torch.rand(count, 3, n, n, generator=generator) for n in (2, 4, 8, 16)]
+    return sum(F.interpolate(one, shape, mode="bilinear") for one in layers) / 2 - 1
+
+
+def published(name, size):
+    """One of torchvision's networks with 1,000 classes, pictures that set its scales, and others."""
+    net = seeded(lambda: trained(models.get_model(name, weights=None, num_classes=1000), pictures(64, size, 1)))
+    return net, pictures(24, size, 2), pictures(3, size, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_s_networks_of_a_thousand_classes(name, monkeypatch):
+    """Scores, and the class alone; most weights are rounded one by one, which saves time and loses a bit."""
+    monkeypatch.setattr(quantise, "MOST_TOGETHER", 64)
+    net, calibration, x = published(name, 64)
+    plain, answers = net(x).detach().numpy(), {}
+    for answer in ("scores", "grade"):
+        with Rehearsal(*compile_model(net, 64, calibration, answer=answer)) as session:
+            answers[answer] = np.array([session.infer(picture) for picture in x.numpy()])
+    assert answers["scores"].shape == (3, 1000) and error(answers["scores"], plain) < ALLOWED[name]
+    assert np.array_equal(answers["scores"].argmax(1), plain.argmax(1))
+    assert np.array_equal(answers["grade"][:, 0], plain.argmax(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "vgg11"])
+def test_larger_networks(name, monkeypatch):
+    monkeypatch.setattr(quantise, "MOST_TOGETHER", 64)
+    net, calibration, x = published(name, 64)
+    plain, (plan, weights) = net(x).detach().numpy(), compile_model(net, 64, calibration)
+    found = [evaluate(plan, weights, picture) for picture in x.numpy()]
+    got = np.array([logits for logits, _ in found])
+    print(f"{name}: error {error(got, plain):.1e}, {plan.costs()}")
+    assert error(got, plain) < ALLOWED[name] and np.array_equal(got.argmax(1), plain.argmax(1))
+    assert max(max(room.values()) for _, room in found) < 0.9
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("efficientnet_b0", ("layer 'features.1.0.block.1.mul'", "squeeze-and-excitation", "such as resnet50")),
+        ("convnext_tiny", ("layer 'features.0.1.permute'", "'permute' cannot be evaluated")),
+        ("vit_b_32", ("cannot be",)),
+    ],
+)
+def test_a_network_of_torchvision_s_that_is_refused(name, said, refuses):
+    with torch.device("meta"):
+        net = models.get_model(name, weights=None)
+    with refuses(*said):
+        compile_model(net, 224, torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("written", "modules", "said"),
+    [
+        (lambda net, x: net.norm(x), {"norm": nn.GroupNorm(2, 8)}, ("layer 'norm' (GroupNorm)", "spread of secret")),
+        (lambda net, x: x * torch.relu(x), {}, ("layer 'mul'", "a product of two secret values")),
+        (lambda net, x: x if x.sum() > 0 else -x, {}, ("cannot be followed",)),
+        (lambda net, x: x + 1, {}, ("layer 'add'", "'add' cannot be evaluated")),
+        (lambda net, x: torch.sin(x), {}, ("layer 'sin'", "'sin' cannot be evaluated")),
+        (lambda net, x: torch.cat([x, x], 2), {}, ("layer 'cat'", "cannot be evaluated")),
+        (lambda net, x: x + net.pool(x), {"pool": nn.MaxPool2d(2)}, ("layer 'add'", "equal size")),
+        (lambda net, x: torch.cat([x, net.pool(x)], 1), {"pool": nn.MaxPool2d(2)}, ("layer 'cat'", "must match")),
+        (lambda net, x: net.act(x), {"act": nn.SiLU()}, ("layer 'act' (SiLU)", "neither", "use a network with ReLU")),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(written, modules, said, refuses):
+    with refuses(*said):
+        compile_model(Written(written, **modules), 18, images((3, 18, 18)))
+
+
+def test_the_readme_s_table_of_layers_is_the_code_s():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (exact|refused)[^|]*\| ([^|]+) \|", text, re.M)
+    named = {kind: {name for how, names in rows if how == kind for name in re.findall(r"`(\w+)`", names)}
+             for kind in ("exact", "refused")}  # fmt: skip
+    known = {kind for layer in LAYERS for kind in layer.torch_layers} - {"Add", "Join"}
+    assert known | {"BatchNorm2d", "BatchNorm1d", "Flatten", "Dropout", "Identity"} == named["exact"]
+    assert set(compiler.REFUSED) == named["refused"]
