@@ -8,8 +8,8 @@ from torch import nn
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.inference.network import compiler
-from dopamine_lib.inference.network import quantise as quantise_file
 from dopamine_lib.inference.network import plan as network_plan
+from dopamine_lib.inference.network import quantise as quantise_file
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.graph import Branches
 from dopamine_lib.inference.network.plan import Plan, evaluate
