@@ -136,8 +136,9 @@ def cannot_say(dataset: Dataset) -> str:
             "are not, so nothing is known of gaps between them."
         )
     return (
-        f"{dataset.name}: nothing is recorded of a patient but the image and its grade; age, sex, ethnicity, camera "
-        "and eye side are unknown: gaps between those cannot be seen, and none in grade or sharpness stands for them."
+        f"{dataset.name}: nothing is recorded of a patient but the {'row' if dataset.inputs else 'image'} and its "
+        "label; age, sex, ethnicity, camera and the like are unknown: gaps between those cannot be seen, and no other "
+        "stands for them."
     )
 
 

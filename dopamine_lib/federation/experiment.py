@@ -116,6 +116,22 @@ class Experiment:
         """Whether the declared number of patients is their count, for want of a published or given one."""
         return self.options.patients is None and self.dataset.sheet.patients is None
 
+    @property
+    def in_words(self) -> str:
+        """What was read, in a line: declared and public numbers alone, as in ``results.json``, and of test images.
+
+        How many images training patients have, with which labels, is theirs, and not said.
+        """
+        data, sizes = self.dataset, self.sizes
+        what = f"rows of {len(data.inputs)} numbers" if data.inputs else f"images of {data.size} x {data.size} pixels"
+        sites = f" ({', '.join(data.sheet.sites)})" if self.options.split == "site" and data.sheet.sites else ""
+        known = "counted" if self.counted else "declared"
+        recorded = f"; recorded: {', '.join(data.attributes)}" if data.attributes else ""
+        return (
+            f"{data.name}: {what}; {len(data.grades)} classes: {', '.join(data.grades)}; {sum(sizes)} training "
+            f"patients ({known}) in {len(sizes)} hospitals{sites}; {len(self.test)} to test on{recorded}"
+        )
+
     def dealt(self, patients: list[np.ndarray], sizes: tuple[int, ...] | None = None) -> "Experiment":
         """The same with its training patients dealt anew: one array of indices per hospital.
 

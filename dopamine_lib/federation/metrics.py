@@ -108,6 +108,24 @@ def attribute_groups(dataset: Dataset, index: np.ndarray, least: int = LEAST) ->
     return found
 
 
+def left_out(dataset: Dataset, index: np.ndarray, least: int = LEAST) -> list[str]:
+    """What ``attribute_groups`` makes no groups of, and why; of a split attribute, groups of fewer than ``least``.
+
+    index  test images (N,): nothing of a training patient is told
+    """
+    kept, every = attribute_groups(dataset, index, least), attribute_groups(dataset, index, least=1)
+    told = []
+    for name in dataset.attributes:
+        small = [group for group in every.get(name, {}) if group not in kept[name]]
+        if name not in every:
+            told.append(f"{name} (more than {MOST_VALUES} values)")
+        elif small:
+            told.append(
+                f"{name}: {', '.join(small)} (fewer than {least} test {'rows' if dataset.inputs else 'images'})"
+            )
+    return told
+
+
 def group_accuracy(dataset: Dataset, index: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Accuracy in every group of ``attribute_groups``, by names such as "camera: B".
 

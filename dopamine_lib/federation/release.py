@@ -76,7 +76,7 @@ def _verdict(
         why = (why if without else []) + ([sums] if unsummed else [])
         return (
             f"Not private: {', and '.join(why)}{beside}. Whoever gets this folder may find out whether a given person "
-            "was a training patient, and with which grade. Do not pass it on as private; for that, train private "
+            "was a training patient, and with which label. Do not pass it on as private; for that, train private "
             "settings alone, into a folder of their own."
         )
     if seeded:

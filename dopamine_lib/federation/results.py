@@ -9,7 +9,7 @@ import numpy as np
 
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy
+from dopamine_lib.federation.metrics import SCORES, SCREENING, group_accuracy, left_out
 from dopamine_lib.federation.options import own_accountant
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.statement import privacy_statement
@@ -51,6 +51,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         seeded=options.seed is not None,
         data=options.data,
         persons=experiment.dataset.sheet.persons,
+        table=bool(experiment.dataset.inputs),
         model=options.model,
         replaced=len(experiment.replaced),
         aggregation=options.aggregation,
@@ -136,6 +137,7 @@ def assemble(
         "grades": list(experiment.dataset.grades),
         "inputs": len(experiment.dataset.inputs),
         "persons": experiment.dataset.sheet.persons,
+        "groups_left_out": left_out(experiment.dataset, experiment.test),
         "patients": {"train": sum(experiment.sizes), "test": len(experiment.test), "counted": experiment.counted},
         "hospitals": list(experiment.sizes),
         "randomness": randomness if options.seed is None else f"seeded with {options.seed}: for teaching only",
@@ -251,7 +253,8 @@ def table(results: dict) -> str:
     ]
     for name, result in results["settings"].items():
         accuracy = result["test_accuracy"]
-        percent = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:4.1f}"
+        over_runs = f" ± {100 * accuracy['std']:4.1f}" if len(accuracy["runs"]) > 1 else ""
+        percent = f"{100 * accuracy['mean']:.1f}{over_runs}"
         balanced, kappa = _cell(result, "balanced_accuracy", 8, 100), _cell(result, "quadratic_kappa", 6)
         paper = f"{published[name][-10:].mean():.1f}" if name in published else ""
         worst = _numbers(result.get("epsilon_worst", result["epsilon"]))
@@ -276,6 +279,8 @@ def table(results: dict) -> str:
             number = "no bound" if own["epsilon"] is None else f"epsilon {own['epsilon']:.2f}"
             lines.append(f"{name:{wide}} by {own['name']}, which is not checked here: {number}")
     lines += _scores_table(results["settings"], wide)
+    if results.get("groups_left_out"):
+        lines.append(f"groups without a score of their own: {'; '.join(results['groups_left_out'])}")
     lines.append(
         f"{results['data']}, {results['model']} ({results['weights']}), delta = {results['delta']:g}"
         + ("; paper: APTOS-2019, mean of its last ten epochs" if published else "")

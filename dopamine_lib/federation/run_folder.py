@@ -11,6 +11,9 @@ from filelock import FileLock, Timeout
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path, make_folder, parse_json
 
+#: Options that name files or folders: "scans", "./scans" and "/home/me/scans" may be one.
+PLACES = ("data", "data_dir", "weights", "backbone")
+
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` in one step. Raises ValueError for NaN and infinity."""
@@ -54,10 +57,18 @@ def check_out(out: Path, asked: dict, resume: bool) -> None:
     except (ValueError, TypeError) as error:
         raise InputError(f"{note} cannot be read; choose another --out") from error
     for key in asked:
-        if begun.get(key) != asked[key]:
+        if begun.get(key) != asked[key] and not (key in PLACES and _same_place(begun.get(key), asked[key])):
             raise InputError(
                 f"{out} was begun with {key} = {begun.get(key)}, not {asked[key]}; resume with the same options"
             )
+
+
+def _same_place(one: object, other: object) -> bool:
+    """Whether two texts name one file or folder, seen from here; of "resnet50:FILE" the networks must be the same."""
+    if not (isinstance(one, str) and isinstance(other, str)):
+        return False
+    (network, _, one), (same, _, other) = (text.rpartition(":") for text in (one, other))
+    return network == same and Path(one).exists() and Path(one).resolve() == Path(other).resolve()
 
 
 @contextlib.contextmanager

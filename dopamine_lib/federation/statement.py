@@ -37,7 +37,7 @@ TUNING = {
     "mlp": "learning rate and clip are starting values that nobody has tuned",
 }
 #: The same for a setting of one's own.
-DECLARED = "what a file declared of sampling, rounds, learning rate and clip, which does not say on whose images; else "
+DECLARED = "what a file declared of sampling, rounds, learning rate and clip, which does not say on whose data; else "
 SEEDED = (
     "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
     "is for teaching; each epsilon here is what the noise would buy if nobody could predict it."
@@ -67,12 +67,14 @@ def once_summed(counts: float) -> str:
     return f"features and classes ({counts:g} of the squared norm)"
 
 
-def unit(data: str, persons: str | None = None) -> str:
+def unit(data: str, persons: str | None = None, table: bool | None = None) -> str:
     """Whom a bound on this data protects: a step samples persons, and takes one image of each.
 
     persons  who is one patient, by the data sheet; by default what is known of a built-in source
+    table    whether the data are rows of a table; by default as far as the name of the data tells
     """
-    one, persons = "row" if is_table(data) else "image", persons or PATIENTS[data]
+    table = is_table(data) if table is None else table
+    one, persons = "row" if table else "image", persons or PATIENTS[data]
     return f"one patient, with all of their {one}s, of which a step takes one at most ({persons})"
 
 
@@ -90,6 +92,7 @@ def privacy_statement(
     counted: bool = False,
     data: str = "synthetic",
     persons: str | None = None,
+    table: bool | None = None,
     model: str = "head",
     replaced: int = 0,
     aggregation: str = "plain",
@@ -104,6 +107,7 @@ def privacy_statement(
     patients  N, declared training patients in all
     counted   whether that is their count, which the run then makes public
     data      what was trained on;  persons  who is one patient in it, by default as known of ``data.SOURCES``
+    table     whether that is a table, by default as its name tells
     replaced  layers of batch normalisation in the model's place of which group normalisation was trained
     apart     whether every party was a process of its own
     own       whether the setting is one's own, declared in a file
@@ -139,8 +143,8 @@ def privacy_statement(
             "hospitals, which bounds nobody"
         )
     lines = [
-        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data, persons)}. Neighbours: "
-        "one patient added or removed (replacing one is two such changes).",
+        f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data, persons, table)}. "
+        "Neighbours: one patient added or removed (replacing one is two such changes).",
         f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
         f"{setting.noise_multiplier:.6g} times that on their sum, {grid}, Poisson samples at rate "
         f"{setting.sample_rate:.6g}, {steps} steps; the sum is divided by the public expected batch."
@@ -164,7 +168,7 @@ def privacy_statement(
             "which mixes patients."
         )
     if not setting.federated:
-        lines.append("The server is a trusted curator: it holds the images, and nothing protects them from it.")
+        lines.append("The server is a trusted curator: it holds the data, and nothing protects them from it.")
     elif setting.shared_noise:
         how = (APART if apart else HOW)[aggregation]
         if in_clear:

@@ -177,7 +177,7 @@ def _models(results: dict, options: Options, folder: Path, data_dir, progress: b
             stated = results["settings"][name]["test_accuracy"]["runs"][run]
             if abs(accuracy - stated) > SAME_ACCURACY:
                 raise InputError(
-                    f"{paths[name][run].name} grades {accuracy:.1%} of the test images right, but results.json says "
+                    f"{paths[name][run].name} is right on {accuracy:.1%} of what is tested on, but results.json says "
                     f"{stated:.1%}: model and results do not belong together, or the data is not the same"
                 )
         rows[name] = subgroup_table(experiment.dataset, experiment.test, probabilities)

@@ -125,7 +125,9 @@ def table(rows: Sequence[Row]) -> str:
 def _percent(row: Row, score: str, spread: bool = False) -> str:
     if score not in row.means:
         return "-"
-    return f"{100 * row.means[score]:.1f}" + (f" ± {100 * row.deviations[score]:4.1f}" if spread else "")
+    return f"{100 * row.means[score]:.1f}" + (
+        f" ± {100 * row.deviations[score]:4.1f}" if spread and row.runs > 1 else ""
+    )
 
 
 def picture(rows: Sequence[Row]) -> Figure:

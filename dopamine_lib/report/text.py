@@ -4,6 +4,7 @@ import re
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.metrics import SCREENING
+from dopamine_lib.federation.results import on_the_papers_task
 from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, once_summed, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
@@ -78,10 +79,20 @@ def _opening(facts: dict) -> str:
     return (
         f"{plain(results['data'])}, {plain(results['model'])} on {plain(results['weights'])}; "
         f"{results['patients']['train']} {known} training patients in {len(results['hospitals'])} hospitals "
-        f"({plain(options.split)} split), {results['patients']['test']} test images, runs of each setting: "
+        f"({plain(options.split)} split), {results['patients']['test']} test {_ones(results)}, runs of each setting: "
         f"{options.runs}. "
         "Intended for teaching and for reproducing the paper's Figure 1: not a medical device, not for diagnosis."
     )
+
+
+def _ones(results: dict) -> str:
+    """What the data are of."""
+    return "rows" if results.get("inputs") else "images"
+
+
+def _label(results: dict) -> str:
+    """What a label is called: only diabetic retinopathy has grades."""
+    return "grade" if on_the_papers_task(results) else "class"
 
 
 def _verdicts(facts: dict) -> str:
@@ -89,6 +100,7 @@ def _verdicts(facts: dict) -> str:
     screened = [what for what in SCREENING if any(f"{what}_sensitivity" in result for result in settings)]
     for name, one in facts["accounted"].items():
         result, accuracy = facts["results"]["settings"][name], facts["results"]["settings"][name]["test_accuracy"]
+        over_runs = f" ± {100 * accuracy['std']:.1f}" if len(accuracy["runs"]) > 1 else ""
         said = "**private**" if one.private else f"**not private**: {plain(one.why)}"
         rows.append(
             [
@@ -97,7 +109,7 @@ def _verdicts(facts: dict) -> str:
                 _epsilons(one.epsilon)
                 + (f"; mean over hospitals {_epsilons(result['epsilon'])}" if "epsilon_worst" in result else ""),
                 f"{result['delta']:g}" if one.epsilon else "none",
-                f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['std']:.1f} %",
+                f"{100 * accuracy['mean']:.1f}{over_runs} %",
                 _mean(result, "balanced_accuracy", ".1%"),
                 _mean(result, "quadratic_kappa", ".2f"),
                 *(
@@ -149,8 +161,9 @@ def _epsilons(epsilon: dict | None) -> str:
 
 def _bounds(facts: dict, bounded: list) -> str:
     patients, model = facts["results"]["patients"]["train"], facts["options"].model
+    table = facts["results"]["inputs"] > 0 if "inputs" in facts["results"] else None
     rows = {
-        "unit": lambda one: unit(facts["options"].data, facts["results"].get("persons")),
+        "unit": lambda one: unit(facts["options"].data, facts["results"].get("persons"), table),
         "adjacency": lambda one: "one patient added or removed",
         "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
         "mechanism": _mechanism,
@@ -183,7 +196,7 @@ def _adversaries(facts: dict, bounded: list) -> str:
         views = one.bound.adversaries(one.steps, in_clear)
         declared = one.bound.setting
         if not declared.federated:
-            server = "a trusted curator: it holds the images"
+            server = "a trusted curator: it holds the data"
         elif declared.shared_noise and in_clear:
             server = f"every message in the clear, with one share of noise: {_epsilons(views['server'])}"
         elif declared.shared_noise:
@@ -230,17 +243,20 @@ def _subgroups(facts: dict) -> str:
     tables = facts["subgroups"]
     if tables is None:
         return f"Subgroups were not computed: {plain(facts['missing'])}."
-    names = list(tables)
+    names, results = list(tables), facts["results"]
     shown = [i for i, row in enumerate(tables[names[0]]) if " x " not in row["by"]]
     rows = []
     for i in shown:
         first = tables[names[0]][i]
-        group = f"{first['by'].replace('_', ' ')}: {first['group']}" if first["by"] != "all" else "everybody"
+        by = _label(results) if first["by"] == "grade" else first["by"].replace("_", " ")
+        group = f"{by}: {first['group']}" if first["by"] != "all" else "everybody"
         rows.append([plain(group), str(first["patients"]), *(_interval(tables[name][i]["accuracy"]) for name in names)])
-    worst = [f"{name}: {found}" for name in names if (found := _worst(tables[name]))]
+    worst = [f"{name}: {found}" for name in names if (found := _worst(tables[name], _ones(results)))]
     told = f"Worst group by what is recorded: {'; '.join(worst)}. " if worst else ""
+    if results.get("groups_left_out"):
+        told += f"Without a score of their own: {plain('; '.join(results['groups_left_out']))}. "
     cannot = plain(facts["sheet"]["cannot"])
-    return _table(["accuracy in %, 95 % interval", "images", *map(plain, names)], rows) + f"\n\n{told}{cannot}"
+    return _table(["accuracy in %, 95 % interval", _ones(results), *map(plain, names)], rows) + f"\n\n{told}{cannot}"
 
 
 def _interval(score: dict | None) -> str:
@@ -249,22 +265,23 @@ def _interval(score: dict | None) -> str:
     return f"{100 * score['mean']:.0f} ({100 * score['low']:.0f} to {100 * score['high']:.0f})"
 
 
-def _worst(rows: list[dict]) -> str | None:
+def _worst(rows: list[dict], ones: str) -> str | None:
     recorded = [row for row in rows if row["by"] not in ("all", "grade") and row["accuracy"] is not None]
     if not recorded:
         return None
     worst = min(recorded, key=lambda row: row["accuracy"]["mean"])
-    return f"{plain(worst['group'])} ({_interval(worst['accuracy'])} %, {worst['patients']} images)"
+    return f"{plain(worst['group'])} ({_interval(worst['accuracy'])} %, {worst['patients']} {ones})"
 
 
 def _sheet(facts: dict) -> str:
     sheet, results = facts["sheet"], facts["results"]
     if sheet is None:
         return f"{plain(results['data'])}; its sheet could not be read: {plain(facts['missing'])}."
+    label = _label(results)
     counts = ", ".join(f"{plain(grade)} {count}" for grade, count in sheet["grades"].items())
     return _list(
         f"source: {plain(sheet['source'])}; licence: {plain(sheet['licence'])}; checksum: {plain(sheet['checksum'])}",
-        f"test images by grade: {counts}; how many training patients have which grade is not released",
+        f"test {_ones(results)} by {label}: {counts}; how many training patients have which {label} is not released",
         *map(plain, sheet["notes"]),
     )
 
@@ -272,10 +289,12 @@ def _sheet(facts: dict) -> str:
 def _versions(facts: dict) -> str:
     options, results = facts["options"], facts["results"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    replaced = results.get("group_norm_for_batch_norm", [])
+    layers = f"; group normalisation in the place of batch normalisation: {plain(', '.join(replaced))}"
     return _list(
         f"this report was written with {versions}",
         f"randomness of noise and samples: {plain(results['randomness'])}; split, initial weights and the draw of "
         f"participants: public seed {options.public_seed}",
         f"aggregation: {plain(options.aggregation)}, noise: {plain(options.noise)}; weights SHA-256 "
-        f"{plain(results['weights_sha256'])}; results SHA-256 {facts['sha256']}",
+        f"{plain(results['weights_sha256'])}; results SHA-256 {facts['sha256']}" + (layers if replaced else ""),
     )

@@ -185,6 +185,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             seeded=options.seed is not None,
             data=options.data,
             persons=results.get("persons"),
+            table=None if "inputs" not in results else results["inputs"] > 0,
             model=options.model,
             replaced=len(_replaced(results, options)),
             aggregation=options.aggregation,

@@ -5,6 +5,7 @@ Runs do not depend on each other, so processes of a ``pool`` share them out wher
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,6 +187,8 @@ def reproduce(
         if workers > 1:  # they load their libraries while this process reads the data
             pool = stack.enter_context(WorkerPool(shared_jobs, workers))
         experiment = Experiment.load(options, progress=progress, device=device)
+        if progress:
+            print(experiment.in_words, file=sys.stderr, flush=True)
         # refuses what would end without a bound, before anything is trained
         plans = {name: experiment.plan(name) for name in options.settings}
         if pool is not None:
