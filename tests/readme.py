@@ -10,6 +10,8 @@ import nbformat
 REPOSITORY = Path(__file__).resolve().parent.parent
 README, CONTRIBUTING = REPOSITORY / "README.md", REPOSITORY / ".github" / "CONTRIBUTING.md"
 INTERFACES = REPOSITORY / "dopamine_lib" / "INTERFACES.md"
+#: For instructors, and the notation.
+PAGES = sorted(REPOSITORY.glob("notebooks/*.md"))
 NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/homework/*.ipynb")])
 #: Programs whose commands a reader may be told to type, and shell words that need no test.
 PROGRAMS = ("python", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")

@@ -14,6 +14,7 @@ from readme import (
     CONTRIBUTING,
     INTERFACES,
     NOTEBOOKS,
+    PAGES,
     README,
     REPOSITORY,
     anchors,
@@ -23,7 +24,7 @@ from readme import (
     words_of,
 )
 
-TEXTS = [README, CONTRIBUTING, INTERFACES, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, *PAGES, *NOTEBOOKS]
 CODE = [REPOSITORY / "CITATION.cff", REPOSITORY / "data_download.py", *REPOSITORY.glob("dopamine_lib/**/*.py")]
 
 

@@ -21,6 +21,7 @@ from readme import (
     CONTRIBUTING,
     INTERFACES,
     NOTEBOOKS,
+    PAGES,
     PROGRAMS,
     README,
     REPOSITORY,
@@ -42,7 +43,7 @@ MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": 
 MEANT |= {"PIXELS": "64", "PORT": "7100", "HOST:PORT": "127.0.0.1:7100"}
 #: Cheap enough to be run here, as they stand.
 RUN = ("epsilon", "--version", "--help")
-TEXTS = [README, CONTRIBUTING, INTERFACES, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, *PAGES, *NOTEBOOKS]
 #: Each command and where it stands first.
 TOLD = list({tuple(words): path for path in reversed(TEXTS) for words in commands(words_of(path))}.items())
 

@@ -87,6 +87,10 @@ def _gather(source: Path) -> None:
     (source / "notebooks").mkdir(parents=True)
     for chapter in chapters:
         shutil.copyfile(chapter, source / "notebooks" / chapter.name)
+    pages = sorted((REPOSITORY / "notebooks").glob("*.md"))
+    for page in pages:
+        text = page.read_text(encoding="utf-8").replace("../README.md", "../index.md")  # the README is the first page
+        (source / "notebooks" / page.name).write_text(text, encoding="utf-8")
     homework = students_copies(source / "notebooks" / "homework")
     for name in _LINKED_FILES:
         shutil.copyfile(REPOSITORY / name, source / name)
@@ -101,6 +105,7 @@ def _gather(source: Path) -> None:
     interfaces.write_text(own, encoding="utf-8")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
+    text += _TREE.format(caption="Teaching", pages="\n".join(f"notebooks/{page.stem}" for page in pages))
     text += _TREE.format(caption="Bring your own", pages="dopamine_lib/INTERFACES")
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
