@@ -89,6 +89,16 @@ def test_every_notebook_has_a_page_with_its_title_and_pictures(built):
 
 
 @pytest.mark.slow
+def test_every_picture_has_an_alternative_text(built):
+    """The caption after it, in italics in the notebook; images of the text have one of their own."""
+    out, _ = built
+    for notebook in NOTEBOOKS:
+        images = re.findall(r"<img [^>]*>", (out / f"{page_of(notebook)}.html").read_text(encoding="utf-8"))
+        described = [re.search(r'alt="([^"]*)"', image) for image in images]
+        assert all(found and len(found[1]) > 20 and ".png" not in found[1] for found in described), notebook.name
+
+
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(built):
     out, _ = built
     assert not stray(out)

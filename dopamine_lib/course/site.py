@@ -6,11 +6,15 @@ are left out.
 """
 
 import io
+import itertools
+import re
 import shutil
 import tempfile
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+
+import nbformat
 
 from dopamine_lib.course.homework import students_copies
 from dopamine_lib.errors import InputError
@@ -86,7 +90,9 @@ def _gather(source: Path) -> None:
         raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
     (source / "notebooks").mkdir(parents=True)
     for chapter in chapters:
-        shutil.copyfile(chapter, source / "notebooks" / chapter.name)
+        notebook = nbformat.read(chapter, 4)
+        _describe_pictures(notebook)
+        nbformat.write(notebook, source / "notebooks" / chapter.name)
     pages = sorted((REPOSITORY / "notebooks").glob("*.md"))
     for page in pages:
         text = page.read_text(encoding="utf-8").replace("../README.md", "../index.md")  # the README is the first page
@@ -110,6 +116,14 @@ def _gather(source: Path) -> None:
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")
+
+
+def _describe_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Give every picture, as alternative text, the text in italics after it, which says what it shows."""
+    for cell, after in itertools.pairwise(notebook.cells):
+        said = re.match(r"\*([^*\s].*?)\*(?!\*)", after.source, re.DOTALL)
+        if cell.cell_type == "code" and said:
+            cell.metadata["mystnb"] = {"image": {"alt": said[1]}}
 
 
 def _mathjax() -> Path:
