@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from homework_marks import marks
 from nbclient import NotebookClient
 
 from dopamine_lib.__main__ import main
@@ -35,19 +36,18 @@ every = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 class Course:
     """An instructor's course as the README describes it, with a gradebook."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, solved: Path):
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
 
-        self.folder = folder
+        self.folder, self.solved = folder, solved
         self.api = NbGraderAPI(config=Config(CourseDirectory={"root": str(folder)}))
 
     def grade(self, source: Path, student: str, submission: Path) -> dict[str, tuple[float, float]]:
         """Points given and points possible of each graded cell."""
         name = source.stem
         if not (self.folder / "source" / name).exists():
-            (self.folder / "source" / name).mkdir(parents=True)
-            shutil.copyfile(source, self.folder / "source" / name / source.name)
+            shutil.copytree(self.solved / name, self.folder / "source" / name)
             self.check(self.api.generate_assignment(name))
         handed_in = self.folder / "submitted" / student / name / source.name
         handed_in.parent.mkdir(parents=True)
@@ -64,16 +64,28 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=":")  # nbgrader calls alembic by its name
-        yield Course(tmp_path_factory.mktemp("course"))
+def made(tmp_path_factory):
+    """The folder in which the command put the students' copies, and nbgrader's folder with the solved notebooks."""
+    folder = tmp_path_factory.mktemp("made")
+    homework.students_copies(folder / "out", course=folder / "course")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def copies(tmp_path_factory):
+def course(tmp_path_factory, made):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", sysconfig.get_path("scripts"), prepend=":")  # nbgrader calls alembic by its name
+        yield Course(tmp_path_factory.mktemp("course"), made / "course" / "source")
+
+
+@pytest.fixture(scope="module")
+def copies(made):
     """The students' copies as the command makes them, by name."""
-    return {path.stem: path for path in homework.students_copies(tmp_path_factory.mktemp("copies") / "out")}
+    return {path.stem: path for path in (made / "out").iterdir()}
+
+
+def code(cell) -> bool:
+    return cell.cell_type == "code" and "google.colab" not in cell.source
 
 
 def metadata(cell) -> dict:
@@ -235,6 +247,21 @@ def test_homework_that_could_not_be_graded_is_no_zero_in_the_table(course, copie
     assert re.fullmatch("not final: [0-9]+ cells wait to be graded by hand", notes["stripped"])
 
 
+@every
+def test_a_year_has_numbers_of_its_own(source):
+    """In every exercise's visible tests; with them the solution passes, and nobody is asked for any."""
+    years = [homework.numbered(source, year) for year in (2026, 2027, 2027)]
+    assert nbformat.writes(years[1]) == nbformat.writes(years[2])
+    for ours, next_one in zip(years[0].cells, years[1].cells, strict=True):
+        if metadata(ours).get("grade"):
+            assert ANSWERS.sub("", ours.source) != ANSWERS.sub("", next_one.source), metadata(ours)["grade_id"]
+    assert not any(re.search(r"\b(draw|right)\.|dopamine_lib", cell.source) for cell in years[1].cells if code(cell))
+    most = {
+        metadata(cell)["grade_id"]: metadata(cell)["points"] for cell in years[1].cells if metadata(cell).get("grade")
+    }
+    assert marks(years[1]) == {name.removesuffix("-test"): points for name, points in most.items()}
+
+
 def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsys):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -244,6 +271,8 @@ def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsy
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in SOURCES}
     assert not list((tmp_path / "here").iterdir())
     assert len(capsys.readouterr().out.splitlines()) == len(SOURCES)
+    assert main(["homework", "../out", "--year", "2027", "--to", "../there"]) == 2
+    assert "--to are for grading" in capsys.readouterr().err
     assert main(["homework", "../out"]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 
@@ -254,6 +283,9 @@ def test_refusals(tmp_path, refuses, monkeypatch):
         homework.students_copies(tmp_path / "file")
     with refuses("no homework in", "pip install -r requirements.txt"):
         homework.students_copies(tmp_path / "out", tmp_path)
+    (tmp_path / "course" / "source" / SOURCES[0].stem).mkdir(parents=True)
+    with refuses("course/source has homework already", "name another folder"):
+        homework.students_copies(tmp_path / "out", course=tmp_path / "course")
     monkeypatch.setitem(sys.modules, "nbgrader.apps", None)
     with refuses("pip install nbgrader==0.9.6"):
         homework.students_copies(tmp_path / "out")
@@ -261,7 +293,11 @@ def test_refusals(tmp_path, refuses, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fault, said", [("twice", "Duplicate grade id"), ("open", "no end solution"), ("bare", "non-")]
+    "fault, said",
+    [
+        *(("twice", "Duplicate grade id"), ("open", "no end solution"), ("bare", "non-")),
+        *(("wrong", "AssertionError"), ("often", "is asked 2 times; ask it once")),
+    ],
 )
 def test_a_broken_source_is_refused_whole(fault, said, tmp_path, refuses):
     notebook = nbformat.read(SOURCES[0], 4)
@@ -271,6 +307,12 @@ def test_a_broken_source_is_refused_whole(fault, said, tmp_path, refuses):
         tests[1].metadata.nbgrader.grade_id = tests[0].metadata.nbgrader.grade_id
     elif fault == "open":
         solutions[0].source = solutions[0].source.replace("### END SOLUTION", "")
+    elif fault == "wrong":
+        tests[0].source = tests[0].source.replace("right.laplace_scale(s, e)", "2 + right.laplace_scale(s, e)", 1)
+    elif fault == "often":
+        tests[0].source = tests[0].source.replace(
+            "s, e = draw", "_ = [draw.whole(1, 2) for _ in range(2)]\ns, e = draw"
+        )
     else:
         del solutions[0].metadata["nbgrader"]
     (tmp_path / "sources").mkdir()

@@ -3,15 +3,16 @@
 Every cheat comes with one honest answer, to the first exercise of homework 1, and must not get a point more than that.
 """
 
+import inspect
 import json
+import re
 import textwrap
 
 import nbformat
 import pytest
 
-from dopamine_lib.course.exercises import Homework
-from dopamine_lib.course.homework import SOURCES
-from dopamine_lib.course.judge import Judge
+from dopamine_lib.course.exercises import SOURCES, YEAR, Homework
+from dopamine_lib.course.judge import _WIDE, Judge, run_tests, show
 from dopamine_lib.course.submissions import Submission
 
 SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"
@@ -104,6 +105,39 @@ TAMPERING = {
 @pytest.mark.parametrize("cheat", TAMPERING.values(), ids=TAMPERING)
 def test_tampering_earns_nothing(judge, cheat):
     assert points(judge, textwrap.dedent(cheat), HONEST, seconds=3) == {"count": EARNED}
+
+
+def test_constants_of_the_visible_tests_earn_nothing(judge, monkeypatch):
+    """A table of what a student's copy of a year asks and expects; it would do if grading drew no other numbers."""
+    learned: dict[str, dict] = {}
+
+    def known(name, function):
+        def call(*given):
+            try:
+                learned[name][show(given)] = answer = function(*given)
+            except ValueError as error:
+                learned[name][show(given)] = error
+                raise
+            return answer
+
+        learned[name] = {}
+        return call
+
+    names, _ = judge.homework.begin(YEAR)
+    for exercise in judge.homework.exercises:
+        names |= {name: known(name, getattr(names["right"], name)) for name in exercise.functions}
+        visible = re.sub("### BEGIN HIDDEN TESTS.*### END HIDDEN TESTS", "", exercise.test, flags=re.DOTALL)
+        assert all(test.passed for test in run_tests(visible, names, lambda: None, list))
+    table = "".join(
+        f"def {name}(*given):\n    answer = {name}_says.get(show(given), 0.0)\n"
+        "    if isinstance(answer, str):\n        raise ValueError\n    return answer\n"
+        f"{name}_says = { {given: 'no' if isinstance(one, ValueError) else one for given, one in said.items()} }\n"
+        for name, said in learned.items()
+    )
+    cell = f"from numpy import array, inf\nAny, _WIDE = 0, {_WIDE}\n{inspect.getsource(show)}\n{table}"
+    assert points(judge, cell, HONEST) == {"count": EARNED}
+    monkeypatch.setattr("secrets.randbits", lambda bits: YEAR)
+    assert sum(points(Judge(judge.homework), cell, HONEST).values()) >= EARNED + 8
 
 
 #: Ways to the text of a file; each is an expression or statements that give ``text``.

@@ -9,9 +9,9 @@ import nbformat
 import pytest
 
 from dopamine_lib.__main__ import main
-from dopamine_lib.course.exercises import Homework
+from dopamine_lib.course.exercises import SOURCES, Homework
 from dopamine_lib.course.grading import grade_folder
-from dopamine_lib.course.homework import SOURCES, find_homework
+from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import Judge
 
 SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"

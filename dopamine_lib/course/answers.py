@@ -51,6 +51,8 @@ def main(descriptor: str) -> None:
         request = parent.hear()
         arguments = unpack(request["arguments"], lambda number: Remote(parent, number))
         try:
+            if request["call"] not in names:
+                raise NameError("there is no function of this name")
             value = pack(names[request["call"]](*arguments))
         except BaseException as error:
             parent.say(error=_said(error), refused=isinstance(error, ValueError))

@@ -5,11 +5,20 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 
+from dopamine_lib.course.draws import Draws, run_with_numbers
 from dopamine_lib.errors import InputError
+
+#: The repository's homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
+SOURCES = Path(__file__).parents[2] / "notebooks" / "homework"
+#: The year whose numbers a solved notebook has where none is asked for.
+YEAR = 2026
+#: What a solved notebook's set-up has to draw numbers itself, and no other.
+_DRAWS = re.compile(r"\n*### BEGIN DRAWS\n.*?### END DRAWS\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Homework:
                 exercises.append(Exercise(name, title, "\n\n".join(answers), cell.source, int(own["points"])))
                 answers = []
             elif "google.colab" not in cell.source:
-                setup.append(cell.source)
+                setup.append(without_draws(cell.source))
         heading = next(cell.source for cell in cells if cell.cell_type == "markdown").splitlines()[0]
         return cls(path.stem, heading.lstrip("# "), tuple(setup), tuple(exercises))
 
@@ -65,19 +74,27 @@ class Homework:
         """All functions that it asks for."""
         return frozenset(name for exercise in self.exercises for name in exercise.functions)
 
-    def begin(self, seed: int) -> dict[str, Any]:
-        """A namespace in which the cells before the first exercise have run."""
-        names: dict[str, Any] = {}
-        for source in self.setup:
-            exec(source, names)
-        return names
+    def begin(self, seed: int) -> tuple[dict[str, Any], list[str]]:
+        """A namespace in which the set-up has run, with ``draw`` and ``right``, and the set-up with its numbers."""
+        names: dict[str, Any] = {"draw": Draws(seed), "right": self.right()}
+        return names, [run_with_numbers(source, names) for source in self.setup]
 
-    def solved(self, seed: int) -> dict[str, Any]:
-        """The functions of the solution, in the namespace in which they work."""
-        names = self.begin(seed)
-        for exercise in self.exercises:
-            exec(exercise.answer, names)
-        return names
+    def right(self) -> SimpleNamespace:
+        """The functions of the solution."""
+        names: dict[str, Any] = {"draw": Draws(0)}
+        for source in (*self.setup, *(exercise.answer for exercise in self.exercises)):
+            exec(source, names)
+        return SimpleNamespace(**{name: names[name] for name in self.functions})
+
+
+def draws_and_solution(name: str, year: int = YEAR) -> tuple[Draws, SimpleNamespace]:
+    """What a solved notebook of the kit calls ``draw`` and ``right``."""
+    return Draws(year), Homework.read(SOURCES / f"{name}.ipynb").right()
+
+
+def without_draws(source: str) -> str:
+    """A set-up cell as students have it, who have no solution to ask."""
+    return _DRAWS.sub("\n", source)
 
 
 def functions_of(source: str) -> tuple[str, ...]:

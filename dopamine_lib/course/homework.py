@@ -1,7 +1,7 @@
 """The students' copies of the homework, made by nbgrader: without solutions, outputs and hidden tests.
 
-nbgrader wants a course tree: it is made in a temporary folder, and no gradebook is written. Grading is nbgrader's own
-business and needs a course folder of the instructor's: see the README.
+The numbers in the tests are a year's own (``dopamine_lib.course.draws``). nbgrader wants a course tree: it is made in a
+temporary folder, and no gradebook is written.
 """
 
 import re
@@ -9,29 +9,75 @@ import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import nbformat
+
+from dopamine_lib.course.draws import Draws, run_with_numbers
+from dopamine_lib.course.exercises import SOURCES, YEAR, without_draws
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import need_home
 
-#: The repository's homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
-SOURCES = Path(__file__).parents[2] / "notebooks" / "homework"
 
-
-def students_copies(out: str | PathLike, sources: str | PathLike | None = None) -> list[Path]:
+def students_copies(
+    out: str | PathLike,
+    sources: str | PathLike | None = None,
+    *,
+    year: int = YEAR,
+    course: str | PathLike | None = None,
+) -> list[Path]:
     """Write a student's copy of every notebook of ``sources`` (default: ``SOURCES``) into the folder ``out``.
 
-    Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use, nbgrader is not installed,
-    there are no notebooks, or nbgrader refuses one; then nothing is written.
+    year    whose numbers the tests have
+    course  a folder of nbgrader's, where ``source/NAME/NAME.ipynb`` is to be that year's solved notebook
+
+    Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use, ``course`` has such sources
+    already, nbgrader is not installed, there are no notebooks, or one cannot be used; then nothing is written.
     """
     out, sources = Path(out), SOURCES if sources is None else Path(sources)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or empty it")
     notebooks = find_homework(sources)
+    kept = None if course is None else Path(course) / "source"
+    if kept is not None and any((kept / notebook.stem).exists() for notebook in notebooks):
+        raise InputError(f"{kept} has homework already; name another folder, or move it away")
     need_home()
-    with tempfile.TemporaryDirectory(prefix="dopamine-homework-") as course:
-        released = [_release(Path(course).resolve(), notebook) for notebook in notebooks]
+    with tempfile.TemporaryDirectory(prefix="dopamine-homework-") as folder:
+        released = [_release(Path(folder).resolve(), notebook, year) for notebook in notebooks]
         out.mkdir(parents=True, exist_ok=True)
+        if kept is not None:
+            shutil.copytree(Path(folder) / "source", kept, dirs_exist_ok=True)
         return [Path(shutil.copyfile(copy, out / copy.name)) for copy in released]
+
+
+def numbered(notebook: Path, year: int) -> nbformat.NotebookNode:
+    """A solved notebook with a year's numbers where its tests draw some or ask the solution for some.
+
+    Raises InputError where a cell stops, or a test does not pass.
+    """
+    found = nbformat.read(notebook, 4)
+    names: dict[str, Any] = {"draw": Draws(year)}
+    names["right"] = _Solution(names)
+    for cell in found.cells:
+        if cell.cell_type == "code":
+            cell.source, cell.outputs, cell.execution_count = without_draws(cell.source), [], None
+            try:
+                cell.source = run_with_numbers(cell.source, names)
+            except Exception as error:
+                raise InputError(
+                    f"{notebook.name} stops ({type(error).__name__}: {error}); correct the notebook"
+                ) from None
+    return found
+
+
+class _Solution:
+    """The functions of the cells that have run so far."""
+
+    def __init__(self, names: dict[str, Any]):
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return self._names[name]
 
 
 def find_homework(sources: Path) -> list[Path]:
@@ -44,7 +90,7 @@ def find_homework(sources: Path) -> list[Path]:
     return notebooks
 
 
-def _release(course: Path, notebook: Path) -> Path:
+def _release(course: Path, notebook: Path, year: int) -> Path:
     """Put ``notebook`` into the course as an assignment of its own name and generate the students' version of it."""
     try:
         from nbgrader.apps import NbGraderAPI
@@ -55,7 +101,7 @@ def _release(course: Path, notebook: Path) -> Path:
     name = notebook.stem
     source = course / "source" / name / notebook.name
     source.parent.mkdir(parents=True)
-    shutil.copyfile(notebook, source)
+    nbformat.write(numbered(notebook, year), source)
     # naming the notebook lets it do without a database: copies need no gradebook, which takes seconds to make
     config = Config(
         CourseDirectory={"root": str(course), "notebook_id": name},

@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,10 @@ class Call:
 
     @property
     def said(self) -> str:
-        """The outcome as text, to tell it from others."""
-        return f"! {self.error.partition(':')[0]}" if self.error else json.dumps(self.outcome)
+        """The outcome as text, to tell it from others: 0, 0.0 and False are the same."""
+        if self.error:
+            return f"! {self.error.partition(':')[0]}"
+        return f"{self.outcome:.6g}" if isinstance(self.outcome, int | float) else json.dumps(self.outcome)
 
 
 @dataclass
@@ -260,7 +261,7 @@ class Judge:
 
     def __init__(self, homework: Homework):
         self.homework, self._seed = homework, secrets.randbits(62)
-        self._right = homework.solved(self._seed)
+        self._right = vars(homework.right())
         recorded: list[Call] = []
 
         def record(name: str, arguments: tuple) -> Any:
@@ -283,8 +284,9 @@ class Judge:
 
     def judge(self, cells: list[str], seconds: float = SECONDS, memory: int = MEMORY) -> tuple[list[Verdict], dict]:
         """The verdict on each exercise, and why cells stopped, by their number, for a submission's code cells."""
-        first = len(self.homework.setup)
-        with Answers([*self.homework.setup, *cells], seconds, memory) as answers, warnings.catch_warnings():
+        _, setup = self.homework.begin(0)  # the judge's own numbers are not for students
+        first = len(setup)
+        with Answers([*setup, *cells], seconds, memory) as answers, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what tests compute from wrong answers
             verdicts = self._verdicts(answers.call, answers.begin, lambda: answers.calls)
             for verdict in verdicts:
@@ -297,8 +299,7 @@ class Judge:
 
     def _verdicts(self, call: Callable, begin: Callable[[], None], calls: Callable[[], list[Call]]) -> list[Verdict]:
         """All tests, on ``call(name, arguments)`` in the place of the functions that they test."""
-        names = self.homework.begin(self._seed)
-        names["right"] = SimpleNamespace(**{name: self._right[name] for name in self.homework.functions})
+        names, _ = self.homework.begin(self._seed)
         verdicts = []
         for exercise in self.homework.exercises:
             names |= {name: lambda *given, name=name: call(name, given) for name in exercise.functions}
