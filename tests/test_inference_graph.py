@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from test_inference_network import error, images, private_and_plain, seeded
 from torch import nn
 from torchvision import models
@@ -16,6 +17,10 @@ from dopamine_lib.inference.network import compiler, quantise
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import LAYERS, evaluate
 from dopamine_lib.inference.network.rehearsal import Rehearsal
+from dopamine_lib.inference.network.serving import load
+from dopamine_lib.inference.workers.commands import _print
+from dopamine_lib.inference.workers.processes import Workers
+from dopamine_lib.models.networks import IMAGENET, to_input
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -238,3 +243,72 @@ def test_the_readme_s_table_of_layers_is_the_code_s():
     known = {kind for layer in LAYERS for kind in layer.torch_layers} - {"Add", "Join"}
     assert known | {"BatchNorm2d", "BatchNorm1d", "Flatten", "Dropout", "Identity"} == named["exact"]
     assert set(compiler.REFUSED) == named["refused"]
+
+
+# weights that reproduce did not write
+
+
+def five(classes):
+    """What ``test_inference_graph:five`` names on a command line."""
+    net = Written(lambda net, x: F.relu(net.norm(x)), norm=nn.BatchNorm2d(8))
+    net.last = nn.Linear(8, classes)
+    return net
+
+
+@pytest.fixture
+def weights_of(tmp_path):
+    def write(net, name="net.pth"):
+        torch.save(net.state_dict(), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_published_weights_are_served_under_imagenet_s_names(weights_of, monkeypatch):
+    monkeypatch.setattr(quantise, "MOST_TOGETHER", 64)
+    net = trained(models.resnet18(num_classes=1000), pictures(16, 32, 1))
+    plan, weights, grades = load(weights_of(net), model="resnet18", size=32)
+    assert len(grades) == 1000 and grades[0] == "tench" and plan.mean == IMAGENET[0]
+    x = pictures(1, 32, 3)
+    with torch.inference_mode():
+        assert error(evaluate(plan, weights, x[0].numpy())[0], net(x)[0].numpy()) < 5e-3
+    assert load(weights_of(five(5)), model=f"{__name__}:five", size=32)[2] == [f"class {i}" for i in range(5)]
+    one = models.resnet18(num_classes=3)
+    assert load(weights_of(one), model="resnet18", size=32, answer="grade")[2] == ["class 0", "class 1", "class 2"]
+
+
+def test_weights_that_are_not_the_network_s_are_refused(weights_of, refuses):
+    net = models.resnet18(num_classes=3)
+    for model, said in (
+        ("resnet34", ("do not fit resnet34", "layer1.2.conv1.weight")),
+        ("vgg11", ("have no 'classifier.6.bias'", "vgg11")),
+        ("squeezenet", ("the kit's own", "--weights alone")),
+        ("nosuch", ("'nosuch' is unknown",)),
+    ):
+        with refuses(*said):
+            load(weights_of(net), model=model, size=32)
+    net.bn1.weight.data[0] = float("inf")
+    with refuses("not finite"):
+        load(weights_of(net), model="resnet18", size=32)
+
+
+def test_of_a_thousand_classes_five_are_printed(capsys):
+    odds, classes = np.arange(1000) / 999 / 500, [f"class {i}" for i in range(1000)]
+    amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider"), 0)
+    answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
+    _print(answer | {"seconds_online": 1, "seconds_offline": 1}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[0].startswith("class 999") and lines[0].endswith("<")
+
+
+@pytest.mark.slow
+def test_three_processes_answer_with_a_network_of_torchvision_s(weights_of, tmp_path):
+    net = trained(models.resnet18(num_classes=5), pictures(16, 32, 1))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    with Workers(weights_of(net), model="resnet18", size=32, quiet=True) as workers:
+        answer = workers.infer(tmp_path / "x.png")
+    with torch.inference_mode():
+        wanted = net(to_input(image[None], *IMAGENET))[0].numpy()
+    assert answer["grades"] == [f"class {i}" for i in range(5)]
+    assert error(np.array(answer["logits"]), wanted) < 5e-3 and answer["grade"] == f"class {wanted.argmax()}"

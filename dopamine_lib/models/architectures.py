@@ -96,6 +96,49 @@ def imagenet_file(name: str) -> str:
     return models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
 
 
+def with_weights(
+    model: str, state: dict[str, torch.Tensor], size: int | None = None
+) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """A network as published, batch normalisation included, with its tensors; and ImageNet's classes if they are its.
+
+    model  one of torchvision's, or ``module:function``, which is called as by ``make``
+    state  whose last layer says how many classes there are
+    Raises InputError where the tensors are not the network's.
+    """
+
+    def made(classes: int) -> nn.Module:
+        if is_function(model):
+            return _own(model, classes, 0, size)
+        with torch.device("meta"):  # neither memory nor draws: its tensors are put in place
+            return _torchvision(model, classes)
+
+    last = [name for name, _ in made(2).named_parameters()][-1]
+    if last not in state or not state[last].dim():
+        raise InputError(f"the weights have no '{last}'; their keys must be those of {model}")
+    net = made(len(state[last]))
+    try:
+        missing, unknown = net.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:  # a heading, and then a line for each
+        raise InputError(f"the weights do not fit {model}: {str(error).splitlines()[1].strip()}") from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # of use in training only
+    if missing or unknown:
+        said = f"lack '{missing[0]}'" if missing else f"have '{unknown[0]}', which it has not"
+        raise InputError(f"the weights do not fit {model}: they {said}")
+    classes = () if is_function(model) else imagenet_classes(model)
+    return net.float().eval(), classes if len(classes) == len(state[last]) else None
+
+
+def imagenet_classes(model: str) -> tuple[str, ...]:
+    """The names of the classes that one of torchvision's networks was published with.
+
+    >>> len(imagenet_classes("resnet18")), imagenet_classes("resnet18")[0]
+    (1000, 'tench')
+    """
+    from torchvision import models
+
+    return tuple(models.get_model_weights(model).DEFAULT.meta["categories"])
+
+
 def _torchvision(model: str, classes: int) -> nn.Module:
     from torchvision import models
 

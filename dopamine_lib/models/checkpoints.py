@@ -12,12 +12,16 @@ from safetensors.torch import save_file
 from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError, table_model
 from dopamine_lib.files import atomic_path, parse_json
+from dopamine_lib.models.architectures import with_weights
 from dopamine_lib.models.networks import (
     HALF,
+    IMAGENET,
+    MODELS,
     NormalisedFeatures,
     Weights,
     backbone,
     build,
+    check_model,
     load_backbone,
     load_weights,
     read_state,
@@ -127,3 +131,23 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
             raise InputError(f"{path} needs a backbone with SHA-256 {start}, not {weights.sha256}; give {wanted}")
         net = torch.nn.Sequential(backbone(weights, seed), NormalisedFeatures(), net)
     return net.eval(), metadata
+
+
+def load_network(path: str | Path, model: str, size: int | None = None) -> tuple[torch.nn.Module, dict]:
+    """A network of torchvision's, or of ``module:function``, with the weights of a file: ``(net, metadata)``.
+
+    size  side of an image in pixels; where the file says nothing, 224 and ImageNet's normalisation
+    Raises InputError for a file that is not the network's.
+    """
+    check_model(model)
+    if model in MODELS:
+        raise InputError(f"model '{model}' is the kit's own, and its file says so: give --weights alone")
+    state, metadata = read_state(Path(path))
+    net, classes = with_weights(model, state, size)
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise InputError(f"{path} is damaged: it has weights that are not finite; get it again")
+    count = len([*net.parameters()][-1])
+    grades = parse_json(metadata["grades"]) if "grades" in metadata else classes
+    said = parse_json(metadata["preprocessing"]) if "preprocessing" in metadata else {}
+    preprocessing = {"size": size or 224, "mean": IMAGENET[0], "std": IMAGENET[1]} | said
+    return net, {"grades": list(grades or (f"class {i}" for i in range(count))), "preprocessing": preprocessing}

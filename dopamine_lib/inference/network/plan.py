@@ -117,6 +117,11 @@ class Plan:
         return operations
 
     @cached_property
+    def last_reader(self) -> dict[int, int]:
+        """For each value the number of the last layer that reads it."""
+        return {source: number for number, layer in enumerate(self.layers) for source in layer.sources}
+
+    @cached_property
     def weighted(self) -> list[int]:
         """Numbers of the operations that use the provider's weights."""
         return [i for i, (_, operation) in enumerate(self.operations) if operation.weight_masks.nbytes]

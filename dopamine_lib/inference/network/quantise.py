@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: With fewer or more inputs in one sum, each weight is rounded on its own: few have little to make up for, and
-#: ``second_moments`` grows with their square.
-LEAST_TOGETHER, MOST_TOGETHER = 16, 4096
+#: the time for many grows with their cube.
+LEAST_TOGETHER, MOST_TOGETHER = 16, 1024
 #: Sums whose inputs' moments are taken.
-SUMS = 2**15
+SUMS = 2**14
 #: Columns after which the errors of all are handed on to the rest at once.
 BLOCK = 64
 #: Share of the inputs' mean energy that is added to each, so that the moments can be inverted.
@@ -34,25 +34,26 @@ def quantise(module: nn.Module, x: Tensor, gain_in: Tensor, gain_out: Tensor) ->
     """
     weight = module.weight.detach().flatten(1)
     bias = module.bias.detach().double() * gain_out if module.bias is not None else torch.zeros(len(weight)).double()
-    means = sum(u.mean(1).double() for u in inputs(module, x)) / len(x)
     groups = getattr(module, "groups", 1)
-    rows, columns = len(weight) // groups, len(gain_in) // groups
+    rows, columns, count = len(weight) // groups, len(gain_in) // groups, weight.shape[1]
+    gains = gain_in.repeat_interleave(count // columns)
+    together = LEAST_TOGETHER <= count <= MOST_TOGETHER
+    if together:
+        u = torch.cat([*inputs(module, x)], 1)
+        mean = u.mean(1)
+    else:
+        mean = sum(u.mean(1) for u in inputs(module, x)) / len(x)
     rounded = torch.empty(weight.shape, dtype=torch.float64)
     for g in range(groups):
-        own, read = slice(g * rows, (g + 1) * rows), slice(g * columns, (g + 1) * columns)
-        gains = gain_in[read].double().repeat_interleave(weight.shape[1] // columns)
-        exact = weight[own].double() * gain_out[own].double()[:, None] / gains
-        if LEAST_TOGETHER <= exact.shape[1] <= MOST_TOGETHER:
-            rounded[own] = round_together(exact, second_moments(module, x[:, read] * gain_in[read, None, None]))
-        else:
-            rounded[own] = exact.round()
-        mean = means[g * weight.shape[1] : (g + 1) * weight.shape[1]] * gains
-        bias[own] -= exact.sub_(rounded[own]).neg_() @ mean
+        own, read = slice(g * rows, (g + 1) * rows), slice(g * count, (g + 1) * count)
+        exact = weight[own].double() * gain_out[own].double()[:, None] / gains[read].double()
+        rounded[own] = round_together(exact, second_moments(u[read] * gains[read, None])) if together else exact.round()
+        bias[own] += exact.sub_(rounded[own]) @ (mean[read] * gains[read]).double()
     return rounded, bias
 
 
 def inputs(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """The inputs u (K, sums) of sums that a layer makes of each image of x (N, C, H, W), evenly spread.
+    """The inputs u (K, sums) of sums that a layer makes of each image of x (N, C, H, W), evenly spread, all groups'.
 
     Of ``SUMS`` in all: more would take minutes and change no more than the last places.
     """
@@ -64,10 +65,9 @@ def inputs(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
             yield u[:, :: max(1, len(x) * u.shape[1] // SUMS)]
 
 
-def second_moments(module: nn.Module, x: Tensor) -> Tensor:
-    """Mean of u u^T (K, K), float64, over the ``inputs`` u (K,) of sums that the layer makes of x (N, C, H, W)."""
-    parts = [*inputs(module, x)] if isinstance(module, nn.Conv2d) else [x.flatten(1).T]
-    return sum((u @ u.T).double() for u in parts) / sum(u.shape[1] for u in parts)
+def second_moments(u: Tensor) -> Tensor:
+    """Mean of u u^T (K, K), float64, over the columns of (K, sums)."""
+    return (u @ u.T).double() / u.shape[1]
 
 
 def round_together(exact: Tensor, moments: Tensor) -> Tensor:

@@ -16,24 +16,29 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.opening import SCORES
-from dopamine_lib.models.checkpoints import load_model
+from dopamine_lib.models.checkpoints import load_model, load_network
 from dopamine_lib.models.networks import to_input
 
 EYES = 8
 
 
 def load(
-    weights: str | Path, backbone: str | Path | None = None, size: int | None = None, answer: str = SCORES
+    weights: str | Path,
+    backbone: str | Path | None = None,
+    size: int | None = None,
+    answer: str = SCORES,
+    model: str | None = None,
 ) -> tuple[Plan, Weights, list[str]]:
-    """Plan, integer weights and grades of a model that ``reproduce`` wrote, for images of ``size`` pixels.
+    """Plan, integer weights and grades of a model, for images of ``size`` pixels.
 
     backbone  for a ``head``: file of its SqueezeNet; the embedded one by default
     size      the model's own by default
     answer    what the patient is told: the ``SCORES``, under noise, or the ``GRADE`` alone
+    model     for weights that ``reproduce`` did not write: one of torchvision's networks, or ``module:function``
     Raises InputError for a file that is no such model and for a size out of bounds.
     """
     torch.set_num_threads(1)
-    net, metadata = load_model(weights, backbone)
+    net, metadata = load_model(weights, backbone) if model is None else load_network(weights, model, size)
     try:
         preprocessing = metadata["preprocessing"]
         own_size, mean, std = (preprocessing[key] for key in ("size", "mean", "std"))

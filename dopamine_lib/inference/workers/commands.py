@@ -30,6 +30,8 @@ from typing import Any
 from dopamine_lib.errors import InputError
 
 CRYPTO_PROVIDER_PORT, PROVIDER_PORT = 7100, 7101
+#: Of more classes than these the five most probable are printed.
+MOST_SHOWN = 20
 
 
 def add_infer(commands: Any) -> None:
@@ -83,6 +85,8 @@ def add_party(commands: Any) -> None:
 
 def _model_arguments(command, required: bool = True) -> None:
     command.add_argument("--weights", required=required, metavar="FILE", help="a model that reproduce wrote")
+    text = "for weights of another origin: their network, torchvision's by name or yours as module:function"
+    command.add_argument("--model", metavar="NAME", help=text)
     command.add_argument("--backbone", metavar="FILE", help="for a head: its SqueezeNet (default: the embedded one)")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of an image (default: the model's own)")
     add_answer(command)
@@ -127,7 +131,11 @@ def _infer(arguments) -> None:
     with (
         _one_line_for_a_break(),
         Workers(
-            arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer
+            arguments.weights,
+            backbone=arguments.backbone,
+            size=arguments.size,
+            answer=arguments.answer,
+            model=arguments.model,
         ) as workers,
     ):
         _print(workers.infer(arguments.image), arguments.json)
@@ -162,7 +170,7 @@ def _provider(arguments) -> None:
             raise InputError(f"--{name} is {getattr(arguments, name)}, but must be at least {least}")
     crypto_provider = _endpoint(arguments, "crypto-provider")
     patients, address = _patients(arguments), parse_address(arguments.listen)
-    served = load(arguments.weights, arguments.backbone, arguments.size, arguments.answer)
+    served = load(arguments.weights, arguments.backbone, arguments.size, arguments.answer, arguments.model)
     kernels.active()
     limits = {"sessions": arguments.sessions, "ahead": arguments.ahead}
     _serve(ProviderServer(address, credentials, patients, crypto_provider, *served, **limits))
@@ -265,7 +273,10 @@ def _print(answer: dict, as_json: bool) -> None:
     if answer["probabilities"] is None:
         print(answer["grade"])
     else:
-        for grade, probability in zip(answer["grades"], answer["probabilities"], strict=True):
+        scored = [*zip(answer["grades"], answer["probabilities"], strict=True)]
+        if len(scored) > MOST_SHOWN:
+            scored = sorted(scored, key=lambda one: -one[1])[:5]
+        for grade, probability in scored:
             print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
     amounts = answer["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6

@@ -9,7 +9,7 @@ only the patient's the image's, and this process opens neither. Each makes its o
 process are certificates, addresses, file names and, from the patient, the answer. It and each worker say in turn:
 
     worker    {"certificate": …}
-    here      {"weights": …, "backbone": …, "size": …, "answer": …}    to the provider only: which model to serve
+    here      {"weights": …, "backbone": …, "size": …, "answer": …, "model": …}    to the provider only: what to serve
     here      {"certificates": …, "addresses": …}         of the workers that are ready
     worker    {"address": …}; the patient {"ready": 0}
     here      {"prepare": n} or {"image": FILE}           to the patient, any number of times
@@ -41,6 +41,7 @@ class Workers:
     backbone  for a ``head``: file of the SqueezeNet it stands on; the embedded one by default
     size      side of the image in pixels; the model's own by default
     answer    what the patient is told: the "scores" or the "grade" alone
+    model     for weights that ``reproduce`` did not write: one of torchvision's networks, or ``module:function``
     patient   certificate of a patient in another process, which uses ``peers``: then none is started here
     quiet     drop their log, which otherwise goes to this process's standard error
 
@@ -55,6 +56,7 @@ class Workers:
         backbone: str | Path | None = None,
         size: int | None = None,
         answer: str = SCORES,
+        model: str | None = None,
         patient: str | None = None,
         quiet: bool = False,
     ):
@@ -65,8 +67,8 @@ class Workers:
                 self._children[role] = Child(__name__, role, quiet=quiet)
             certificates = {role: self._hear(role)["certificate"] for role in roles}
             certificates.setdefault("patient", patient)
-            model = {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size, "answer": answer}
-            self._say("provider", model)
+            served = {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size}
+            self._say("provider", served | {"answer": answer, "model": model})
             addresses = {}
             for role in roles:
                 self._say(role, {"certificates": certificates, "addresses": addresses})
@@ -161,7 +163,7 @@ def _provider(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.inference.workers.provider import ProviderServer
 
     model = parent.hear()
-    served = load(model["weights"], model["backbone"], model["size"], model["answer"])
+    served = load(model["weights"], model["backbone"], model["size"], model["answer"], model["model"])
     kernels.active()
     told = parent.hear()
     certificates = told["certificates"]
