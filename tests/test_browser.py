@@ -126,6 +126,9 @@ def test_upload_wait_and_read_the_grade(visit, eyes):
     page.get_by_role("img", name="Preview of eye.jpg, 200 by 200 pixels").wait_for()
     ask(page)
     check_answer(page, eyes[0])
+    page.get_by_role("img", name="Coloured noise").wait_for()  # not behind a fold
+    button, scan = (part.bounding_box() for part in (page.get_by_role("button").first, page.get_by_role("img").first))
+    assert scan["x"] > button["x"] + button["width"] and scan["y"] < 700  # beside what is asked, on a desktop
     assert "Not a diagnosis" in page.inner_text("body")
     page.get_by_text("For the curious").click()
     seen = page.get_by_role("table", name="The three workers")
@@ -291,7 +294,7 @@ def test_two_patients_at_once_are_both_answered(visit, eyes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, options", [("patient_page", {"viewport": {"width": 800, "height": 900}}), ("patient_page_phone", PHONE)]
+    "name, options", [("patient_page", {"viewport": {"width": 1200, "height": 900}}), ("patient_page_phone", PHONE)]
 )
 def test_screenshots_for_the_readme(visit, tmp_path, name, options):
     """Kept where ``$DOPAMINE_FIGURES`` says, so that a run of the tests leaves no trace."""

@@ -387,7 +387,7 @@ def test_browsers_hear_of_changes_in_their_order(starting):
 def test_a_browser_that_comes_to_show_the_page_is_told_everything(page):
     page.choose(0)
     page.wait()
-    told = [child for child in page.widget.children[1:]]
+    told = leaves(page.widget)[1:]
     browsers = []
     for child in told:
         child.comm = Browser()
@@ -508,8 +508,24 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
+def leaves(widget) -> list:
+    """What is shown, without the boxes around it, in the order in which it is read."""
+    return sum(map(leaves, widget.children), []) if isinstance(widget, ipywidgets.Box) else [widget]
+
+
 def shown(page) -> list[str]:
-    return [child.value for child in page.widget.children if isinstance(child, ipywidgets.HTML)]
+    return [child.value for child in leaves(page.widget) if isinstance(child, ipywidgets.HTML)]
+
+
+def test_what_the_provider_received_stands_beside_the_scan_until_another_is_chosen(backend):
+    page = PatientPage(backend)
+    page.choose(1)
+    assert "Preview of Sample 2" in page.preview.value and "Coloured noise" not in page.preview.value
+    page.grade.click()
+    page.wait()
+    assert page.preview.value.index("Preview of Sample 2") < page.preview.value.index("Coloured noise")
+    page.choose(2)
+    assert "Preview of Sample 3" in page.preview.value and "Coloured noise" not in page.preview.value
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +555,7 @@ def test_the_page_is_sound_html_without_anything_from_outside(full):
 
 
 def test_every_control_says_what_it_is_in_the_order_of_their_use(full):
-    controls = [child for child in full.widget.children if hasattr(child, "disabled")]
+    controls = [child for child in leaves(full.widget) if hasattr(child, "disabled")]
     assert controls == [full.upload, full.sample, full.grade]
     assert all(control.description and control.tooltip for control in controls)
     assert full.upload.icon == ""  # an icon would come from a font of elsewhere
@@ -589,7 +605,8 @@ def test_text_from_elsewhere_is_escaped():
     image = Image.new("RGB", (8, 8))
     pieces = [
         show.result(grading, drawn=bad),
-        show.curious(grading, image),
+        show.curious(grading),
+        show.preview(image, bad, bad, grading),
         show.about(grading.model),
         show.preview(image, bad, bad),
         show.note(bad),

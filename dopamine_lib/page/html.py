@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BLUE, INK, GREY, RED = "#00557f", "#1a1a1a", "#595959", "#9c2a00"
 PREVIEW = 320  # pixels of the longer side of the picture that is shown
+CHOOSE = "Choose a photograph"
 
 #: What a grade means (International Clinical Diabetic Retinopathy scale), for readers who are not physicians.
 MEANINGS = dict(
@@ -38,12 +39,17 @@ MEANINGS = dict(
 )
 
 STYLE = f"""<style>
-.dopamine-page {{ background: #fff; max-width: 44rem; width: 100%; box-sizing: border-box; padding: 0.5rem 1rem; }}
+.dopamine-page {{ background: #fff; max-width: 74rem; width: 100%; box-sizing: border-box; padding: 0.5rem 1rem; }}
 .dopamine-page, .dopamine-page .widget-html-content {{ font: 1rem/1.5 sans-serif; color: {INK}; }}
 .dopamine-page .widget-html, .dopamine-page .jupyter-widgets {{ max-width: 100%; overflow: visible; }}
 .dopamine-page .widget-html-content {{ width: 100%; overflow-wrap: anywhere; }}
 .dopamine-page h1, .dopamine-page h2, .dopamine-page h3 {{ line-height: 1.25; margin: 0.6em 0 0.3em; color: {INK}; }}
-.dopamine-page p, .dopamine-page ul {{ margin: 0.4em 0; }}
+.dopamine-page p, .dopamine-page ul {{ margin: 0.4em 0; max-width: 44rem; }}
+.dopamine-page .columns {{ flex-wrap: wrap; gap: 0.5rem 2rem; align-items: flex-start; overflow: visible; }}
+.dopamine-page .columns > * {{ flex: 1 1 22rem; min-width: min(100%, 22rem); width: auto; overflow: visible; }}
+/* the control would say how many files were chosen */
+.dopamine-page .widget-upload {{ font-size: 0 !important; }}
+.dopamine-page .widget-upload::after {{ content: "{CHOOSE}" / ""; font-size: 1rem; }}
 .dopamine-page img {{ max-width: 100%; height: auto; }}
 .dopamine-page progress {{ width: 100%; height: 1.2rem; accent-color: {BLUE}; }}
 .dopamine-page table {{ border-collapse: collapse; width: 100%; }}
@@ -56,7 +62,7 @@ STYLE = f"""<style>
 .dopamine-page .wrong {{ border-left: 0.3rem solid {RED}; padding-left: 0.7rem; color: {RED}; font-weight: bold; }}
 .dopamine-page .small {{ color: {GREY}; font-size: 0.9rem; }}
 .dopamine-page .pictures {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
-.dopamine-page figure {{ margin: 0; max-width: 100%; }}
+.dopamine-page figure {{ margin: 0; flex: 1 1 14rem; max-width: min(100%, {PREVIEW}px); }}
 .dopamine-page summary {{ cursor: pointer; font-weight: bold; }}
 .dopamine-page .jupyter-button, .dopamine-page select {{ font-size: 1rem; height: auto; min-height: 2.75rem; }}
 .dopamine-page .jupyter-button:disabled {{ opacity: 0.6; }}
@@ -109,11 +115,16 @@ def about(model: dict) -> str:
     )
 
 
-def preview(image: Image.Image, name: str, warning: str | None = None) -> str:
-    """The chosen picture, and a warning where it may not be a retina scan."""
+def preview(image: Image.Image, name: str, warning: str | None = None, grading: "Grading | None" = None) -> str:
+    """The chosen picture, a warning where it may not be a retina scan, and beside it what the provider received."""
     picture = _tag(image, f"Preview of {name}, {image.width} by {image.height} pixels")
     said = f"<p class='wrong' role='alert'>{html.escape(warning)}</p>" if warning else ""
-    return f"<figure>{picture}<figcaption class='small'>{html.escape(name)}</figcaption></figure>{said}"
+    shown = f"<figure>{picture}<figcaption class='small'>{html.escape(name)}</figcaption></figure>"
+    if grading is not None:
+        received = _tag(noise(grading), "Coloured noise: what the provider received of the scan")
+        said_of_it = "<figcaption class='small'>the same scan, as the provider received it</figcaption>"
+        shown += f"<figure>{received}{said_of_it}</figure>"
+    return f"<div class='pictures'>{shown}</div>{said}"
 
 
 def progress(done: int, steps: int, text: str) -> str:
@@ -178,7 +189,7 @@ def workers(grading: "Grading") -> list[tuple[str, int, str, str]]:
     ]
 
 
-def curious(grading: "Grading", image: Image.Image) -> str:
+def curious(grading: "Grading") -> str:
     """What each of the three workers saw, how much was sent, and how long it took, folded away."""
     answer, amount = grading.answer, grading.answer.bytes
     rows = "".join(
@@ -189,9 +200,6 @@ def curious(grading: "Grading", image: Image.Image) -> str:
     return f"""<details><summary>For the curious: what each of the three saw</summary>
 <table><caption>The three workers</caption>
 <tr><th scope="col">worker</th><th scope="col">held</th><th scope="col">saw</th></tr>{rows}</table>
-<div class="pictures"><figure>{_tag(image, "Your scan")}<figcaption class="small">your scan</figcaption></figure>
-<figure>{_tag(noise(grading), "Coloured noise: what the provider received of the scan")}
-<figcaption class="small">the same scan, as the provider received it</figcaption></figure></div>
 <p>From your request to the grade {grading.seconds:.2f} s: {answer.seconds_online:.2f} s online, with {answer.rounds}
 rounds between page and provider and {online:.1f} MB; {answer.seconds_offline:.2f} s of preparation before, partly
 while you looked at the picture.</p></details>"""

@@ -65,7 +65,7 @@ class PatientPage:
         self._lock = threading.RLock()  # held while the page changes, so that browsers hear of changes in their order
         self._thread, self._busy, self._closed = None, False, False
         self._waiting = None  # what was chosen while an answer was being worked out
-        self.image, self.name, self.drawn = None, "", None
+        self.image, self.name, self.drawn, self._warning = None, "", None, None
         self.grading, self.failure = None, None
         self._build()
         self._in_background(self._start)
@@ -75,7 +75,7 @@ class PatientPage:
         wide = widgets.Layout(width="100%", max_width="24rem")
         self.upload = widgets.FileUpload(
             accept=".png,.jpg,.jpeg",
-            description="Choose a photograph",
+            description=show.CHOOSE,
             tooltip=f"A PNG or JPEG file of at most {MAX_UPLOAD >> 20} MiB; it stays with this page",
             icon="",
             style=dark,
@@ -105,19 +105,11 @@ class PatientPage:
         self.upload.observe(self._uploaded, "value")
         self.sample.observe(self._sampled, "value")
         self.grade.on_click(self._asked)
+        asked = [self.upload, self.sample, self.grade, self.status, self.progress, self.result]
+        columns = widgets.HBox([widgets.VBox(asked), self.preview])
+        columns.add_class("columns")  # beside each other where there is room
         self.widget = widgets.VBox(
-            [
-                widgets.HTML(show.STYLE + show.introduction(self._heading)),
-                self.upload,
-                self.sample,
-                self.preview,
-                self.grade,
-                self.status,
-                self.progress,
-                self.result,
-                self.curious,
-                self.about,
-            ],
+            [widgets.HTML(show.STYLE + show.introduction(self._heading)), columns, self.curious, self.about],
             layout=widgets.Layout(width="100%"),
             _view_count=0,  # from now on browsers tell when they show the page
         )
@@ -173,11 +165,11 @@ class PatientPage:
                     self._show, image, name, refusal=refusal, warning=warning, drawn=drawn
                 )
                 return
-            self.image, self.name, self.drawn = image, name, drawn
+            self.image, self.name, self.drawn, self._warning = image, name, drawn, warning
             self.grading = self.failure = None
             self.status.value = show.note(refusal, wrong=True) if refusal else ""
             self.progress.value = self.result.value = self.curious.value = ""
-            self.preview.value = show.preview(image, name, warning) if image is not None else ""
+            self._draw()
             self._enable()
             if image is not None:
                 self._in_background(self._get_ready)
@@ -191,6 +183,7 @@ class PatientPage:
             self._enable()
             self.grading = self.failure = None
             self.result.value = self.curious.value = ""
+            self._draw()
             self._say("Asking the provider ...")
             self.progress.value = show.progress(0, 1, "getting ready")
             self._in_background(self._ask)
@@ -243,7 +236,8 @@ class PatientPage:
                 self.grading = grading
                 self.status.value = ""
                 self.result.value = show.result(grading, self._heading + 1, self.drawn)
-                self.curious.value = show.curious(grading, self.image)
+                self.curious.value = show.curious(grading)
+                self._draw()
         finally:
             with self._lock:
                 self._busy = False
@@ -263,6 +257,11 @@ class PatientPage:
     def _say(self, text: str, *, wrong: bool = False) -> None:
         with self._lock:
             self.status.value = show.note(text, wrong=wrong)
+
+    def _draw(self) -> None:
+        shown = "" if self.image is None else show.preview(self.image, self.name, self._warning, self.grading)
+        if self.preview.value != shown:
+            self.preview.value = shown
 
     def _enable(self) -> None:
         with self._lock:
