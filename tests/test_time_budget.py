@@ -87,7 +87,7 @@ def test_the_script_for_a_rented_gpu_goes_on_where_it_stopped(make_aptos, tmp_pa
     reached = []
     for _ in range(2):
         command = ["bash", str(REPOSITORY / "dopamine_lib" / "reproduction" / "on_a_gpu.sh"), str(out), "0.05", *small]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
         assert done.returncode == 0, done.stderr
         assert "--resume goes on" in done.stdout and "s on cpu" in done.stdout
         reached.append(len(json.loads((out / "results.json").read_text())["unfinished"][0]["history"]))
