@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score, roc
 
 from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet
 from dopamine_lib.fairness import scores as scores_module
+from dopamine_lib.fairness.paired import BALANCED, gains
 from dopamine_lib.fairness.scores import BINS, METRICS, cannot_say, gap, scores, subgroup_table, subgroups
 
 
@@ -232,3 +233,34 @@ def test_bad_input_is_refused(refuses):
         gap(labels, probabilities, {"a": groups["a"]})
     with refuses("undefined", "accuracy"):
         gap(labels, probabilities, {"0": labels == 0, "1": labels == 1}, metric="auroc")
+
+
+# two ways to train, on the same patients
+
+
+def test_a_gain_is_found_and_chance_is_not():
+    """One grade in five is called right twice as often; in the others the two ways differ by chance alone."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        labels = np.arange(400) % 5
+        hard = rng.random(400)  # what both ways find hard: most of what a score's own interval is made of
+        right = [hard[None] + 0.1 * rng.random((3, 400)) < np.where(labels == 4, skill, 0.6) for skill in (0.3, 0.6)]
+        called = [np.where(own, labels, (labels + 1) % 5) for own in right]
+        before, after = (np.eye(5)[own] for own in called)
+        groups = {str(grade): labels == grade for grade in range(5)}
+        rows = {row["group"]: row for row in gains(labels, before, after, groups, bootstraps=100)}
+        assert rows["4"]["finding"] and rows["4"]["gain"]["mean"] == pytest.approx(0.3, abs=0.15)
+        assert rows[BALANCED]["gain"]["mean"] == pytest.approx(np.mean([rows[key]["gain"]["mean"] for key in groups]))
+        found += [rows[key]["finding"] for key in "0123"]
+        low, high = (rows["0"]["gain"][end] for end in ("low", "high"))
+        alone = np.std(right[0][0][labels == 0]) / math.sqrt(80)
+        assert high - low < 2 * alone  # less than either score's own interval, of 3.9 times that
+    assert np.mean(found) < 0.25
+
+
+def test_gains_are_of_the_same_patients(refuses):
+    labels, probabilities = guesses(np.random.default_rng(0), 2, 40)
+    with refuses("40 and 39 patients"):
+        gains(labels, probabilities, probabilities[:, 1:], {})
+    (row,) = gains(labels, probabilities, probabilities, {})
+    assert row["group"] == BALANCED and row["gain"]["mean"] == 0 and not row["finding"]

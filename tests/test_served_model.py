@@ -88,6 +88,13 @@ def test_the_page_says_what_accuracy_hides(known):
     for score in ("balanced_accuracy", "referable_sensitivity", "sight_threatening_sensitivity"):
         assert f"{known[score]:.0%} of" in said
     assert f"{1 - known['sight_threatening_specificity']:.0%} false alarms" in said
+    assert "as if all grades were equally common" in said and "as if" not in about(known | {"loss": "cross-entropy"})
+
+
+def test_severe_disease_is_found(known):
+    """The page's model counts grades alike: without that it finds 58 % of sight-threatening disease."""
+    assert known["loss"] == "balanced" and "features and classes" in known["statement"]
+    assert known["sight_threatening_sensitivity"] > 0.63 and known["sight_threatening_specificity"] > 0.9
 
 
 def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):

@@ -142,8 +142,11 @@ def cannot_say(dataset: Dataset) -> str:
     )
 
 
-def _draws(person: np.ndarray, runs: int, bootstraps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of images (B, N) and of runs (B, R), each drawn with replacement; images of a person stay together."""
+def draws(person: np.ndarray, runs: int, bootstraps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of images (B, N) and of runs (B, R), each drawn with replacement; images of a person stay together.
+
+    person (N,);  bootstraps  B;  Raises InputError for fewer than 20.
+    """
     check_within("number of bootstraps", bootstraps, 20, 10**5, "200 give a 95 % interval", low_open=False)
     rng = np.random.default_rng(seed)
     people, number = np.unique(person, return_inverse=True)
@@ -151,8 +154,8 @@ def _draws(person: np.ndarray, runs: int, bootstraps: int, seed: int) -> tuple[n
     return drawn[:, number].astype(float), rng.multinomial(runs, np.full(runs, 1 / runs), size=bootstraps) / runs
 
 
-def _interval(point: float, drawn: np.ndarray) -> dict[str, float] | None:
-    """Estimate and 95 % percentile interval; None if the score is undefined."""
+def interval(point: float, drawn: np.ndarray) -> dict[str, float] | None:
+    """The estimate with the 95 % percentile interval of its draws (B,); None if the score is undefined."""
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(point) or not len(drawn):
         return None
@@ -177,7 +180,7 @@ def subgroup_table(
     None for a grade that the group lacks. With five runs or fewer the runs' part of an interval is too narrow.
     """
     labels = dataset.labels[index]
-    patients, runs = _draws(dataset.person[index], len(probabilities), bootstraps, seed)
+    patients, runs = draws(dataset.person[index], len(probabilities), bootstraps, seed)
     everybody = {"all": {"everybody": np.ones(len(index), dtype=bool)}}
     rows = []
     for by, groups in (everybody | subgroups(dataset, index, least=least)).items():
@@ -186,7 +189,7 @@ def subgroup_table(
             point, drawn = scores(*own), scores(*own, patients[:, mask], METRICS)
             row = {"by": by, "group": name, "patients": int(mask.sum())}
             for metric in METRICS:
-                row[metric] = _interval(point[metric].mean(), (drawn[metric] * runs).sum(1))
+                row[metric] = interval(point[metric].mean(), (drawn[metric] * runs).sum(1))
             recall = point["recall_per_grade"][0].mean(0)
             row["recall_per_grade"] = [None if np.isnan(value) else float(value) for value in recall]
             rows.append(row)
@@ -221,7 +224,7 @@ def gap(
     if len(groups) < 2:
         raise InputError(f"{len(groups)} group has no gap: give at least two")
     person = np.arange(len(labels)) if person is None else person
-    patients, runs = _draws(person, len(probabilities), bootstraps, seed)
+    patients, runs = draws(person, len(probabilities), bootstraps, seed)
     masks = np.array(list(groups.values()))
     sign = -1.0 if metric == "ece" else 1.0  # an error: the largest is the worst
 
@@ -244,8 +247,8 @@ def gap(
     return {
         "worst": names[worst],
         "best": names[best],
-        "worst_score": _interval(point[worst], sign * (sign * drawn).min(1)),
-        "gap": _interval(np.ptp(point), np.ptp(drawn, axis=1)),
+        "worst_score": interval(point[worst], sign * (sign * drawn).min(1)),
+        "gap": interval(np.ptp(point), np.ptp(drawn, axis=1)),
         "by_chance": float(np.nanquantile(shuffled, 0.95)),
         "p_value": float((1 + (shuffled >= np.ptp(point) - 1e-12).sum()) / (1 + bootstraps)),
     }

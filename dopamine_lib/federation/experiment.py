@@ -251,5 +251,6 @@ class Experiment:
             "backbone_sha256": self.weights.sha256 if self.options.model == "head" else None,
             "backbone_seed": self.options.public_seed,
             "setting": name,
+            "loss": self.options.loss,
             "statement": statement,
         }

@@ -102,6 +102,11 @@ def about(model: dict) -> str:
             f"{model['sight_threatening_sensitivity']:.0%} of those with severe disease or worse, with "
             f"{1 - model['sight_threatening_specificity']:.0%} false alarms."
         )
+    if model.get("loss") == "balanced":
+        said.append(
+            "It was trained as if all grades were equally common, so that severe disease is found: its percentages say "
+            "how well a scan fits a grade, not how likely the grade is among patients."
+        )
     epsilon = (model.get("epsilon") or {}).get("prv")
     if epsilon is not None:
         said.append(
