@@ -334,9 +334,12 @@ def test_a_balanced_loss_is_charged_for_its_class_counts(model, counts):
     for name, declared in SETTINGS.items():
         choice = Options(model=model, loss="balanced").choice(name)
         assert (choice.counts, choice.mean_noise_multiplier) == (counts, 20.0 if declared.private else 0.0)
-        assert replace(choice, mean_noise_multiplier=None, counts=0.0) == replace(
-            CHOICES[model][name], mean_noise_multiplier=None
-        )
+        plain = CHOICES[model][name]
+        assert choice.max_grad_norm * choice.learning_rate == plain.max_grad_norm * plain.learning_rate
+        assert (choice.momentum, choice.averaging, choice.reach) == (plain.momentum, plain.averaging, plain.reach)
+    for bound in (0.3, 1.0, 3.0):  # the counts leave most of a bound to training
+        choice = Options(model=model, loss="balanced", epsilon=bound).choice("FSCDP")
+        assert epsilon(SampledGaussian(choice.mean_noise_multiplier, 1.0, 1), DELTA, "prv") < bound / 3
     options = Options(model=model, loss="balanced", epsilon=3.0, accountant="rdp")
     plan = make_plan(options, "FSCDP", (293,) * 10, 2565)
     declared, first = plan.setting, SampledGaussian(plan.choice.mean_noise_multiplier, 1.0, 1)

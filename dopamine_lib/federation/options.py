@@ -152,7 +152,9 @@ class Options:
         """What the model trains with in that setting; the noise of its first release fits the bound asked for."""
         own, declared = name in (self.own or {}), self.declared(name)
         choice = from_record(name, self.own[name])[1] if own else choices_of(self.model)[name]
-        return fitted(declared, balanced(declared, choice) if self.loss == "balanced" else choice, self.epsilon)
+        if self.loss == "balanced":
+            choice = balanced(declared, choice, self.epsilon)
+        return fitted(declared, choice, self.epsilon)
 
     def shares(self, setting: Setting, hospitals: int) -> int:
         """Of these hospitals, how many must survive a round, whose noise makes up sigma where it is shared."""
