@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import socket
+import threading
+import time
 
 import pytest
 
 from dopamine_lib.benchmarks import inference
+from dopamine_lib.benchmarks.link import Link
 from dopamine_lib.benchmarks.measure import at_most
 
 
@@ -23,6 +27,27 @@ def test_a_bound_holds_or_not():
     assert at_most("x", 0.4, "s", 0.4)["holds"] is True
     assert at_most("x", 0.41, "s", 0.4)["holds"] is False
     assert at_most("x", 0.41, "s", None)["target"] is None
+
+
+def test_a_link_delivers_everything_in_order_and_no_sooner_than_its_rate_and_distance_allow():
+    data = os.urandom(200_000)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as there,
+        Link(there.getsockname(), 0.1, 8e6) as link,
+        socket.create_connection(link.address) as here,
+        there.accept()[0] as end,
+    ):
+        begin = time.monotonic()
+        threads = [threading.Thread(target=one.sendall, args=(data,)) for one in (here, end)]
+        for thread in threads:
+            thread.start()
+        for one in (end, here):  # both ways at once
+            assert one.recv(len(data), socket.MSG_WAITALL) == data
+        assert time.monotonic() - begin > 0.05 + len(data) * 8 / 8e6
+        for thread in threads:
+            thread.join()
+        here.shutdown(socket.SHUT_WR)
+        assert end.recv(1) == b""
 
 
 #: What ``crypten_peer`` needs of CrypTen, in the clear.
@@ -69,3 +94,5 @@ def test_the_benchmark_runs_and_its_sizes_hold(tmp_path, monkeypatch):
     assert not any("CrypTen" in name for name in rows)
     assert all(row["holds"] for row in rows.values() if row["unit"] in ("MB", "GB", "bytes")), rows
     assert rows["online, 64 px"]["value"] > 0 and rows["rounds online"]["value"] > 50
+    afar = [row for row in rows.values() if row["peer"] == "messages alone"]
+    assert len(afar) == 2 and all(row["value"] > row["peer_value"] > 0.5 for row in afar), afar

@@ -4,6 +4,9 @@ The three take turns, so that a busy machine is as busy for each. CrypTen 0.4.1 
 measured if ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); else its rows are left out. It makes its correlated
 randomness within the query, so it is compared with offline plus online time, not with online time alone.
 At 224 pixels one turn of CrypTen takes about a minute; at 64, the default, some seconds.
+
+Then the same over a network, made by a ``link`` between patient and provider that delays and throttles; beside it, what
+the messages themselves take on it: half a round trip for each that must wait for another, and the patient's bytes.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.benchmarks import crypten_peer
+from dopamine_lib.benchmarks.link import Link
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
@@ -24,6 +28,8 @@ from dopamine_lib.pool import Child, close_all
 #: Times faster than CrypTen, by the image's size.
 CRYPTEN_TARGETS = {64: 30, 224: 100}
 CRYPTEN_PARTIES = 2
+#: Networks between patient and provider: seconds of a round trip, bits a second, and the most seconds at 224 pixels.
+NETWORKS = ((0.02, 100e6, 4), (0.05, 20e6, None))
 PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
 #: Only Linux shows other processes; elsewhere memory and processor time are left out.
 PROC = Path("/proc/self/smaps_rollup").exists()
@@ -82,7 +88,36 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
     if "crypten" in functions:
         peer = functions["crypten"].seconds[warm_up:]
         rows += _against_crypten(statistics.median(peer), online, total, size)
-    return write(rows, path)
+    return write(rows + _over_networks(size, max(1, repeats // 3)), path)
+
+
+def _over_networks(size: int, repeats: int) -> list[dict]:
+    """A row for each of ``NETWORKS``; the patient is this process."""
+    from dopamine_lib.data.images import read_image
+    from dopamine_lib.inference.workers.client import PatientClient
+    from dopamine_lib.inference.workers.tls import Credentials
+
+    rows, patient = [], Credentials.make("patient")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
+        model, file, *_ = _model_and_image(folder, size)
+        image = read_image(file, size)
+        (provider, certificate), crypto_provider = stack.enter_context(
+            Workers(model, patient=patient.certificate)
+        ).peers
+        for round_trip, rate, most in NETWORKS:
+            with (
+                Link(provider, round_trip, rate) as link,
+                PatientClient(patient, (link.address, certificate), crypto_provider) as client,
+            ):
+                client.prepare(1 + repeats)
+                answers = [client.infer(image) for _ in range(1 + repeats)][1:]
+                costs = client.plan.costs()
+            alone = costs["rounds"] * round_trip / 2 + 8 * costs["online_to_provider"] / rate
+            name = f"online, {size} px, {1e3 * round_trip:g} ms and {rate / 1e6:g} Mbit/s"
+            seconds = statistics.median(answer.seconds_online for answer in answers)
+            rows.append(at_most(name, seconds, "s", most if size == 224 else None, "messages alone", alone))
+    return rows
 
 
 def _against_crypten(peer: float, online: float, total: float, size: int) -> list[dict]:
