@@ -13,6 +13,9 @@ TEST = 0.2
 #: Said of data with classes or hospitals that no sheet declares.
 READ_OFF = "; classes or hospitals that no data sheet declares are read off the data, which makes them public"
 _EXAMPLE = "dopamine_lib/data/heart_disease/heart.toml"
+#: How an entry is written, by its type.
+_WRITTEN = {str: "text in quotation marks", int: "a whole number", float: "a number with a point, as 0.2"}
+_WRITTEN |= {list: "a list", dict: f"a table: [{{key}}] and lines below it, as in {_EXAMPLE}"}
 
 
 def read_sheet(path: Path, needed: tuple[str, ...] = ()) -> dict:
@@ -33,7 +36,7 @@ def read_sheet(path: Path, needed: tuple[str, ...] = ()) -> dict:
         if key not in SHEET:
             raise InputError(f"{path}: '{key}' is unknown; a data sheet has {', '.join(SHEET)}")
         if type(value) is not SHEET[key]:
-            raise InputError(f"{path}: '{key}' is {value!r}, but must be of type {SHEET[key].__name__}; put it right")
+            raise InputError(f"{path}: '{key}' is {value!r}, but must be {_WRITTEN[SHEET[key]].format(key=key)}")
     for key in needed:
         if not sheet.get(key):
             raise InputError(f"{path}: no '{key}'; a table's data sheet declares {', '.join(needed)}")
