@@ -220,8 +220,22 @@ def test_shadows_leave_every_patient_out_of_half_of_them(small, refuses, monkeyp
     for count in (2, 5):
         with refuses(f"{count} shadow models", "take 4, 6, 8"):
             shadow_confidences(experiment, "C", count)
-    with refuses("--model head only"):
+    with refuses("--model head and linear only"):
         shadow_confidences(Experiment.load(replace(options, model="cnn"), progress=False), "C", 4)
+
+
+@pytest.mark.parametrize("name, rounds", [("C", 200), ("FPDP", 8), ("FSCDP", 200)])
+def test_shadows_of_a_table_s_rows(name, rounds, monkeypatch):
+    """Logistic regression on the heart-disease patients: a target's confidence is spread like its shadows'."""
+    shorten(monkeypatch, rounds)
+    experiment = Experiment.load(Options(data="heart", seed=0), progress=False)
+    targets, phi = train_targets(experiment, name, 1), shadow_confidences(experiment, name, 4)
+    assert phi.shape == (4, 920) and targets.members[0].sum() == len(experiment.train) == 630
+    out = ~targets.members[0]
+    typical = np.nanmean(phi[:, out], axis=0)
+    assert np.corrcoef(typical, targets.phi[0, out])[0, 1] > 0.8
+    assert 0.8 < typical.std() / targets.phi[0, out].std() < 1.25
+    assert likelihood_scores(targets.phi, phi).shape == (1, 920)
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ from dopamine_lib.privacy.head import STRETCH, for_raw_features, unit_rows
 
 #: Shadow models trained in one batch: more do not fit a core's cache, and gain nothing.
 TOGETHER = 16
+#: Models that are one linear layer from zero, on frozen features or on a table's rows.
+HEADS = ("head", "linear")
 
 
 def other_split(experiment: Experiment, seed: int) -> Experiment:
@@ -80,10 +82,11 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
     """phi (count, N) of shadow heads, each trained on a random half of all persons; NaN for those in that half.
 
     The halves come in complementary pairs, so half of the models were trained without any given patient. Raises
-    InputError for an odd count or fewer than 4, and for any model but the head: others are too slow to train in bulk.
+    InputError for an odd count or fewer than 4, and for any model but ``HEADS``: others are too slow to train in bulk.
     """
-    if experiment.options.model != "head":
-        raise InputError("shadow models are trained for --model head only: its training takes seconds")
+    if experiment.options.model not in HEADS:
+        known = " and ".join(HEADS)
+        raise InputError(f"shadow models are trained for --model {known} only: their training takes seconds")
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)

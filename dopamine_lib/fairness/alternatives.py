@@ -36,7 +36,9 @@ def perturbed_head(
     """
     options = experiment.options
     if options.model != "head":
-        raise InputError(f"model is {options.model}, but only the head has a convex loss: use model head")
+        raise InputError(
+            f"model is {options.model}, but output perturbation is made for a head's features: use model head"
+        )
     task = experiment.task(run)
     hospitals = experiment.patients if federated else [experiment.train]
     randomness = Randomness(options.seed)
