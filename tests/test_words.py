@@ -56,7 +56,7 @@ def test_a_run_in_the_words_of_its_data(made, heart, capsys):
     text = markdown(facts)
     assert not any(word in text for word in ("grade", "image", "±")), text
     assert "290 test rows" in text and "| rows |" in text and "class: Disease" in text
-    assert "in the place of batch normalisation: bn1, layer1.0.bn2" in text
+    assert "in the place of batch normalisation, layers: 2 (bn1, layer1.0.bn2)" in text
     assert "Without a score of their own: sex: other (few)" in text
     facts["results"]["settings"]["Quick"]["test_accuracy"]["runs"] *= 2
     assert "±" in markdown(facts) and "±" in table(facts["results"])

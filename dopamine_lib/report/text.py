@@ -290,7 +290,9 @@ def _versions(facts: dict) -> str:
     options, results = facts["options"], facts["results"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     replaced = results.get("group_norm_for_batch_norm", [])
-    layers = f"; group normalisation in the place of batch normalisation: {plain(', '.join(replaced))}"
+    shown = replaced if len(replaced) < 5 else [*replaced[:2], "…", replaced[-1]]
+    layers = "; group normalisation in the place of batch normalisation, layers: "
+    layers += f"{len(replaced)} ({plain(', '.join(shown))})"
     return _list(
         f"this report was written with {versions}",
         f"randomness of noise and samples: {plain(results['randomness'])}; split, initial weights and the draw of "
