@@ -5,6 +5,7 @@ What repo2docker makes of it is shown by ``jupyter-repo2docker --no-build --debu
 
 import os
 import re
+import shutil
 import subprocess
 import urllib.parse
 
@@ -52,6 +53,16 @@ def test_it_takes_pytorch_without_cuda_and_the_kit_itself():
     assert (BINDER.parent / "../constraints.txt").resolve() == CONSTRAINTS
 
 
+def test_it_has_no_solved_homework(tmp_path):
+    """What a student could open there: the copies alone. repo2docker runs ``postBuild`` in the repository's folder."""
+    script = REPOSITORY / "binder" / "postBuild"
+    assert os.access(script, os.X_OK)
+    shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
+    subprocess.run([script], cwd=tmp_path, check=True)
+    left = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*_homework.ipynb")]
+    assert left and not any("BEGIN SOLUTION" in text for text in left)
+
+
 def test_its_start_script_is_one_and_hands_over():
     start = REPOSITORY / "binder" / "start"
     assert os.access(start, os.X_OK)
@@ -61,7 +72,12 @@ def test_its_start_script_is_one_and_hands_over():
 
 def test_there_is_nothing_else_that_repo2docker_would_read():
     """Other files of its kinds would be read as well, or instead."""
-    assert {path.name for path in (REPOSITORY / "binder").iterdir()} == {"requirements.txt", "runtime.txt", "start"}
+    assert {path.name for path in (REPOSITORY / "binder").iterdir()} == {
+        "postBuild",
+        "requirements.txt",
+        "runtime.txt",
+        "start",
+    }
 
 
 def test_the_readme_leads_there():

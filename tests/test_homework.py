@@ -1,6 +1,6 @@
 """Homework: sources that pass, students' copies without answers, and nbgrader's marks for both.
 
-Every notebook of notebooks/homework is executed with its solutions and as handed out; nbgrader grades both.
+Every notebook of notebooks/homework/source is executed with its solutions and as handed out; nbgrader grades both.
 """
 
 import csv
@@ -245,6 +245,19 @@ def test_homework_that_could_not_be_graded_is_no_zero_in_the_table(course, copie
     ):
         assert notes[student].startswith("not graded: ") and said in notes[student]
     assert re.fullmatch("not final: [0-9]+ cells wait to be graded by hand", notes["stripped"])
+
+
+FRACTION = re.compile(r"\d+\.\d{9,}")
+
+
+@every
+def test_the_copies_in_the_repository_are_those_of_the_sources(source, copies):
+    """Where not: python -m dopamine_lib homework OUT, and cp OUT/* notebooks/homework/. Last digits may differ."""
+    stored, made = (path.read_text(encoding="utf-8") for path in (source.parents[1] / source.name, copies[source.stem]))
+    assert not any(marker in stored for marker in LEFTOVERS)
+    rounded = [FRACTION.sub(lambda found: f"{float(found[0]):.8f}", text) for text in (stored, made)]
+    checksums = [re.sub('"checksum": ".*"', "", text) for text in rounded]
+    assert checksums[0] == checksums[1]
 
 
 @every

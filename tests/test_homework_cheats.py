@@ -199,7 +199,7 @@ IMPORTS = {
 
 @pytest.mark.parametrize("cheat", IMPORTS.values(), ids=IMPORTS)
 def test_the_library_is_refused_with_a_sentence(judge, cheat):
-    cheat = cheat.replace("PATH", repr(str(SOURCE.parents[2])))
+    cheat = cheat.replace("PATH", repr(str(SOURCE.parents[3])))
     _, stopped = judge.judge([f"{cheat}\n\ndef group_bound(*a):\n    return 1.5, 0.0", HONEST])
     (why,) = stopped.values()
     assert "homework is graded without" in why and "write the answer yourself" in why

@@ -13,7 +13,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
-HOMEWORK = sorted((NOTEBOOKS / "homework").glob("*.ipynb"))
+HOMEWORK = sorted((NOTEBOOKS / "homework" / "source").glob("*.ipynb"))
 OPENING = ("What you will learn.", "What you need.", "Time and memory on 2 cores.")
 #: A path that exists on one machine only: Unix homes and work folders, a Windows drive.
 ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:home|tmp|work|root|Users)/|[A-Z]:\\+\w)")

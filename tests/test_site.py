@@ -11,6 +11,7 @@ import pytest
 from readme import NOTEBOOKS, REPOSITORY, links, words_of
 
 from dopamine_lib.course import site
+from dopamine_lib.course.exercises import SOURCES
 from dopamine_lib.course.homework import find_homework
 
 #: Elements that make a browser fetch what they name; a link to read elsewhere (``a``) is no such element.
@@ -150,7 +151,7 @@ def test_formulas_are_set_by_the_mathjax_that_is_copied_along(built):
 @pytest.mark.slow
 def test_homework_comes_without_answers(built):
     out, _ = built
-    for source in find_homework(REPOSITORY / "notebooks" / "homework"):
+    for source in find_homework(SOURCES):
         text = Fetches(out / "notebooks" / "homework" / f"{source.stem}.html").text
         assert "YOUR CODE HERE" in text and "BEGIN SOLUTION" not in text and "BEGIN HIDDEN" not in text
     files = [path for path in out.rglob("*") if path.is_file() and path.suffix in (".html", ".js", ".txt", ".ipynb")]

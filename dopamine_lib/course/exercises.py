@@ -13,9 +13,9 @@ import nbformat
 from dopamine_lib.course.draws import Draws, run_with_numbers
 from dopamine_lib.errors import InputError
 
-#: The repository's homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
-SOURCES = Path(__file__).parents[2] / "notebooks" / "homework"
-#: The year whose numbers a solved notebook has where none is asked for.
+#: The repository's solved homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
+SOURCES = Path(__file__).parents[2] / "notebooks" / "homework" / "source"
+#: The year of the students' copies in ``notebooks/homework``, and of others where none is asked for.
 YEAR = 2026
 #: What a solved notebook's set-up has to draw numbers itself, and no other.
 _DRAWS = re.compile(r"\n*### BEGIN DRAWS\n.*?### END DRAWS\n", re.DOTALL)
