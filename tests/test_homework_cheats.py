@@ -27,7 +27,10 @@ EARNED = 4
 
 @pytest.fixture(scope="module")
 def judge():
-    return Judge(Homework.read(SOURCE))
+    """Of numbers that are always the same here: others could, once in many runs, be those of a student's copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secrets.randbits", lambda bits: 7)
+        return Judge(Homework.read(SOURCE))
 
 
 def points(judge, *cells, **limits) -> dict[str, int]:
