@@ -93,6 +93,17 @@ TAMPERING = {
             at.f_locals["parent"].say(value={"array": "AAAA", "type": "O", "shape": [1], "scalar": True}, changed=[])
             return gc.get_objects()
         """,
+    "a cell that never stops talking": """
+        import sys
+        while True:
+            sys._getframe(1).f_locals["parent"].say(cell=1)
+        """,
+    "half a message": """
+        import sys, time
+        def group_bound(*a):
+            sys._getframe(1).f_locals["parent"]._pipe._send(bytes([0, 0, 1, 0]))
+            time.sleep(1e6)
+        """,
     "looking for the seed": """
         import gc, sys, random
         def estimate(answers, epsilon):

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
+from dopamine_lib.course.calls import MEMORY, SECONDS
 from dopamine_lib.course.exercises import SOURCES, Homework, functions_of
 from dopamine_lib.course.feedback import page
 from dopamine_lib.course.homework import find_homework
-from dopamine_lib.course.judge import MEMORY, SECONDS, Judge, Verdict
+from dopamine_lib.course.judge import Judge, Verdict
 from dopamine_lib.course.submissions import Submission, find_submissions
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path

@@ -1,0 +1,198 @@
+"""Calls of a student's functions, which run in a process of the student's own (``dopamine_lib.course.answers``)."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dopamine_lib.course.wire import pack, unpack
+from dopamine_lib.machine import GB
+from dopamine_lib.pool import Child
+
+#: Seconds for one cell, and for all the calls of one test; bytes of memory; bytes of one answer.
+SECONDS, MEMORY, LONGEST = 20.0, 2 * GB, 2**26
+_START = 120.0  # seconds until a fresh interpreter is there, on a busy machine
+_MOST_NUMBERS = 10**7  # that an answer may ask a generator for at once
+
+
+class AnswerError(Exception):
+    """An answer stopped, or is none. It is no ValueError: a refusal that was asked for is."""
+
+
+@dataclass
+class Call:
+    """A call of a student's function: its name, what it was given, and what it gave or why it stopped."""
+
+    name: str
+    arguments: Any
+    outcome: Any = None
+    error: str = ""
+
+    @property
+    def said(self) -> str:
+        """The outcome as text, to tell it from others: 0, 0.0 and False are the same."""
+        if self.error:
+            return f"! {self.error.partition(':')[0]}"
+        return f"{self.outcome:.6g}" if isinstance(self.outcome, int | float) else json.dumps(self.outcome)
+
+
+class _Student(Child):
+    """The process of the answers. What it says is taken for nothing but an answer, and only up to a length."""
+
+    @contextlib.contextmanager
+    def watched(self, seconds: float) -> Iterator[None]:
+        """Kill it if it is not done by then, whatever it holds up: a message may stop in the middle, too."""
+        watch = threading.Timer(seconds, self._process.kill)
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    def hear(self, timeout: float | None = None) -> dict:
+        if not self._pipe.poll(timeout):
+            raise TimeoutError
+        try:
+            message = json.loads(self._pipe.recv_bytes(LONGEST))
+        except (OSError, EOFError):
+            raise EOFError from None
+        except (ValueError, RecursionError):
+            return {"error": "what came back cannot be read"}
+        return message if isinstance(message, dict) else {}
+
+
+class Answers:
+    """A student's functions, at work in a process of their own; a context manager that ends it.
+
+    cells    the code cells of the submission, in order
+    seconds  for each cell, and for the calls of one test
+    memory   bytes that the process may have
+    """
+
+    def __init__(self, cells: list[str], seconds: float = SECONDS, memory: int = MEMORY):
+        self.cells, self.seconds, self.memory = list(cells), seconds, memory
+        #: Why a cell stopped, by its number.
+        self.stopped: dict[int, str] = {}
+        #: The calls since the test began.
+        self.calls: list[Call] = []
+        self._given_up: dict[str, str] = {}
+        self._deadline = 0.0
+        self._child: _Student | None = None
+
+    def __enter__(self) -> "Answers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def begin(self) -> None:
+        """A new test begins: its time, and its list of calls."""
+        self._deadline, self.calls = time.monotonic() + self.seconds, []
+
+    def call(self, name: str, arguments: tuple) -> Any:
+        """What the student's function ``name`` gives; what it changed in ``arguments`` is changed there.
+
+        Raises ValueError where it does, AnswerError where it stops in another way, takes too long, ends its process or
+        gives what is no plain data.
+        """
+        kept: list[Any] = []
+        message = pack(list(arguments), lambda value: kept.append(value) or len(kept) - 1)
+        call = Call(name, message)
+        self.calls.append(call)
+        answer = self._ask(name, message, kept)
+        if "error" in answer:
+            call.error = str(answer["error"])
+            raise (ValueError if answer.get("refused") is True else AnswerError)(call.error)
+        call.outcome = answer.get("value")
+        try:
+            value = unpack(call.outcome)
+            for argument, new in zip(arguments, answer["changed"], strict=True):
+                if new is not None:
+                    _change(argument, unpack(new[0]))
+        except Exception:  # whatever a process may send that has been made to
+            call.outcome, call.error = None, "what came back cannot be read"
+            raise AnswerError(call.error) from None
+        return value
+
+    def _ask(self, name: str, message: Any, kept: list[Any]) -> dict:
+        if name in self._given_up:
+            return {"error": self._given_up[name]}
+        if self._child is None:
+            self._start()
+        try:
+            with self._child.watched(max(0.0, self._deadline - time.monotonic()) + 1):
+                self._child.say({"call": name, "arguments": message})
+                while "ask" in (answer := self._child.hear(max(0.0, self._deadline - time.monotonic()))):
+                    self._child.say(_do(kept, answer))
+                return answer
+        except (TimeoutError, EOFError):
+            late = time.monotonic() >= self._deadline
+            self._given_up[name] = f"it took longer than {self.seconds:g} s" if late else "it ended its process"
+            self._end()
+            return {"error": self._given_up[name]}
+
+    def _start(self) -> None:
+        """Run all cells in a fresh process, without those that ended or held up an earlier one."""
+        since = time.monotonic()
+        while self._child is None:
+            child = _Student("dopamine_lib.course.answers", quiet=True)
+            at, limit = None, _START
+            try:
+                child.say({"memory": self.memory, "cells": self.cells})
+                for _ in range(2 * len(self.cells) + 1):  # whoever says more holds up the judge
+                    with child.watched(limit + 1):
+                        answer = child.hear(limit)
+                    if "ready" in answer:
+                        break
+                    limit = self.seconds
+                    if answer.get("cell") in range(len(self.cells)):
+                        at = int(answer["cell"])
+                        self.stopped |= {at: str(answer["error"])} if "error" in answer else {}
+                else:
+                    raise TimeoutError
+                self._child = child
+            except (TimeoutError, EOFError) as error:
+                child.close()
+                if at is None:
+                    raise RuntimeError("a fresh process for answers does not start") from error
+                late = isinstance(error, TimeoutError)
+                self.stopped[at] = f"it took longer than {self.seconds:g} s" if late else "it ended its process"
+                self.cells[at] = ""
+        self._deadline += time.monotonic() - since
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.close()
+        self._child = None
+
+
+def _do(kept: list[Any], request: dict) -> dict:
+    """Call an object of a test's for an answer: a method with a public name, on plain data, for plain data."""
+    try:
+        target, method = kept[request["ask"]], request["method"]
+        if method:
+            if method.startswith("_"):
+                raise TypeError(f"{method} is not for answers")
+            target = getattr(target, method)
+        arguments, named = unpack(request["arguments"]), unpack(request["named"])
+        if any(isinstance(one, int) and abs(one) > _MOST_NUMBERS for one in [*arguments, *named.values()]):
+            raise TypeError(f"more than {_MOST_NUMBERS} numbers at once")
+        return {"value": pack(target(*arguments, **named))}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _change(argument: Any, new: Any) -> None:
+    """Make of a test's argument what the student's function has made of its copy."""
+    if isinstance(argument, np.ndarray):
+        argument[...] = new
+    elif isinstance(argument, list):
+        argument[:] = new
+    elif isinstance(argument, dict):
+        argument.clear()
+        argument.update(new)
