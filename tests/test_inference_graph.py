@@ -21,6 +21,7 @@ from dopamine_lib.inference.network.serving import load
 from dopamine_lib.inference.workers.commands import _print
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.models.networks import IMAGENET, to_input
+from dopamine_lib.models.tables import TABLE_MODELS
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,12 @@ def overwritten(net, x):
     return net.idle(y)
 
 
+def loud(module):
+    """Results of which many are above 6."""
+    module.weight.data *= 20
+    return module
+
+
 def inverted(net, x):
     x = F.relu6(net.wide(x))
     return net.narrow(net.clip(net.deep(x))) + net.narrow(x)
@@ -100,8 +107,8 @@ SMALL = {
         overwritten, conv=nn.Conv2d(8, 8, 3, padding=1), idle=nn.Sequential(nn.Identity(), StochasticDepth(0.5, "row"))
     ),
     "groups, by channel, and ReLU6": lambda: Written(
-        inverted, wide=nn.Conv2d(8, 16, 1, groups=2), deep=nn.Conv2d(16, 16, (3, 5), padding=(1, 2), groups=16),
-        clip=nn.ReLU6(inplace=True), narrow=nn.Conv2d(16, 8, 1),
+        inverted, wide=loud(nn.Conv2d(8, 16, 1, groups=2)), clip=nn.ReLU6(inplace=True), narrow=nn.Conv2d(16, 8, 1),
+        deep=loud(nn.Conv2d(16, 16, (3, 5), padding=(1, 2), groups=16)),
     ),
     "dense blocks": lambda: Written(
         dense, norm=nn.BatchNorm2d(8), conv=nn.Conv2d(8, 4, 3, padding=1), norm2=nn.BatchNorm2d(12),
@@ -196,6 +203,21 @@ def test_larger_networks(name, monkeypatch):
     print(f"{name}: error {error(got, plain):.1e}, {plan.costs()}")
     assert error(got, plain) < ALLOWED[name] and np.array_equal(got.argmax(1), plain.argmax(1))
     assert max(max(room.values()) for _, room in found) < 0.9
+
+
+@pytest.mark.parametrize("name", TABLE_MODELS)
+def test_the_models_of_a_table_s_rows(name):
+    """A row of 29 numbers, of norm 1 at most, is an image of 29 channels and one pixel."""
+    torch.manual_seed(3)
+    model = TABLE_MODELS[name](29, 2)
+    nn.init.normal_(model.weight if name == "linear" else model[2].weight)
+    rows = F.normalize(torch.randn(40, 29))[:, :, None, None] * torch.rand(40, 1, 1, 1)
+    net = nn.Sequential(nn.Flatten(), model)
+    got, wanted = private_and_plain(net, rows[:5], rows[5:])
+    assert error(got, wanted) < 1e-3 and np.array_equal(got.argmax(1), wanted.argmax(1))
+    plan, weights = compile_model(net, 1, rows[5:], answer="grade")
+    with Rehearsal(plan, weights) as session:
+        assert [int(session.infer(row)[0]) for row in rows[:5].numpy()] == wanted.argmax(1).tolist()
 
 
 # refusals
