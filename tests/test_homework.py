@@ -260,7 +260,7 @@ def test_the_copies_in_the_repository_are_those_of_the_sources(source, copies):
     assert checksums[0] == checksums[1]
 
 
-@every
+@graded
 def test_a_year_has_numbers_of_its_own(source):
     """In every exercise's visible tests; with them the solution passes, and nobody is asked for any."""
     years = [homework.numbered(source, year) for year in (2026, 2027, 2027)]

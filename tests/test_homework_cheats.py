@@ -116,7 +116,14 @@ TAMPERING = {
 }
 
 
-@pytest.mark.parametrize("cheat", TAMPERING.values(), ids=TAMPERING)
+#: What the judge waits for until its patience ends.
+WAITED_FOR = ("modules replaced", "looking for the seed", "half a message", "a cell that never stops talking")
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [pytest.param(TAMPERING[name], id=name, marks=[pytest.mark.slow] * (name in WAITED_FOR)) for name in TAMPERING],
+)
 def test_tampering_earns_nothing(judge, cheat):
     assert points(judge, textwrap.dedent(cheat), HONEST, seconds=3) == {"count": EARNED}
 

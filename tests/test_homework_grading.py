@@ -122,7 +122,10 @@ def test_a_folder_of_submissions(tmp_path, capsys):
     assert "in-graded is not an empty folder; name another with --to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", find_homework(SOURCES), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path != SOURCE)) for path in find_homework(SOURCES)],
+)
 def test_every_solution_has_full_marks_and_a_stub_none(source):
     judge = Judge(Homework.read(source))
     answers = [exercise.answer for exercise in judge.homework.exercises]
