@@ -266,3 +266,16 @@ def test_lira_on_the_models_of_reproduce(capsys):
         print(f"{time.perf_counter() - began:.0f} s")
     assert found["C", None][0.01][1] > 0.01 and found["C", None]["auc"][1] > 0.52
     assert found["FSCDP", 1.0][0.01][0] < found["C", None][0.01][0]
+
+
+def test_shadow_models_of_a_balanced_loss_find_the_rare_class_as_its_targets_do():
+    labels = (torch.arange(2000) % 10 == 0).long()
+    features = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)) / 4
+    features[:, 0] += 0.3 * labels
+    declared, patients, found = replace(SETTINGS["FSCDP"], rounds=200), np.array_split(np.arange(2000), 5), {}
+    for counts in (0.0, 0.5, 1.0):
+        choice = Choice(0.5, 1.0, averaging=10, mean_noise_multiplier=20.0, counts=counts)
+        (head,) = train_heads(features, labels, [patients], declared, choice, classes=2)
+        called = (torch.nn.functional.pad(features, (0, 1), value=1.0) @ head.T).argmax(1)
+        found[counts] = [float((called == c)[labels == c].float().mean()) for c in (0, 1)]
+    assert found[0.0][1] < 0.1 and min(found[0.5]) > 0.5 and min(found[1.0]) > 0.5
