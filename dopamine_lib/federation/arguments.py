@@ -59,7 +59,7 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def bound_arguments(command: argparse.ArgumentParser) -> None:
-    """Add --epsilon, and what is free at a given one: --rounds, --sample-rate."""
+    """Add --epsilon, and what is free at a given one: --rounds, --sample-rate, --local-steps."""
     command.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     command.add_argument(
         "--rounds",
@@ -72,6 +72,12 @@ def bound_arguments(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="Q",
         help="of the private settings, with --epsilon (default: with --rounds as many gradients as before)",
+    )
+    command.add_argument(
+        "--local-steps",
+        type=int,
+        metavar="E",
+        help="of FSCDP in a round, with --epsilon, for head and linear models (default: 1)",
     )
 
 

@@ -38,7 +38,7 @@ class Hospital:
         self._by_person = self.patients[whose.argsort(stable=True)]
         self._randomness = randomness
         # draws are made for a block of steps at once: for a small model the calls cost more than the numbers
-        together = plan.setting.local_steps if plan.setting.local_steps > 1 else 32
+        together = plan.setting.noisy_steps if plan.setting.averages else 32
         self._block, self._drawn = max(1, min(together, 2**17 // task.d)), None
         #: Where noise is added: on the device that trains, or None for the processor.
         self.device = None if task.start.device.type == "cpu" or plan.discrete else task.start.device
@@ -49,7 +49,7 @@ class Hospital:
 
     def sample(self, step: int) -> Tensor:
         """The Poisson sample of this step, indices into the task (line 8): of a person that is drawn, one image."""
-        return self._draw(step)[0]
+        return torch.cat(self._draw(step)[0])
 
     def noised(self, clipped_sum: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped sum (d,) with this hospital's share of the noise (line 13); unchanged without privacy.
@@ -67,10 +67,16 @@ class Hospital:
     def noisy_sum(self, w: Tensor, step: int) -> Tensor | np.ndarray:
         """The clipped, noised gradient sum (d,) at w (d,), as ``noised`` gives it: lines 7 to 13.
 
-        It is the sum that is sent, not the stepped weights: those would carry this hospital's earlier rounds along
-        (register, row 19). ``contribute`` gives the same for several hospitals out of one batch.
+        Of several local steps it is the sum of all their gradients, each at the model that the ones before have made of
+        w, and bounded by its rows instead of a clip (``privacy.local_steps``). A sum is sent, not the stepped weights:
+        those would carry this hospital's earlier rounds along (register, row 19). ``contribute`` gives the same for
+        several hospitals out of one batch.
         """
-        return self.noised(self.task.clipped_sums(w, self.sample(step), self.plan.choice.max_grad_norm)[0], step)
+        plan, choice = self.plan, self.plan.choice
+        if plan.setting.draws == 1:
+            return self.noised(self.task.clipped_sums(w, self.sample(step), choice.max_grad_norm)[0], step)
+        eta = choice.learning_rate / (plan.setting.sample_rate * plan.sizes[self.number])
+        return self.noised(self.task.local_sum(w, self._draw(step)[0], choice.max_grad_norm, eta), step)
 
     def local_change(self, w: Tensor, round_number: int) -> Tensor:
         """The change (d,) of the model over a round's local steps, in F and FPDP.
@@ -100,8 +106,11 @@ class Hospital:
         stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "centre")
         return noise.combine(message, noise.draw(stream)[0])
 
-    def _draw(self, step: int) -> tuple[Tensor, object]:
-        """The sample of ``step``, indices into the task, and its noise, both from the stream of the step's block."""
+    def _draw(self, step: int) -> tuple[tuple[Tensor, ...], object]:
+        """The samples of ``step``, indices into the task, one for each time that it draws patients, and its noise.
+
+        Both come from the stream of the step's block.
+        """
         number, at = divmod(step, self._block)
         if self._drawn != number:
             if self.device is None or self.noise is None:
@@ -113,19 +122,23 @@ class Hospital:
                         self._ahead[later] = _drawers().submit(self._draw_block, later)
                 self._samples, self._noises = self._ahead.pop(number).result()
             self._drawn = number
-        return self._samples[at], self._noises[at]
+        draws = self.plan.setting.draws
+        return self._samples[draws * at : draws * (at + 1)], self._noises[at]
 
     @property
     def _steps(self) -> int:
         """Steps of a whole run."""
-        return self.plan.setting.rounds * self.plan.setting.local_steps
+        return self.plan.setting.rounds * self.plan.setting.noisy_steps
 
     def _draw_block(self, number: int) -> tuple[tuple[Tensor, ...], list]:
-        """The samples and the noises of the block's steps."""
+        """The samples of the block's steps, as many for each as it draws patients, and the steps' noises."""
         stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, number)
-        people = len(self._images)
-        present = stream.uniform(self._block * people).view(self._block, people) < self.plan.setting.sample_rate
-        who, sizes = self._one_image(present.nonzero()[:, 1], stream), present.sum(1)
+        people, samples = len(self._images), self._block * self.plan.setting.draws
+        present = stream.uniform(samples * people).view(samples, people) < self.plan.setting.sample_rate
+        row, person = present.nonzero().T
+        who, sizes = self._one_image(person, stream), present.sum(1)
+        if self.plan.setting.draws > 1:  # patient by patient, in a random order
+            who = who[(row + stream.uniform(len(row))).argsort()]
         if self.noise is None:
             noises = [None] * self._block
         elif self.device is None:
@@ -178,11 +191,11 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
             "smaller learning rate, or ask the server what it sent"
         )
     plan, task = hospitals[0].plan, hospitals[0].task
-    if plan.setting.local_steps > 1:
+    if plan.setting.averages:
         share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
         return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
-    if len(hospitals) == 1:  # putting it through a batch of hospitals would take longer than its step
-        return {hospitals[0].number: hospitals[0].noisy_sum(w, round_number)}
+    if len(hospitals) == 1 or plan.setting.draws > 1:  # a batch of hospitals would take longer, or is none
+        return {h.number: h.noisy_sum(w, round_number) for h in hospitals}
     # each hospital's noisy_sum, with all gradients out of one batch
     samples = [hospital.sample(round_number) for hospital in hospitals]
     group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))

@@ -33,6 +33,8 @@ class Options:
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     rounds   T of the private settings at that epsilon; "auto" for ``rounds.fewest_rounds``; None for each setting's own
+    local_steps  E of the private settings that add sums under shared noise, for head and linear models; None for each
+             setting's own
     sample_rate  q of the private settings at that epsilon; None for each setting's own, or with rounds for the q that
              leaves it as many gradients as it had
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
@@ -58,6 +60,7 @@ class Options:
     epsilon: float | None = None
     rounds: int | str | None = None
     sample_rate: float | None = None
+    local_steps: int | None = None
     delta: float = DELTA
     accountant: str = "prv"
     aggregation: str = "plain"
@@ -70,7 +73,7 @@ class Options:
     optimizer: str = "momentum"
 
     def __post_init__(self):
-        check_rounds(self.rounds, self.sample_rate, self.epsilon)
+        check_rounds(self.rounds, self.sample_rate, self.local_steps, self.epsilon)
         for name in self.settings:
             self.setting(name)
         data.check_name(self.data)
@@ -93,6 +96,17 @@ class Options:
                 yours = ", or a function of yours as module:function" if own else ""
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}{yours}")
         check_model(self.model)
+        several = [name for name in self.settings if self.setting(name).draws > 1]
+        if self.local_steps not in (None, 1) and not several:
+            raise InputError(
+                f"local steps are {self.local_steps}, but are for settings that add sums under shared noise, as FSCDP: "
+                f"{', '.join(self.settings)} do not"
+            )
+        if several and self.model not in ("head", "linear"):
+            raise InputError(
+                f"{several[0]} has local steps under one sum's noise, which have a bound for a convex loss, that of "
+                f"head and linear models, but not for '{self.model}': take 1"
+            )
         for name in self.own or {}:
             choice = self.choice(name)
             if self.model not in ("head", "linear") and choice.mean_noise_multiplier is not None and choice.counts < 1:
@@ -142,11 +156,12 @@ class Options:
         return from_record(name, self.own[name])[0] if name in (self.own or {}) else setting(name)
 
     def setting(self, name: str) -> Setting:
-        """The same with the rounds and the sampling rate that were asked for, where it is private."""
+        """The same with the rounds, sampling rate and local steps that were asked for, where it is private."""
         declared = self.declared(name)
-        if not declared.private or (self.rounds is None and self.sample_rate is None):
+        asked = self.rounds, self.sample_rate, self.local_steps
+        if not declared.private or asked == (None, None, None):
             return declared
-        return with_rounds(declared, self.choice(name), self.rounds, self.sample_rate)
+        return with_rounds(declared, self.choice(name), *asked)
 
     def choice(self, name: str) -> Choice:
         """What the model trains with in that setting; the noise of its first release fits the bound asked for."""

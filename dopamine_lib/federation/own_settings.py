@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS, Choice, Setting, choice_for, setting
+from dopamine_lib.privacy.accounting import MAX_DRAWS
 
 #: What a table may say beside ``like``: fields of a Setting, and those of a Choice as they are recorded.
 OF_SETTING = tuple(field.name for field in fields(Setting) if field.name != "name")
@@ -140,11 +141,14 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
     if declared.private and choice.mean_noise_multiplier == 0:
         raise InputError("centre is 0, but noise of 0 bounds nothing: the head's is 40; or leave it out")
     together = declared.shared_noise or not declared.federated
-    if together and (declared.local_steps, declared.participation) != (1, 1):
+    several = declared.local_steps > 1 and not (declared.private and declared.federated)
+    if together and (several or declared.participation != 1):
         raise InputError(
             f"local_steps is {declared.local_steps} and participation {declared.participation}, but noise that is "
             "shared, or a curator's, has a bound for single steps of everybody alone: take 1 and 1.0, or "
-            "shared_noise = false with federated = true"
+            "shared_noise = false with federated = true (local steps of private hospitals have a bound, too)"
         )
+    if declared.draws > MAX_DRAWS:
+        raise InputError(f"local_steps is {declared.local_steps}, but under shared noise at most {MAX_DRAWS}")
     if not declared.federated and not declared.shared_noise:
         raise InputError("shared_noise is false, but a curator's noise is everybody's: say true, or federated = true")

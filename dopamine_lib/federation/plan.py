@@ -24,6 +24,7 @@ from dopamine_lib.privacy.accounting import Accountant, SampledGaussian
 from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
+from dopamine_lib.privacy.local_steps import longest_step
 from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
 
 #: How messages may be added: in the clear, under BFV, behind masks. A ``module:function`` may take a sum's place.
@@ -96,6 +97,8 @@ class Plan:
                 f"'{self.aggregation}' opens no total of fewer than {self.least_in_a_total}: nothing would be trained. "
                 "Take more hospitals, more participation, or aggregation plain"
             )
+        if self.setting.draws > 1:
+            check_local_steps(self)
         if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
             if self.noise.event(self.setting.steps).prv is None:
                 raise InputError(
@@ -156,15 +159,17 @@ class Plan:
         if not self.setting.private:
             return None
         sigma, clip, q = self.setting.noise_multiplier, self.choice.max_grad_norm, self.setting.sample_rate
+        draws = self.setting.draws
         hospitals = self.hospitals if self._adds_sums else 1
         least = self.survivors if self.setting.shared_noise else 1
-        terms, patients = {"least": least, "sample_rate": q}, most_in_a_sum(q, self.most_patients)
+        terms, patients = {"least": least, "sample_rate": q}, draws * most_in_a_sum(q, self.most_patients)
         if not self.discrete:
             # what patients agree on adds up: at the start a fifth of C for each, in the head's biases
-            terms |= {"patients": patients, "box": min(patients, max(BOX, q * max(self.sizes) / 4))}
+            terms |= {"patients": patients, "box": min(patients, max(BOX, draws * q * max(self.sizes) / 4))}
+            terms["draws"] = draws
             return _narrowest(lambda width: RoundedGaussian(sigma, clip, hospitals, self.d, total_range=width, **terms))
         layout = find_layout("wide" if self._adds_sums and self.aggregation != "masks" else "ring32")
-        terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.local_steps}
+        terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.noisy_steps}
         return IntegerNoise(sigma, clip, hospitals, self.d, box=BOX if self._adds_sums else patients, **terms)
 
     @cached_property
@@ -185,7 +190,7 @@ class Plan:
     @cached_property
     def layout(self) -> str:
         """How integers are laid out for the aggregation: in 16 bits where they fit, else in 24 or 32."""
-        if self.aggregation == "masks" or (not self.hidden and self.setting.local_steps > 1):
+        if self.aggregation == "masks" or (not self.hidden and self.setting.averages):
             return "ring32"
         summed = self.noise if self._adds_sums else None
         needed = max((noise.total_range for noise in (summed, self.mean_noise) if noise), default=0)
@@ -194,7 +199,7 @@ class Plan:
     @cached_property
     def codec(self) -> Codec | RoundedGaussian | IntegerNoise | None:
         """What decodes totals, and encodes changes of the model; None for floats added in the clear."""
-        if self.setting.private and self.setting.local_steps == 1:
+        if self.setting.private and not self.setting.averages:
             return self.noise
         if not self.hidden and not self.setting.private:
             return None
@@ -233,13 +238,13 @@ class Plan:
 
     def charged(self, run: int = 0) -> list[int]:
         """Steps that a whole run charges to each ledger."""
-        rounds, local = self.schedule(run), self.setting.local_steps
-        return [local * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
+        rounds, noisy = self.schedule(run), self.setting.noisy_steps
+        return [noisy * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
 
     @property
     def _adds_sums(self) -> bool:
         """Whether hospitals' noisy sums are added up, rather than their changes of the model or nothing."""
-        return self.setting.federated and self.setting.local_steps == 1
+        return self.setting.federated and not self.setting.averages
 
     @property
     def _reach(self) -> float:
@@ -255,6 +260,25 @@ class Plan:
         if is_function(self.accountant) and math.isfinite(self.budget):
             return self.setting.steps
         return next((ledger.left for ledger in self.ledgers()), math.inf)
+
+
+def check_local_steps(plan: Plan) -> None:
+    """Raise InputError where local steps under one sum's noise would have no bound, as ``privacy.local_steps`` has it.
+
+    A step of a hospital, eta / (q N_k) for each patient, must be so short that it draws no two models apart.
+    """
+    name, setting, choice = plan.setting.name, plan.setting, plan.choice
+    if not (setting.private and setting.federated) or setting.participation != 1 or plan.discrete:
+        raise InputError(
+            f"{name} has {setting.local_steps} local steps under one sum's noise, which have a bound with Gaussian "
+            "noise and all hospitals in every round alone: take 1, or shared_noise = false"
+        )
+    longest = longest_step(choice.max_grad_norm) * setting.sample_rate * min(plan.sizes)
+    if choice.learning_rate > longest:
+        raise InputError(
+            f"learning_rate is {choice.learning_rate:.4g}, but {name}'s {setting.local_steps} local steps have a bound "
+            f"up to {longest:.4g} alone, 8 q N_k / C^2: take a smaller one, or a larger sample_rate"
+        )
 
 
 def _narrowest(make: Callable[[int], RoundedGaussian]) -> RoundedGaussian:
@@ -287,9 +311,9 @@ def schedule(
     left, drawn = [affordable] * hospitals, []
     for _ in range(rounds):
         present = sorted(rng.choice(everybody, size=invited, replace=False).tolist())
-        drawn.append([k for k in present if left[k] >= setting.local_steps])
+        drawn.append([k for k in present if left[k] >= setting.noisy_steps])
         for k in drawn[-1]:
-            left[k] -= setting.local_steps
+            left[k] -= setting.noisy_steps
     return drawn
 
 
@@ -300,5 +324,7 @@ def calibrated(
     mean = accounted_mean_noise(declared, choice, shares)
     before = () if mean is None else (SampledGaussian(mean, 1.0, 1),)
     return declared.with_noise(
-        noise_multiplier_for(epsilon, declared.sample_rate, declared.steps, delta, accountant, before)
+        noise_multiplier_for(
+            epsilon, declared.sample_rate, declared.steps, delta, accountant, before, draws=declared.draws
+        )
     )

@@ -16,6 +16,9 @@ counts, and T steps of length Lambda / T do the same for any T, as long as
 
 ``with_rounds`` keeps Lambda (by ``rescaled``) and, unless told otherwise, q T: as many gradients as before, so a
 hospital computes as much and sends less often. ``fewest_rounds`` is the least T that the two conditions leave.
+
+With E local steps (``privacy.local_steps``) a round counts as E steps: Lambda = eta T E. There is no momentum then,
+which hospitals could not have, and eta is 1 / (1 - beta) of what it was; and no clip, but rows of norm sqrt(2) at most.
 """
 
 import math
@@ -23,21 +26,30 @@ from dataclasses import replace
 
 from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.federation.settings import Choice, Setting, slower
+from dopamine_lib.privacy.accounting import MAX_DRAWS
 
+#: C of local steps: a softmax's gradient at unit features and a bias, rows of norm sqrt(2), is no longer.
+LOCAL_NORM = 2.0
 #: The word for ``fewest_rounds`` where a number of rounds is asked for.
 AUTO = "auto"
 #: Rounds, in units of what momentum remembers: ten, for which e^-10 of the start is left.
 MEMORIES = 10
+#: The fewest rounds of several local steps that have been measured to lose nothing.
+LEAST = 20
 
 
-def check_rounds(rounds: int | str | None, sample_rate: float | None, epsilon: float | None) -> None:
-    """Raise InputError for a T or q out of bounds, or one without an epsilon that sigma is calibrated to."""
-    for name, value in (("rounds", rounds), ("sample rate", sample_rate)):
+def check_rounds(
+    rounds: int | str | None, sample_rate: float | None, local_steps: int | None, epsilon: float | None
+) -> None:
+    """Raise InputError for a T, q or E out of bounds, or one without an epsilon that sigma is calibrated to."""
+    for name, value in (("rounds", rounds), ("sample rate", sample_rate), ("local steps", local_steps)):
         if value is not None and epsilon is None:
             raise InputError(
-                f"{name} is {value}, but at the paper's sigma another T or q is another bound: say --epsilon too, or "
-                "declare a setting of your own with its noise_multiplier"
+                f"{name} is {value}, but at the paper's sigma that is another bound: say --epsilon too, or declare a "
+                "setting of your own with its noise_multiplier"
             )
+    if local_steps is not None:
+        check_whole("local steps", local_steps, 1, MAX_DRAWS, "Algorithm 1 has 1")
     if isinstance(rounds, str) and rounds != AUTO:
         raise InputError(f"rounds is '{rounds}', but must be a whole number, or {AUTO}")
     if rounds not in (None, AUTO):
@@ -46,48 +58,72 @@ def check_rounds(rounds: int | str | None, sample_rate: float | None, epsilon: f
         check_within("sample rate", sample_rate, 0, 1, "it is the probability q of being in a step's sample")
 
 
-def fewest_rounds(choice: Choice) -> int:
-    """The fewest rounds in which momentum forgets its start, 10 / (1 - beta).
+def fewest_rounds(choice: Choice, local_steps: int = 1) -> int:
+    """The fewest rounds in which momentum forgets its start, 10 / (1 - beta); a local step counts as a round.
+
+    But at least ``LEAST`` where there are local steps: hospitals learn of each other between rounds alone.
 
     >>> from dopamine_lib.federation.settings import CHOICES
-    >>> fewest_rounds(CHOICES["head"]["FSCDP"])
-    100
+    >>> [fewest_rounds(CHOICES["head"]["FSCDP"], local_steps) for local_steps in (1, 2, 5, 25)]
+    [100, 50, 20, 20]
     """
-    return math.ceil(round(MEMORIES / (1 - choice.momentum), 6))
+    steps = round(MEMORIES / (1 - choice.momentum), 6)
+    return math.ceil(steps if local_steps == 1 else max(LEAST, steps / local_steps))
 
 
 def with_rounds(
-    declared: Setting, choice: Choice, rounds: int | str | None = None, sample_rate: float | None = None
+    declared: Setting,
+    choice: Choice,
+    rounds: int | str | None = None,
+    sample_rate: float | None = None,
+    local_steps: int | None = None,
 ) -> Setting:
-    """The setting with another T, another q, or both, and its own sigma; public numbers alone decide.
+    """The setting with another T, q or E, and its own sigma; public numbers alone decide.
 
-    rounds       T, or ``AUTO``; by default the setting's own
-    sample_rate  q; by default as many gradients as before: q T stays, as far as a probability can
+    rounds       T, or ``AUTO``; by default the setting's own, or 1 / E of it where ``local_steps`` are asked for
+    sample_rate  q; by default as many gradients as before: q T E stays, as far as a probability can
+    local_steps  E, where noise is shared and so added once a round; others keep theirs
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> used = with_rounds(SETTINGS["FSCDP"], CHOICES["head"]["FSCDP"], rounds=150)
     >>> used.rounds, round(used.sample_rate, 3), used.epochs
     (150, 0.683, 100)
     """
-    rounds = min(declared.rounds, fewest_rounds(choice)) if rounds == AUTO else rounds or declared.rounds
+    several = local_steps if local_steps and takes_local_steps(declared) else declared.local_steps
+    fewer = declared.local_steps / several
+    if rounds == AUTO:
+        rounds = min(declared.rounds, fewest_rounds(choice, several // declared.local_steps))
+    rounds = rounds or math.ceil(declared.rounds * fewer)
     if sample_rate is None:
-        sample_rate = min(1.0, round(declared.sample_rate * declared.rounds / rounds, 12))
-    if (rounds, sample_rate) == (declared.rounds, round(declared.sample_rate, 12)):
+        sample_rate = min(1.0, round(declared.sample_rate * declared.rounds * fewer / rounds, 12))
+    if (rounds, sample_rate, fewer) == (declared.rounds, round(declared.sample_rate, 12), 1):
         return declared
     title = f"{declared.title}, T = {rounds} and q = {sample_rate:.3g} in place of {declared.rounds} and "
     title += f"{declared.sample_rate:.3g}"
+    if several > declared.local_steps:
+        title += f", {several} local steps"
     epochs = min(declared.epochs, rounds)
-    return replace(declared, title=title, rounds=rounds, sample_rate=sample_rate, epochs=epochs)
+    terms = {"rounds": rounds, "sample_rate": sample_rate, "local_steps": several, "epochs": epochs}
+    return replace(declared, title=title, **terms)
+
+
+def takes_local_steps(declared: Setting) -> bool:
+    """Whether hospitals send sums under shared noise, which local steps can be in; F and FPDP have theirs."""
+    return declared.private and declared.federated and declared.shared_noise
 
 
 def rescaled(choice: Choice, declared: Setting, used: Setting, exponent: float = 1.0) -> Choice:
-    """The choice that ``declared`` was tuned with for ``used``, which has another T, q or sigma; both are private.
+    """The choice that ``declared`` was tuned with for ``used``, which has another T, q, E or sigma; both are private.
 
-    Fewer rounds have longer steps, so that Lambda = eta T stays; where there is more noise, Lambda shrinks until noise
-    moves the model as far in a run as before: by eta sigma sqrt(T) C / (q N) in each parameter (``slower``, whose
-    ``exponent`` is 1). For other q that is as it stands, since a step's mean gradient does not change with q.
+    Fewer rounds have longer steps, so that Lambda stays; where there is more noise, Lambda shrinks until noise moves
+    the model as far in a run as before: by eta sigma sqrt(T) C / (q N) in each parameter (``slower``, whose
+    ``exponent`` is 1). What q is does not change a step's mean gradient.
     """
     shorter, boost = declared.rounds / used.rounds, used.sample_rate / declared.sample_rate
     ratio = declared.noise_multiplier * boost / (used.noise_multiplier * math.sqrt(shorter))
+    if used.draws > declared.draws:
+        rate = choice.learning_rate / (1 - choice.momentum) / used.draws
+        ratio *= used.draws * choice.max_grad_norm / LOCAL_NORM
+        choice = replace(choice, learning_rate=rate, momentum=0.0, max_grad_norm=LOCAL_NORM)
     choice = slower(choice, ratio, exponent)
     return replace(choice, learning_rate=shorter * choice.learning_rate)

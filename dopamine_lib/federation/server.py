@@ -29,9 +29,10 @@ class Server:
 
         In Algorithm 1 the total is divided by the declared expected batch, which is public; the true number of patients
         and the size of the batch that was drawn are not (register, row 2). In F and FPDP it is the weighted mean of the
-        hospitals' changes.
+        hospitals' changes. After E local steps whose sums are shared (``privacy.local_steps``) it is eta times less
+        than the weighted mean of the local models' changes, so that line 15 makes it just that.
         """
-        if self.setting.local_steps > 1:
+        if self.setting.averages:
             self.average_step(total * (self.population / present))
         else:
             self.gradient_step(total / (self.setting.sample_rate * present))

@@ -22,7 +22,7 @@ class Setting:
 
     sample_rate       q: a patient is in a step's Poisson sample with this probability
     rounds            T: exchanges with the server
-    local_steps       steps at a hospital between two exchanges; 1 in Algorithm 1
+    local_steps       E: steps at a hospital between two exchanges; 1 in Algorithm 1
     participation     share of the hospitals that take part in a round, drawn anew each time
     noise_multiplier  sigma, or None without privacy
     federated         whether the patients are spread over K hospitals
@@ -48,13 +48,28 @@ class Setting:
         return self.noise_multiplier is not None
 
     @property
+    def averages(self) -> bool:
+        """Whether hospitals send how their models changed, each step noised (F, FPDP), and not a round's noised sum."""
+        return self.local_steps > 1 and not self.shared_noise
+
+    @property
+    def noisy_steps(self) -> int:
+        """Noisy steps in a round: every local step, or where the sum of all is noised once, one."""
+        return self.local_steps if self.averages else 1
+
+    @property
+    def draws(self) -> int:
+        """How many times over a noisy step draws patients: in each local step that is in the same sum."""
+        return self.local_steps // self.noisy_steps
+
+    @property
     def steps(self) -> int:
         """Noisy steps that touch one hospital's patients, at its expected participation."""
-        return round(self.rounds * self.participation) * self.local_steps
+        return round(self.rounds * self.participation) * self.noisy_steps
 
     def gradients(self, patients: int) -> float:
-        """Gradients of single patients that one run computes, on average: q N T, for ``patients`` in all."""
-        return self.sample_rate * patients * self.steps
+        """Gradients of single patients that one run computes, on average: q N T E, for ``patients`` in all."""
+        return self.sample_rate * patients * self.steps * self.draws
 
     def round_after(self, epoch: int) -> int:
         """Rounds done at the end of ``epoch`` (0 … ``epochs``)."""

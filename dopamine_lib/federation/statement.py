@@ -83,6 +83,23 @@ def in_words(bound: dict[str, float | None]) -> str:
     return ", ".join(f"{bound[key]:.2f} ({ACCOUNTANT_NAMES[key]})" for key in ACCOUNTANTS if bound[key] is not None)
 
 
+def _mechanism(bound: Bound, steps: int) -> str:
+    """What is noised: gradients clipped one by one, or the sum of those along local steps."""
+    setting, clip = bound.setting, bound.choice.max_grad_norm
+    kind = "Skellam" if bound.noise.discrete else "Gaussian"
+    noise, grid = f"{kind} noise of {setting.noise_multiplier:.6g}", f"sent as multiples of {1 / bound.noise.scale:.3g}"
+    if setting.draws == 1:
+        return (
+            f"gradients clipped to L2 norm {clip:g}, {noise} times that on their sum, {grid}, Poisson samples at rate "
+            f"{setting.sample_rate:.6g}, {steps} steps"
+        )
+    return (
+        f"in each of {steps} rounds hospitals take {setting.draws} local steps from the global model, each on a "
+        f"Poisson sample at rate {setting.sample_rate:.6g}; inputs are shortened, so that whoever is in j of these "
+        f"samples moves the sum of all gradients by j C at most, with C = {clip:g}; {noise} C on that sum, {grid}"
+    )
+
+
 def privacy_statement(
     bound: Bound,
     *,
@@ -131,8 +148,6 @@ def privacy_statement(
         )
     steps, in_clear = max(charged), apart and aggregation == "plain"
     views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
-    kind = "Skellam" if bound.noise.discrete else "Gaussian"
-    grid = f"sent as multiples of {1 / bound.noise.scale:.3g}"
     once = f" Before that, once, all patients' {once_summed(choice.counts)} were summed, with Gaussian noise of "
     once += f"{mean or 0:.4g} times their norm, rounded."
     outsider = f"epsilon {in_words(views['outsider'])}"
@@ -145,9 +160,7 @@ def privacy_statement(
     lines = [
         f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data, persons, table)}. "
         "Neighbours: one patient added or removed (replacing one is two such changes).",
-        f"Mechanism: gradients clipped to L2 norm {choice.max_grad_norm:g}, {kind} noise of "
-        f"{setting.noise_multiplier:.6g} times that on their sum, {grid}, Poisson samples at rate "
-        f"{setting.sample_rate:.6g}, {steps} steps; the sum is divided by the public expected batch."
+        f"Mechanism: {_mechanism(bound, steps)}; the sum is divided by the public expected batch."
         + (once if mean else ""),
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} declared training patients"
         + (", which is their count: this run makes it public." if counted else "."),

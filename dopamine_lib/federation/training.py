@@ -177,7 +177,7 @@ class Training:
         """Enter the steps of ``rounds`` into the ledgers before their noise is used (lines 17 to 20)."""
         for k, ledger in enumerate(self.ledgers):
             taken = sum(k in self.schedule[number] for number in rounds)
-            ledger.charge(taken * self.plan.setting.local_steps)
+            ledger.charge(taken * self.plan.setting.noisy_steps)
 
     @torch.no_grad()
     def _round(self, number: int) -> None:

@@ -18,6 +18,7 @@ from scipy.special import gammaln, logsumexp
 
 from dopamine_lib.errors import InputError, check_delta, check_whole, check_within
 from dopamine_lib.privacy.gaussian import MIN_SCALE, analytic_epsilon
+from dopamine_lib.privacy.mixture import mixture_rdp
 from dopamine_lib.privacy.pld import pld_epsilon
 from dopamine_lib.privacy.prv import DELTA_ERROR, prv_epsilon
 
@@ -33,6 +34,8 @@ ACCOUNTANTS = ("rdp_classic", "rdp", "prv", "pld")
 Accountant = Callable[[Sequence[tuple[float, float, int]], float], float | None]
 #: The most steps that can be accounted for.
 MAX_STEPS = 10**7
+#: The most draws in a step: beyond, the mixture has too many parts.
+MAX_DRAWS = 1000
 #: The part of delta reserved for the distance between Gaussian noise as it is drawn and the ideal.
 FAILURE_PART = 1e-9
 
@@ -42,13 +45,13 @@ class DpEvent(Protocol):
 
     orders        the Renyi orders at which ``rdp`` is known
     large_orders  more of them, for the improved conversion alone
-    prv           (sigma, q, steps) for the numerical accountants; None for a mechanism that they cannot interpret
+    prv           (sigma, q, steps, draws) for the numerical accountants; None where they cannot interpret a mechanism
     """
 
     steps: int
     orders: tuple[float, ...]
     large_orders: tuple[float, ...]
-    prv: tuple[float, float, int] | None
+    prv: tuple[float, float, int, int] | None
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
         """Renyi-DP of all steps together at each of ``orders``."""
@@ -66,6 +69,8 @@ class SampledGaussian:
 
     noise_multiplier  sigma: the noise's standard deviation in units of the clipping norm C
     sample_rate       q: every patient takes part in a step independently with this probability
+    draws             E: how many times over a step draws patients; who is drawn j times, as Binomial(E, q) says, moves
+                      its sum by at most j C (``mixture``)
     failure           per step, at most the total variation distance between what is released and the ideal mechanism
     Raises InputError for sigma <= 0, q outside (0, 1], a failure outside [0, 1), or a negative or fractional number of
     steps.
@@ -75,6 +80,7 @@ class SampledGaussian:
     sample_rate: float
     steps: int
     failure: float = 0.0
+    draws: int = 1
 
     orders, large_orders = ORDERS, LARGE_ORDERS
 
@@ -82,17 +88,18 @@ class SampledGaussian:
         check_within("noise multiplier", self.noise_multiplier, 0, 1e6, "without noise there is no bound")
         check_within("sample rate", self.sample_rate, 0, 1, "it is a probability, batch / patients")
         check_whole("number of steps", self.steps, 0, MAX_STEPS, "count the noisy steps")
+        check_whole("number of draws", self.draws, 1, MAX_DRAWS, "count the local steps of a round")
         if not 0 <= self.failure < 1:
             raise InputError(f"failure is {self.failure}, but must lie in [0, 1): it is a probability")
 
     @property
-    def prv(self) -> tuple[float, float, int]:
+    def prv(self) -> tuple[float, float, int, int]:
         """What the numerical accountants know this event by."""
-        return self.noise_multiplier, self.sample_rate, self.steps
+        return self.noise_multiplier, self.sample_rate, self.steps, self.draws
 
     def rdp(self, orders: tuple[float, ...]) -> np.ndarray:
         """Renyi-DP of all steps at each of ``orders``: it adds up over steps (Mironov 2017, proposition 1)."""
-        return self.steps * _rdp_per_step(self.noise_multiplier, self.sample_rate, orders)
+        return self.steps * _rdp_per_step(self.noise_multiplier, self.sample_rate, orders, self.draws)
 
     def delta_left(self, delta: float) -> float:
         """All of it, or with failures all but ``FAILURE_PART``."""
@@ -110,7 +117,9 @@ class SampledGaussian:
 
 
 @functools.lru_cache(maxsize=4096)
-def _rdp_per_step(noise_multiplier: float, sample_rate: float, orders: tuple = ORDERS) -> np.ndarray:
+def _rdp_per_step(noise_multiplier: float, sample_rate: float, orders: tuple = ORDERS, draws: int = 1) -> np.ndarray:
+    if draws > 1:
+        return np.array([mixture_rdp(noise_multiplier, sample_rate, draws, order) for order in orders])
     from opacus.accountants.analysis.rdp import compute_rdp
 
     small = [order for order in orders if order < LARGE_ORDERS[0]]
@@ -225,8 +234,9 @@ def _by_rdp(events: tuple[DpEvent, ...], delta: float, improved: bool, orders: t
 
 def _by_prv(events: tuple[DpEvent, ...], delta: float) -> float | None:
     history = _gaussians(events)
-    if history is None or _everybody(history):
-        return _by_pld(events, delta)
+    if history is None or _everybody(history) or _several_draws(history):
+        return _by_pld(events, delta)  # where the PRV has no such pair, or no need of an approximation
+    history = tuple(event[:3] for event in history)
     steps, error = sum(times for *_, times in history), DELTA_ERROR * delta
     single = [SampledGaussian(sigma, q, 1) for sigma, q, _ in history]
     reach = max(
@@ -248,22 +258,28 @@ def _by_pld(events: tuple[DpEvent, ...], delta: float, images: int = 1) -> float
 
 def _by_function(events: tuple[DpEvent, ...], delta: float, function: Accountant) -> float | None:
     history = _gaussians(events)
-    return None if history is None else function(history, delta)
+    if history is None or _several_draws(history):  # its (sigma, q, steps) cannot say so
+        return None
+    return function(tuple(event[:3] for event in history), delta)
 
 
-def _gaussians(events: tuple[DpEvent, ...]) -> tuple[tuple[float, float, int], ...] | None:
-    """(sigma, q, steps), equal ones added up and those at q = 1 made one; None where an event is something else."""
+def _several_draws(history: tuple[tuple[float, float, int, int], ...]) -> bool:
+    return any(draws > 1 for *_, draws in history)
+
+
+def _gaussians(events: tuple[DpEvent, ...]) -> tuple[tuple[float, float, int, int], ...] | None:
+    """(sigma, q, steps, draws), equal ones added up and those at q = 1 made one; None where an event has none."""
     if any(event.prv is None for event in events):
         return None
     steps, precision = {}, 0.0
-    for sigma, q, times in (event.prv for event in events):
+    for sigma, q, times, draws in (event.prv for event in events):
         if q == 1:  # Dong, Roth, Su 2022, corollary 3.3
-            precision += times / sigma**2
+            precision += times * (draws / sigma) ** 2
         else:
-            steps[sigma, q] = steps.get((sigma, q), 0) + times
-    once = ((1 / math.sqrt(precision), 1.0, 1),) if precision else ()
-    return once + tuple((sigma, q, times) for (sigma, q), times in steps.items())
+            steps[sigma, q, draws] = steps.get((sigma, q, draws), 0) + times
+    once = ((1 / math.sqrt(precision), 1.0, 1, 1),) if precision else ()
+    return once + tuple((sigma, q, times, draws) for (sigma, q, draws), times in steps.items())
 
 
-def _everybody(history: tuple[tuple[float, float, int], ...]) -> bool:
-    return len(history) == 1 and history[0][1:] == (1.0, 1)
+def _everybody(history: tuple[tuple[float, float, int, int], ...]) -> bool:
+    return len(history) == 1 and history[0][1:] == (1.0, 1, 1)

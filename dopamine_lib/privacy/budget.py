@@ -33,11 +33,13 @@ def noise_multiplier_for(
     delta: float,
     accountant: str | Accountant = "prv",
     before: tuple[SampledGaussian, ...] = (),
+    draws: int = 1,
 ) -> float:
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
     accountant  one of the kit's, or a function as ``accounting.epsilon`` takes it
     before  what is spent besides
+    draws   how many times a step draws patients
     Raises InputError for a target that is not positive, that no sigma in [0.2, 1000] meets, or where the accountant
     has no bound.
 
@@ -47,9 +49,12 @@ def noise_multiplier_for(
     check_epsilon(target)
 
     def spent(sigma, accountant=accountant, orders=()):
-        bound = epsilon((*before, SampledGaussian(sigma, sample_rate, steps)), delta, accountant, orders)
+        bound = epsilon((*before, SampledGaussian(sigma, sample_rate, steps, draws=draws)), delta, accountant, orders)
         return math.inf if bound is None else bound
 
+    if draws > 1:  # about as much as one sum of the noise that as many steps of their own would need
+        apart = math.sqrt(draws) * noise_multiplier_for(target, sample_rate, steps * draws, delta, accountant, before)
+        return _least_noise(spent, target, 0.8 * apart, apart)
     if accountant == "prv":  # slow, and next to the PLD's
         low = noise_multiplier_for(target, sample_rate, steps, delta, "pld", before)
         if math.isinf(spent(low)):

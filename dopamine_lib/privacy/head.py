@@ -1,6 +1,7 @@
 """A linear head on fixed features: the DP-SGD step in closed form, so that thousands of steps take seconds."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dopamine_lib.errors import InputError
 from dopamine_lib.privacy.dpsgd import Task, shorten_rows
 from dopamine_lib.privacy.float_sums import most_together, sum_type
+from dopamine_lib.privacy.local_steps import local_sum
 
 #: Centred features have norms of about 0.6; stretched by this, they train at the learning rates of uncentred ones.
 STRETCH = 2.0
@@ -101,6 +103,12 @@ class HeadTask(Task):
     ) -> Tensor:
         """``clipped_sums`` as matrix products: for a GPU, and where numba is missing."""
         return self._sums(*self._clipped_errors(w, index, max_grad_norm), group, groups)
+
+    def local_sum(self, w: Tensor, samples: Sequence[Tensor], max_grad_norm: float, eta: float) -> Tensor:
+        """The sum of gradients float64 (d,) of steps from w through ``samples``: ``local_steps.local_sum``."""
+        terms = self.labels, self.weights, samples, max_grad_norm, eta
+        matrix = local_sum(self._matrix(w), self.features, *terms)
+        return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]])
 
     def logits(self, w: Tensor, index: Tensor) -> Tensor:
         """As for any Task."""

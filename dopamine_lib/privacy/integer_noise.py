@@ -248,7 +248,7 @@ class SampledSkellam:
         return self.twin.large_orders if self.twin else ()
 
     @property
-    def prv(self) -> tuple[float, float, int] | None:
+    def prv(self) -> tuple[float, float, int, int] | None:
         """As in ``DpEvent``."""
         return self.twin.prv if self.twin else None
 

@@ -35,26 +35,28 @@ MIN_DELTA = 1e-290
 
 
 @functools.lru_cache(maxsize=4096)
-def pld_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, images: int = 1) -> float | None:
+def pld_epsilon(history: tuple[tuple, ...], delta: float, images: int = 1) -> float | None:
     """An upper bound on epsilon at ``delta`` of (sigma, q, steps) composed, within about 1e-4 of the least.
 
-    images  k, how many the person has whom neighbours add or remove; each is sampled independently at rate q
+    history  of each event (sigma, q, steps), or (sigma, q, steps, draws) where a step draws patients several times
+    images   k, how many the person has whom neighbours add or remove; each is sampled independently at rate q, in every
+             draw, so that k counts draws times as much
     Infinity beyond ``MAX_EPSILON``; None where delta is too small for floats, below ``MIN_DELTA`` per step.
 
     The pair is the mixture P of N(j, sigma^2), j = 0 … k from Binomial(k, q), against Q = N(0, sigma^2). The clipped
     gradients of j sampled images add up to a vector of length j C at most, and mixtures of such vectors are dominated
-    by this one of scalars (Ganesh 2024, "mixture of Gaussians"). Other patients' samples are the same for both
-    neighbours: given them this holds, and mixing over them adds nothing (joint convexity).
+    by this one of scalars (Ganesh 2024, "mixture of Gaussians"; for draws: ``mixture``). Other patients' samples are
+    the same for both neighbours: given them this holds, and mixing over them adds nothing (joint convexity).
 
     >>> fscdp = ((1.15, 100 / 2930, 3001),)
     >>> round(pld_epsilon(fscdp, delta=1e-4), 2), round(pld_epsilon(fscdp, delta=1e-12), 3)
     (8.98, 16.544)
     """
-    steps = sum(times for *_, times in history)
+    steps = sum(times for _, _, times, *_ in history)
     if delta / steps < MIN_DELTA:
         return None
     reach = float(-ndtri(OUTSIDE * delta / (2 * steps)))
-    removed = [(*_cells(sigma, q, images, reach), times) for sigma, q, times in history]
+    removed = [(*_cells(sigma, q, images * math.prod(draws), reach), times) for sigma, q, times, *draws in history]
     if any(loss[-1] > MAX_EPSILON for loss, *_ in removed):
         return math.inf
     # total variation distances add up at most; in the cell where the loss changes its sign, all of P counts

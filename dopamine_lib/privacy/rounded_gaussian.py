@@ -90,6 +90,7 @@ class RoundedGaussian:
     sample_rate       q
     patients          at most in one hospital's sum
     box               C's that the box must have room for, by default ``BOX``, or ``patients`` where these are fewer
+    draws             times over that a step draws patients
     Raises InputError for values out of their bounds, and for a range that is too narrow.
 
     >>> noise = RoundedGaussian(1.15, 0.5, 10, 2565, total_range=2**15 - 1, sample_rate=100 / 2930, patients=52)
@@ -111,10 +112,12 @@ class RoundedGaussian:
         patients: int,
         least: int | None = None,
         box: float | None = None,
+        draws: int = 1,
     ):
         check_terms(noise_multiplier, max_grad_norm, hospitals, least, d, sample_rate)
         check_within("patients in a sum", patients, 1, 2**31, "somebody must be in it", low_open=False)
-        self.noise_multiplier, self.max_grad_norm, self.sample_rate = noise_multiplier, max_grad_norm, sample_rate
+        self.noise_multiplier, self.max_grad_norm = noise_multiplier, max_grad_norm
+        self.sample_rate, self.draws = sample_rate, draws
         self.hospitals, self.least, self.d, self.total_range = hospitals, least or hospitals, d, total_range
         share = noise_share(noise_multiplier, max_grad_norm, self.least) * (1 + FLOAT_SLACK)
         needed = (min(BOX, patients) if box is None else box) * max_grad_norm
@@ -210,4 +213,4 @@ class RoundedGaussian:
     def event(self, steps: int, colluding: int = 0) -> SampledGaussian:
         """What ``steps`` totals spend against ``colluding`` hospitals, which subtract their own shares."""
         sigma = remaining_sigma(self.noise_multiplier, self.least, colluding)
-        return SampledGaussian(sigma, self.sample_rate, steps, self.failure)
+        return SampledGaussian(sigma, self.sample_rate, steps, self.failure, self.draws)

@@ -159,13 +159,18 @@ def _epsilons(epsilon: dict | None) -> str:
     return ", ".join("none" if epsilon[key] is None else f"{epsilon[key]:.2f}" for key in ACCOUNTANTS)
 
 
+def _steps(one) -> str:
+    draws = one.bound.setting.draws
+    return f"{one.steps} steps" if draws == 1 else f"{one.steps} rounds of {draws} local steps"
+
+
 def _bounds(facts: dict, bounded: list) -> str:
     patients, model = facts["results"]["patients"]["train"], facts["options"].model
     table = facts["results"]["inputs"] > 0 if "inputs" in facts["results"] else None
     rows = {
         "unit": lambda one: unit(facts["options"].data, facts["results"].get("persons"), table),
         "adjacency": lambda one: "one patient added or removed",
-        "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {one.steps} steps",
+        "sampler": lambda one: f"Poisson, rate {one.bound.setting.sample_rate:.5g}, {_steps(one)}",
         "mechanism": _mechanism,
         "accountants": lambda one: in_words(one.epsilon),
         "delta": lambda one: f"{one.bound.delta:g} = {one.bound.delta * patients:.2g} / n, n = {patients}",
@@ -183,7 +188,8 @@ def _bounds(facts: dict, bounded: list) -> str:
 def _mechanism(one) -> str:
     setting, choice = one.bound.setting, one.bound.choice
     kind = "Skellam" if one.bound.noise.discrete else "Gaussian"
-    told = f"gradients clipped to {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
+    what = "gradients clipped to" if setting.draws == 1 else "sums of local steps' gradients, for each draw within"
+    told = f"{what} {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
     told += f", sent as multiples of {1 / one.bound.noise.scale:.3g}"
     mean = accounted_mean_noise(setting, choice, one.bound.shares)
     return told + (f"; once, {once_summed(choice.counts)} with noise {mean:.4g}" if mean else "")

@@ -24,6 +24,7 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
 from dopamine_lib.federation.results import spread
+from dopamine_lib.federation.rounds import rescaled
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.files import parse_json
@@ -198,6 +199,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     _must_agree(f"{name}'s statement", result["statement"], statement(sum(charged, [])))
     # a file may be wrong consistently: what no option changes must be what the kit trains with
     used = options.choice(name)
+    if options.epsilon is not None:
+        used = rescaled(used, options.declared(name), plan.setting)
     _must_agree(f"{name}'s clipping norm", plan.choice.max_grad_norm, used.max_grad_norm)
     told = plan.choice.mean_noise_multiplier
     _must_agree(f"{name}'s noise on the mean features", told, used.mean_noise_multiplier)
