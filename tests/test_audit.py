@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from dopamine_lib.auditing.audit import Claim, audit, claims, one_run_audit, one_run_bound, one_run_p_value
-from dopamine_lib.auditing.canaries import STRENGTH, Scene, canary_head, canary_run
+from dopamine_lib.auditing.canaries import STRENGTH, Scene, canary_head, canary_run, swing_head
 from dopamine_lib.auditing.figure import draw_bounds
 from dopamine_lib.auditing.planted_faults import PLANTED, scale_noise
 from dopamine_lib.errors import InputError
@@ -184,6 +184,7 @@ EVERYBODY = Scene(sample_rate=1.0)
 NINE = Scene(sample_rate=1.0, hospitals=9)
 ROUNDS = Scene(sample_rate=1.0, noise_multiplier=3.5, rounds=3, hospitals=9)
 FIVE_ROUNDS = Scene(sample_rate=1.0, noise_multiplier=4.7, rounds=5, hospitals=2)
+SWING = Scene(sample_rate=1.0, noise_multiplier=2.9, rounds=2, hospitals=16, patients=40, task=swing_head)
 #: Where a fault shows: each claims an epsilon of at most 2 at delta 1e-5.
 SCENES = {
     "half the noise": EVERYBODY,
@@ -193,6 +194,7 @@ SCENES = {
     "clipping after averaging": Scene(patients=8),
     "momentum in the clear": ROUNDS,
     "momentum before the noise": FIVE_ROUNDS,
+    "local steps with shares of noise": SWING,
 }
 SOUND = {
     "FSCDP, everybody": (EVERYBODY, 800),
@@ -200,6 +202,7 @@ SOUND = {
     "FSCDP, larger hospitals": (Scene(patients=8), 800),
     "FSCDP, three rounds": (ROUNDS, 250),
     "FSCDP, five rounds": (FIVE_ROUNDS, 250),
+    "FSCDP, two rounds of like patients": (SWING, 250),
     "CDP": (Scene("CDP", noise_multiplier=4.0), 800),
     "FPDP, two local steps with momentum": (Scene("FPDP", sample_rate=1.0, noise_multiplier=3.0, momentum=0.9), 400),
     "dense net": (Scene("CDP", sample_rate=1.0, task=dense), 220),

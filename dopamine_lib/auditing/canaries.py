@@ -62,6 +62,17 @@ def canary_head(patients: int, strength: float = STRENGTH) -> HeadTask:
     return HeadTask(_zeros(patients + 1, 2), features, torch.arange(patients + 1) % 2)
 
 
+def swing_head(patients: int, hospitals: int = 16) -> HeadTask:
+    """One canary, the last, whose hospital's other patients go where its model leans; elsewhere nobody has features.
+
+    They have the canary's only feature, and half of them its grade. At a model of zeros their gradients cancel out; at
+    one that leans, those that it grades right have hardly any, and the others all pull one way.
+    """
+    features, own = torch.zeros(patients + 1, 1), patients // hospitals
+    features[:own] = features[-1] = STRENGTH
+    return HeadTask(_zeros(1, 2), features, (torch.arange(patients + 1) - patients) % 2)
+
+
 def _zeros(features: int, classes: int) -> nn.Linear:
     net = nn.Linear(features, classes)
     nn.init.zeros_(net.weight)

@@ -91,6 +91,30 @@ def momentum_before_the_noise(training: Training) -> None:
         hospital.noised = noised
 
 
+def shares_in_local_steps(training: Training) -> None:
+    """Hospitals step models of their own between totals, by sums with a share of the noise, and all of it is counted.
+
+    What a hospital does in a later step depends on its own noisy sum before the others' noise is on it.
+    """
+    rounds, local, sound = training.aggregation.rounds, {}, training.task.clipped_sums
+
+    def clipped_sums(w, index, max_grad_norm, group=None, groups=1):
+        group = torch.zeros_like(index) if group is None else group
+        return torch.cat([sound(local.get(k, w), index[group == k], max_grad_norm) for k in range(groups)])
+
+    training.task.clipped_sums = clipped_sums
+    for hospital in training.hospitals:
+
+        def noised(clipped_sum, step, k=hospital.number, noise=hospital.noise, sound=hospital.noised):
+            message = sound(clipped_sum, step)
+            local[k] = local.get(k, training.server.w) - torch.as_tensor(noise.decode(message)).float()
+            if (step + 1) % rounds == 0:
+                del local[k]  # the total makes a new model
+            return message
+
+        hospital.noised = noised
+
+
 #: By name, in the order in which the chapter shows them.
 PLANTED = {
     "half the noise": half_noise,
@@ -99,4 +123,5 @@ PLANTED = {
     "clipping after averaging": clipping_after_averaging,
     "momentum in the clear": momentum_in_the_clear,
     "momentum before the noise": momentum_before_the_noise,
+    "local steps with shares of noise": shares_in_local_steps,
 }

@@ -18,7 +18,7 @@ counts, and T steps of length Lambda / T do the same for any T, as long as
 hospital computes as much and sends less often. ``fewest_rounds`` is the least T that the two conditions leave.
 
 With E local steps (``privacy.local_steps``) a round counts as E steps: Lambda = eta T E. There is no momentum then,
-which hospitals could not have, and eta is 1 / (1 - beta) of what it was; and no clip, but rows of norm sqrt(2) at most.
+which hospitals could not have, and eta is 1 / (1 - beta) of what it was; and no clip, but rows of norm 1.
 """
 
 import math
@@ -28,8 +28,8 @@ from dopamine_lib.errors import InputError, check_whole, check_within
 from dopamine_lib.federation.settings import Choice, Setting, slower
 from dopamine_lib.privacy.accounting import MAX_DRAWS
 
-#: C of local steps: a softmax's gradient at unit features and a bias, rows of norm sqrt(2), is no longer.
-LOCAL_NORM = 2.0
+#: C of local steps: that of rows of norm 1. With a bias every row is longer, so that all patients count alike.
+LOCAL_NORM = math.sqrt(2)
 #: The word for ``fewest_rounds`` where a number of rounds is asked for.
 AUTO = "auto"
 #: Rounds, in units of what momentum remembers: ten, for which e^-10 of the start is left.
