@@ -93,7 +93,7 @@ class OptimizingServer(Server):
     def __init__(self, start: Tensor, setting: Setting, choice: Choice, population: int, *, optimizer: str):
         super().__init__(start, setting, choice, population)
         self.name, self._parameter = optimizer, torch.nn.Parameter(start.clone())
-        lr, momentum = (1.0, 0.0) if setting.local_steps > 1 else (choice.learning_rate, choice.momentum)
+        lr, momentum = (1.0, 0.0) if setting.averages else (choice.learning_rate, choice.momentum)
         self.optimizer = find_function(optimizer, "optimizer")([self._parameter], lr=lr, momentum=momentum)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             kind = type(self.optimizer).__name__
