@@ -106,7 +106,7 @@ class HeadTask(Task):
 
     def local_sum(self, w: Tensor, samples: Sequence[Tensor], max_grad_norm: float, eta: float) -> Tensor:
         """The sum of gradients float64 (d,) of steps from w through ``samples``: ``local_steps.local_sum``."""
-        terms = self.labels, self.weights, samples, max_grad_norm, eta
+        terms = self.labels, self.offset, samples, max_grad_norm, eta
         matrix = local_sum(self._matrix(w), self.features, *terms)
         return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]])
 

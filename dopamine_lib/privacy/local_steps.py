@@ -18,7 +18,7 @@ cross-entropy l_i of softmax(W x_i) and eta the learning rate over q N_k. It sen
            ``mixture`` says what dominates it: ``accounting.SampledGaussian`` with ``draws`` = E
 
 However large a sample is: no bound on it is needed. A hospital's momentum would be needed to be bounded, and there is
-none; the server's acts on what is released. Weights of the loss above 1 shorten the rows by as much.
+none; the server's acts on what is released. A constant that is added to the scores (``balanced``) changes nothing here.
 
 The sums are computed in float64. A map rounds to within 2^-48 (|W| + 1), where |W| <= ``MOST``, and the maps after it
 do not enlarge that. So it stays below the slack of ``float_sums`` for 10^5 maps and C eta >= 0.01.
@@ -55,20 +55,20 @@ def local_sum(
     matrix: Tensor,
     rows: Tensor,
     labels: Tensor,
-    weights: Tensor,
+    offset: Tensor,
     samples: Sequence[Tensor],
     max_grad_norm: float,
     eta: float,
 ) -> Tensor:
     """The sum float64 (classes, p + 1) of all gradients on the way through ``samples``, from a model of that shape.
 
-    rows (N, p + 1) are shortened; labels int64 (N,); weights (classes,) of the loss; samples int64 (B,) each, one
-    for each local step; eta of one patient's step. Raises InputError for a step that is too long, or a model beyond
+    rows (N, p + 1) are shortened; labels int64 (N,); offset (classes,) added to the scores; samples int64 (B,) each,
+    one for each local step; eta of one patient's step. Raises InputError for a step that is too long, or a model beyond
     ``MOST``: neither depends on a patient.
 
     >>> rows, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
     >>> twice = [torch.tensor([0]), torch.tensor([0])]
-    >>> local_sum(torch.zeros(2, 2), rows, labels, torch.ones(2), twice, max_grad_norm=2.0, eta=1.0)
+    >>> local_sum(torch.zeros(2, 2), rows, labels, torch.zeros(2), twice, max_grad_norm=2.0, eta=1.0)
     tensor([[-0.6192, -0.6192],
             [ 0.6192,  0.6192]], dtype=torch.float64)
     """
@@ -77,25 +77,23 @@ def local_sum(
     if not matrix.norm() <= MOST:
         raise InputError(f"the model's norm is {matrix.norm():.3g}, but at most {MOST:g}: take a smaller learning rate")
     index = torch.cat(list(samples))
-    needed, weights = rows[index].double(), weights.double()
-    length = max_grad_norm / (math.sqrt(2) * max(1.0, float(weights.max())))
-    needed = shorten_rows(needed, needed.norm(dim=1), length)
+    needed = rows[index].double()
+    needed = shorten_rows(needed, needed.norm(dim=1), max_grad_norm / math.sqrt(2))
     start = matrix.double().numpy()
     end = start.copy()
-    _compiled()(end, needed.numpy(), labels[index].numpy(), weights.numpy(), eta)
+    _compiled()(end, needed.numpy(), labels[index].numpy(), offset.double().numpy(), eta)
     return torch.from_numpy((start - end) / eta)
 
 
-def go_through(matrix: np.ndarray, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray, eta: float) -> None:
-    """Step ``matrix`` (classes, p + 1) in place; rows (B, p + 1), labels int64 (B,), weights (classes,) of the loss."""
+def go_through(matrix: np.ndarray, rows: np.ndarray, labels: np.ndarray, offset: np.ndarray, eta: float) -> None:
+    """Step ``matrix`` (classes, p + 1) in place, for each patient: rows (B, p + 1), labels (B,), offset (classes,)."""
     for i in range(len(rows)):
-        scores = matrix @ rows[i]
+        scores = matrix @ rows[i] + offset
         error = np.exp(scores - scores.max())
         error /= error.sum()
         error[labels[i]] -= 1.0
-        error *= eta * weights[labels[i]]
         for c in range(len(error)):
-            matrix[c] -= error[c] * rows[i]
+            matrix[c] -= eta * error[c] * rows[i]
 
 
 @functools.cache
