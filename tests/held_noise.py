@@ -13,10 +13,11 @@ from dopamine_lib.privacy.randomness import Randomness
 _KEY, _stream = Randomness("neighbours"), Randomness.stream
 
 
-def _draw(self: Hospital, step: int) -> tuple[torch.Tensor, object]:
+def _draw(self: Hospital, step: int) -> tuple[tuple[torch.Tensor, ...], object]:
     """Nobody is sampled, and the noise is that of the hospital and the step, on any data."""
     own = _stream(_KEY, self.plan.setting.name, self.number, step)
-    return torch.empty(0, dtype=torch.int64), None if self.noise is None else self.noise.draw(own)[0]
+    nobody = (torch.empty(0, dtype=torch.int64),) * self.plan.setting.draws
+    return nobody, None if self.noise is None else self.noise.draw(own)[0]
 
 
 def hold(setattr: Callable[[object, str, object], object] = setattr) -> None:

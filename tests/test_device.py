@@ -192,7 +192,7 @@ def test_what_is_drawn_ahead_is_what_is_drawn_in_time(device):
     ahead, plain = (experiment.training("FPDP").hospitals[3] for _ in range(2))
     ahead.device = device
     for step in (0, 1, 25, 26, 2499):  # a hospital sits rounds out, and nothing lies beyond its last step
-        (sample, (noise, at)), (same, (other, _)) = ahead._draw(step), plain._draw(step)
+        ((sample,), (noise, at)), ((same,), (other, _)) = ahead._draw(step), plain._draw(step)
         assert torch.equal(sample, same) and torch.equal(noise._words, other._words) and at == 0
         assert all(later > step for later in ahead._ahead)
     assert not ahead._ahead

@@ -219,7 +219,7 @@ def test_neighbours_release_the_same(released, folders, which, split):
         ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP", "--hospitals", "6", "--loss", "balanced"),
         ("--aggregation", "bfv", "--noise", "integer", "--settings", "FSCDP"),
         ("--aggregation", "masks", "--noise", "integer", "--settings", "FSCDP", "--least", "3", "--dropout", "0.2"),
-        ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp"),
+        ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp", "--local-steps", "3", "--rounds", "50"),
         ("--model", "cnn", "--loss", "balanced"),
         ("--split", "unequal", "--settings", "FPDP"),
         ("--split", "quality", "--settings", "FPDP"),

@@ -34,8 +34,8 @@ LOCAL_NORM = math.sqrt(2)
 AUTO = "auto"
 #: Rounds, in units of what momentum remembers: ten, for which e^-10 of the start is left.
 MEMORIES = 10
-#: The fewest rounds of several local steps. On eyes dealt out at random 20 lose nothing; hospitals that differ drift
-#: apart: on the heart-disease data's four, 20 rounds of 5 steps cost 5 points at epsilon 1, and 100 rounds 2.
+#: The fewest rounds of several local steps. On eyes dealt out at random 20 lose half a point; hospitals that differ
+#: drift apart: on the heart-disease data's four, 20 rounds of 5 steps cost 5 points at epsilon 1, 100 rounds 2.
 LEAST = 20
 
 
