@@ -174,7 +174,7 @@ def test_rounds_that_no_bound_or_training_goes_with_are_refused(words, said, tmp
         ({"like": "C", "noise_multiplier": 1.0}, "max_grad_norm is inf"),
         ({"like": "FSCDP", "centre": 0}, "centre is 0"),
         ({"like": "FSCDP", "counts": 1.5}, "counts is 1.5"),
-        ({"like": "FSCDP", "local_steps": 5}, "single steps"),
+        ({"like": "FSCDP", "local_steps": 1001}, "at most 1000"),
         ({"like": "FSCDP", "participation": 0.5}, "single steps"),
         ({"like": "CDP", "local_steps": 2}, "single steps"),
         ({"like": "CDP", "shared_noise": False}, "single steps|curator"),
