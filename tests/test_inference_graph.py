@@ -1,6 +1,7 @@
 """Networks of any shape, evaluated privately: torchvision's, and small ones that hold what theirs are made of."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from test_inference_network import error, images, private_and_plain, seeded
 from torch import nn
 from torchvision import models
@@ -18,6 +20,8 @@ from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import LAYERS, evaluate
 from dopamine_lib.inference.network.rehearsal import Rehearsal
 from dopamine_lib.inference.network.serving import load
+from dopamine_lib.inference.protocols.pooling import AveragePool
+from dopamine_lib.inference.protocols.truncation import Sum
 from dopamine_lib.inference.workers.commands import _print
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.models.networks import IMAGENET, to_input
@@ -309,9 +313,33 @@ def test_weights_that_are_not_the_network_s_are_refused(weights_of, refuses):
     ):
         with refuses(*said):
             load(weights_of(net), model=model, size=32)
+    file = weights_of(net).with_name("net.safetensors")
+    for said, metadata in (
+        (("preprocessing must be a JSON object",), {"preprocessing": "[1]"}),
+        (("grades a list of 3 names",), {"grades": "7"}),
+        (("grades a list of 3 names",), {"grades": '["a"]'}),
+        (("std [0, 0, 0]",), {"preprocessing": '{"std": [0, 0, 0]}'}),
+    ):
+        save_file(net.state_dict(), file, metadata)
+        with refuses(*said):
+            load(file, model="resnet18", size=32)
     net.bn1.weight.data[0] = float("inf")
     with refuses("not finite"):
         load(weights_of(net), model="resnet18", size=32)
+
+
+def test_a_plan_cannot_make_a_party_hold_more_than_was_counted(refuses):
+    """A sum of one value 300 times, which had been held 300 times; windows whose common multiple took seconds."""
+    value = np.ones((1, 256, 512), np.uint64)
+    many = Sum("sum", (0,) * 300, value.shape, 1.0, shifts=(1,) * 300)
+    tracemalloc.start()
+    assert many.plain([value] * 300, None).max() == 600
+    assert tracemalloc.get_traced_memory()[1] < 4 * value.nbytes
+    tracemalloc.stop()
+    growing = tuple((0, i) for i in range(1, 801))
+    pool = AveragePool("pool", (0,), (1, 800, 800), 1.0, growing, growing)
+    with refuses("no common multiple below"):
+        pool.output_shape((1, 800, 800))
 
 
 def test_of_a_thousand_classes_five_are_printed(capsys):

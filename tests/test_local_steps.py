@@ -73,6 +73,8 @@ def test_a_longer_step_would_break_the_bound_and_is_refused(monkeypatch, refuses
     """Planted: steps beyond 8 / C^2 draw two models apart."""
     with refuses("eta is 2.1", "must not exceed 2"):
         moved(np.random.default_rng(0), 2.1)
+    with refuses("the model's norm is", "at most 200"):  # the sum is 1 / eta times what its steps are rounded by
+        local_sum(torch.full((2, 2), 150.0), torch.ones(1, 2), torch.tensor([0]), torch.zeros(2), [], 2.0, 1e-4)
     monkeypatch.setattr("dopamine_lib.privacy.local_steps.longest_step", lambda C: math.inf)
     rng = np.random.default_rng(0)
     assert max(moved(rng, 30.0) for _ in range(150)) > 1.05

@@ -130,6 +130,10 @@ def references(notebook, path):
     assert re.search(r"^## References\s+[-*] \S", markdown(notebook)[-1].source, re.MULTILINE), "and names some"
 
 
+def one_epsilon(notebook, path):
+    assert not any(r"\epsilon" in cell.source for cell in notebook.cells), r"one glyph in all chapters, \varepsilon"
+
+
 def checks_itself(notebook, path):
     plain = [cell.source for cell in code(notebook) if "BEGIN SOLUTION" not in cell.source]
     assert any(re.search(r"^\s*assert ", source, re.MULTILINE) for source in plain), "a self-check asserts"
@@ -168,6 +172,7 @@ RULES = (
     set_up_folded,
     compared_cells_are_text,
     references,
+    one_epsilon,
     checks_itself,
     has_an_exercise,
     take_away_and_three_questions,
@@ -263,6 +268,7 @@ FAULTS = [
     (compared_cells_are_text, add_output(3, "display_data", data={"image/png": "iVBORw0KGgo="})),
     (references, replace(6, "## References", "## Further reading")),
     (references, replace(6, "- The paper, Eq. 1.", "")),
+    (one_epsilon, replace(2, "## Claim", r"## Claim for $\epsilon$")),
     (checks_itself, replace(3, "assert 1 < 2", "print(1 < 2)")),
     (has_an_exercise, replace(4, "### BEGIN SOLUTION\nx = 1\n### END SOLUTION", "x = 1")),
     (has_an_exercise, replace(4, "### END SOLUTION\n", "")),

@@ -146,6 +146,7 @@ def test_rounds_are_told_in_results_statement_and_report(words, own, tmp_path):
         ("--rounds -3 --epsilon 1", "rounds is -3"),
         ("--rounds few --epsilon 1", "rounds is 'few', but must be a whole number, or auto"),
         ("--rounds 1.5 --epsilon 1", "rounds is '1.5'"),
+        ("--rounds ² --epsilon 1", "rounds is '²'"),
         ("--sample-rate 1.5 --epsilon 1", "sample rate is 1.5"),
         ("--sample-rate nan --epsilon 1", "sample rate is nan"),
     ],

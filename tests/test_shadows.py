@@ -222,6 +222,9 @@ def test_shadows_leave_every_patient_out_of_half_of_them(small, refuses, monkeyp
             shadow_confidences(experiment, "C", count)
     with refuses("--model head and linear only"):
         shadow_confidences(Experiment.load(replace(options, model="cnn"), progress=False), "C", 4)
+    with refuses("FSCDP takes 3"):
+        several = Experiment.load(replace(options, epsilon=5.0, local_steps=3), progress=False)
+        shadow_confidences(several, "FSCDP", 4)
 
 
 @pytest.mark.parametrize("name, rounds", [("C", 200), ("FPDP", 8), ("FSCDP", 200)])

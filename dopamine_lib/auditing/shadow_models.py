@@ -82,7 +82,8 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
     """phi (count, N) of shadow heads, each trained on a random half of all persons; NaN for those in that half.
 
     The halves come in complementary pairs, so half of the models were trained without any given patient. Raises
-    InputError for an odd count or fewer than 4, and for any model but ``HEADS``: others are too slow to train in bulk.
+    InputError for an odd count or fewer than 4, for any model but ``HEADS``, for others are too slow to train in bulk,
+    and for a setting whose local steps are in one noisy sum.
     """
     if experiment.options.model not in HEADS:
         known = " and ".join(HEADS)
@@ -90,6 +91,8 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)
+    if plan.setting.draws > 1:  # their averaging would be another algorithm
+        raise InputError(f"shadow models take one step a round, but {name} takes {plan.setting.draws}: attack it at 1")
     _, person, images = np.unique(experiment.dataset.person, return_inverse=True, return_counts=True)
     images_of = np.split(person.argsort(kind="stable"), images.cumsum()[:-1])
     patients = []

@@ -63,7 +63,7 @@ def bound_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--epsilon", type=float, metavar="E", help="recalibrate the noise to this bound")
     command.add_argument(
         "--rounds",
-        type=lambda text: int(text) if text.lstrip("-").isdigit() else text,
+        type=_number_or_word,
         metavar="T",
         help="of the private settings, with --epsilon: a number, or auto for the fewest that lose nothing",
     )
@@ -79,6 +79,13 @@ def bound_arguments(command: argparse.ArgumentParser) -> None:
         metavar="E",
         help="of FSCDP in a round, with --epsilon, for head and linear models (default: 1)",
     )
+
+
+def _number_or_word(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def device_argument(command: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ counts, and T steps of length Lambda / T do the same for any T, as long as
     memory   momentum has forgotten the start: T is many times 1 / (1 - beta), the number of steps that it remembers
 
 ``with_rounds`` keeps Lambda (by ``rescaled``) and, unless told otherwise, q T: as many gradients as before, so a
-hospital computes as much and sends less often. ``fewest_rounds`` is the least T that the two conditions leave.
+hospital computes as much and sends less often. ``fewest_rounds`` is the least T that the two conditions leave. A
+network's L is not known: for it the head's stands in, and validation has to tell whether the steps are too long.
 
 With E local steps (``privacy.local_steps``) a round counts as E steps: Lambda = eta T E. There is no momentum then,
 which hospitals could not have, and eta is 1 / (1 - beta) of what it was; and no clip, but rows of norm 1.
@@ -37,6 +38,8 @@ MEMORIES = 10
 #: The fewest rounds of several local steps. On eyes dealt out at random 20 lose half a point; hospitals that differ
 #: drift apart: on the heart-disease data's four, 20 rounds of 5 steps cost 5 points at epsilon 1, 100 rounds 2.
 LEAST = 20
+#: L: softmax cross-entropy of a linear model on rows of norm 1 is no more curved.
+SMOOTHNESS = 0.5
 
 
 def check_rounds(
@@ -59,16 +62,20 @@ def check_rounds(
         check_within("sample rate", sample_rate, 0, 1, "it is the probability q of being in a step's sample")
 
 
-def fewest_rounds(choice: Choice, local_steps: int = 1) -> int:
-    """The fewest rounds in which momentum forgets its start, 10 / (1 - beta); a local step counts as a round.
+def fewest_rounds(choice: Choice, declared: int, local_steps: int = 1) -> int:
+    """The fewest rounds with stable steps in which momentum forgets its start; a local step counts as a round.
 
+    declared  the rounds that ``choice`` is for
     But at least ``LEAST`` where there are local steps: hospitals learn of each other between rounds alone.
 
     >>> from dopamine_lib.federation.settings import CHOICES
-    >>> [fewest_rounds(CHOICES["head"]["FSCDP"], local_steps) for local_steps in (1, 2, 5, 25)]
+    >>> [fewest_rounds(CHOICES["head"]["FSCDP"], 3001, local_steps) for local_steps in (1, 2, 5, 25)]
     [100, 50, 20, 20]
+    >>> fewest_rounds(Choice(learning_rate=2.5, max_grad_norm=0.5, momentum=0.0), 3001)  # 2.5 * 3001 / T < 4
+    1876
     """
-    steps = round(MEMORIES / (1 - choice.momentum), 6)
+    stable = declared * choice.learning_rate * SMOOTHNESS / (2 * (1 + choice.momentum))
+    steps = round(max(MEMORIES / (1 - choice.momentum), stable), 6)
     return math.ceil(steps if local_steps == 1 else max(LEAST, steps / local_steps))
 
 
@@ -93,7 +100,7 @@ def with_rounds(
     several = local_steps if local_steps and takes_local_steps(declared) else declared.local_steps
     fewer = declared.local_steps / several
     if rounds == AUTO:
-        rounds = min(declared.rounds, fewest_rounds(choice, several // declared.local_steps))
+        rounds = min(declared.rounds, fewest_rounds(choice, declared.rounds, several // declared.local_steps))
     rounds = rounds or math.ceil(declared.rounds * fewer)
     if sample_rate is None:
         sample_rate = min(1.0, round(declared.sample_rate * declared.rounds * fewer / rounds, 12))

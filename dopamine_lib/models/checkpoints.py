@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -149,5 +150,14 @@ def load_network(path: str | Path, model: str, size: int | None = None) -> tuple
     count = len([*net.parameters()][-1])
     grades = parse_json(metadata["grades"]) if "grades" in metadata else classes
     said = parse_json(metadata["preprocessing"]) if "preprocessing" in metadata else {}
+    if not (isinstance(said, dict) and (not grades or isinstance(grades, list | tuple) and len(grades) == count)):
+        raise InputError(
+            f"{path}: in its metadata, preprocessing must be a JSON object and grades a list of {count} names; leave "
+            "out what it does not know"
+        )
     preprocessing = {"size": size or 224, "mean": IMAGENET[0], "std": IMAGENET[1]} | said
+    if not all(isinstance(value, float | int) and value > 0 for value in np.ravel(preprocessing["std"]).tolist()):
+        raise InputError(
+            f"{path}: its preprocessing has std {preprocessing['std']}, but colours are divided by it: > 0"
+        )
     return net, {"grades": list(grades or (f"class {i}" for i in range(count))), "preprocessing": preprocessing}

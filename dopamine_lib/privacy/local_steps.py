@@ -20,8 +20,9 @@ cross-entropy l_i of softmax(W x_i) and eta the learning rate over q N_k. It sen
 However large a sample is: no bound on it is needed. A hospital's momentum would be needed to be bounded, and there is
 none; the server's acts on what is released. A constant that is added to the scores (``balanced``) changes nothing here.
 
-The sums are computed in float64. A map rounds to within 2^-48 (|W| + 1), where |W| <= ``MOST``, and the maps after it
-do not enlarge that. So it stays below the slack of ``float_sums`` for 10^5 maps and C eta >= 0.01.
+The sums are computed in float64. A map rounds to within 2^-48 (|W| + 1), and the maps after it do not enlarge that. A
+sum is 1 / eta times as much, so for 10^5 maps it stays below a half of ``float_sums``' slack where |W| <= ``MOST`` and
+|W| < 10^6 C eta.
 
 The naive way is to clip every gradient, add a share of noise in every local step, and account for E steps of the full
 noise. It is none: later steps read the earlier ones before the others' noise is on them (``planted_faults``).
@@ -63,8 +64,8 @@ def local_sum(
     """The sum float64 (classes, p + 1) of all gradients on the way through ``samples``, from a model of that shape.
 
     rows (N, p + 1) are shortened; labels int64 (N,); offset (classes,) added to the scores; samples int64 (B,) each,
-    one for each local step; eta of one patient's step. Raises InputError for a step that is too long, or a model beyond
-    ``MOST``: neither depends on a patient.
+    one for each local step; eta of one patient's step. Raises InputError for a step that is too long, and for a model
+    that is too large: neither depends on a patient.
 
     >>> rows, labels = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
     >>> twice = [torch.tensor([0]), torch.tensor([0])]
@@ -74,8 +75,9 @@ def local_sum(
     """
     if not eta <= longest_step(max_grad_norm):
         raise InputError(f"eta is {eta}, but must not exceed {longest_step(max_grad_norm):.4g}: take a smaller one")
-    if not matrix.norm() <= MOST:
-        raise InputError(f"the model's norm is {matrix.norm():.3g}, but at most {MOST:g}: take a smaller learning rate")
+    most = min(MOST, 1e6 * max_grad_norm * eta)
+    if not matrix.norm() <= most:
+        raise InputError(f"the model's norm is {matrix.norm():.3g}, but at most {most:.3g}: take another learning rate")
     index = torch.cat(list(samples))
     needed = rows[index].double()
     needed = shorten_rows(needed, needed.norm(dim=1), max_grad_norm / math.sqrt(2))

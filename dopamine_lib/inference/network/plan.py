@@ -4,9 +4,10 @@ Patient, provider and crypto-provider each hold the same plan; every size of eve
 numbered: 0 is the image, i + 1 the output of layer i. A value with ``scale`` s stands for ring / s.
 
 The plan makes public the architecture, the input's size and normalisation, and each layer's scale. A hidden layer's
-scale is a label, since its channels have secret gains (``quantise``). Only the last layers' scales, and the size of
-the noise that scores are opened with, tell the largest activation on public images to a factor of two, because nothing
-follows them in which a gain could be hidden.
+scale is a label, since its channels have secret gains (``quantise``). Where residual branches meet, though, shifts and
+scales tell by which powers of two the branches' largest activations differ (``gains``). And the last layers' scales,
+and the size of the noise that scores are opened with, tell the largest activation on public images to a factor of two,
+because nothing follows them in which a gain could be hidden.
 """
 
 import hashlib

@@ -210,6 +210,7 @@ class AveragePool(Layer):
         inside = all(0 <= a < b <= n for windows, n in ((self.rows, height), (self.columns, width)) for a, b in windows)
         if not inside:
             raise InputError(f"layer '{self.name}': a window does not lie in the input's {height}x{width}")
+        window_factors(self.rows, self.columns)
         return (channels, len(self.rows), len(self.columns))
 
     def work(self, input_shape: Shape) -> int:
@@ -228,10 +229,14 @@ def adaptive_windows(length: int, outputs: int) -> Windows:
 def window_factors(rows: Windows, columns: Windows) -> tuple[int, np.ndarray]:
     """``(common, factors)``: a window's sum times its factor is its average times ``common``, an integer.
 
-    factors uint32 (len(rows), len(columns)); all 1 where the windows have one size.
+    factors uint32 (len(rows), len(columns)); all 1 where the windows have one size. Raises InputError for windows whose
+    common multiple leaves no room in the ring.
     """
-    sizes = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
-    common = lcm(*sizes.ravel().tolist())
+    sizes, common = np.outer([b - a for a, b in rows], [b - a for a, b in columns]), 1
+    for size in np.unique(sizes).tolist():
+        common = lcm(common, size)
+        if common >= LIMIT:
+            raise InputError(f"windows of so many sizes have no common multiple below {LIMIT}: take equal ones")
     return common, (common // sizes).astype(np.uint32)
 
 

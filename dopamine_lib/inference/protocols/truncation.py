@@ -13,6 +13,9 @@ with the right mean, and is exact for shift = 0. Needs |x| < 2^30 and shift <= 3
 The other way, x << shift, each party goes alone, since it is a multiplication by a public number; so it does a sum.
 """
 
+import functools
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -115,9 +118,9 @@ class Aligned(Layer):
     def work(self, input_shape: Shape) -> int:
         return len(self.sources) * prod(self.shape)
 
-    def aligned(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """The values on one scale."""
-        return [x * 2**shift if shift else x for x, shift in zip(inputs, self.shifts, strict=True)]
+    def aligned(self, inputs: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """The values on one scale, one after the other: a plan may name one value hundreds of times."""
+        return (x * 2**shift if shift else x for x, shift in zip(inputs, self.shifts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,7 @@ class Sum(Aligned):
         return super().output_shape(*inputs)
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
-        first, *others = self.aligned(inputs)
-        return sum(others, first)
+        return functools.reduce(operator.add, self.aligned(inputs))
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Concatenate(Aligned):
         return (sum(shape[0] for shape in inputs), *inputs[0][1:])
 
     def plain(self, inputs: list[np.ndarray], weights: None) -> np.ndarray:
-        return np.concatenate(self.aligned(inputs))
+        return np.concatenate(list(self.aligned(inputs)))  # as large as what comes out
 
 
 def _check_shifts(layer: Layer, shifts: tuple[int, ...]) -> None:
