@@ -65,7 +65,7 @@ def bound_arguments(command: argparse.ArgumentParser) -> None:
         "--rounds",
         type=_number_or_word,
         metavar="T",
-        help="of the private settings, with --epsilon: a number, or auto for the fewest that lose nothing",
+        help="of the private settings, with --epsilon: a number, or auto for the fewest whose steps are stable",
     )
     command.add_argument(
         "--sample-rate",

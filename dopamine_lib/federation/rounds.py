@@ -1,4 +1,4 @@
-"""Rounds as a choice: another T or q for a setting at a given epsilon, and the fewest rounds that lose nothing.
+"""Rounds as a choice: another T or q for a setting at a given epsilon, and the fewest rounds that should lose nothing.
 
 What a run of noisy gradient steps loses to noise does not depend on how many steps there are. After T steps of length
 eta on the mean of N patients' gradients, a smooth convex loss is above its least value by at most about
