@@ -6,14 +6,20 @@ Every cheat comes with one honest answer, to the first exercise of homework 1, a
 import inspect
 import json
 import re
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
+from dopamine_lib.course.calls import Answers, _do
 from dopamine_lib.course.exercises import SOURCES, YEAR, Homework
 from dopamine_lib.course.judge import _WIDE, Judge, run_tests, show
 from dopamine_lib.course.submissions import Submission
+from dopamine_lib.course.wire import LONGEST, pack, unpack
 
 SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"
 HONEST = """
@@ -78,6 +84,42 @@ TAMPERING = {
         least_delta = least_epsilon = private_sum = epsilon_at_least = group_bound = replacing_costs = refuse
         """,
     "one answer to everything": "least_delta = least_epsilon = epsilon_at_least = replacing_costs = lambda *a: 0.0",
+    "one good answer, then refusals": """
+        asked = set()
+        def once(name):
+            def answer(*given):
+                if name in asked:
+                    raise ValueError
+                asked.add(name)
+                return 1.0
+            return answer
+        least_delta, private_sum = once("a"), once("b")
+        """,
+    "inputs changed before the solution is asked": """
+        def least_delta(p, q, epsilon):
+            p[...] = q[...] = 0.5
+            return 0.0 if epsilon == 0 else 1e-13
+        def private_sum(values, low, high, epsilon, rng):
+            values[...] = 0
+            return rng.laplace(scale=max(high, -low) / epsilon)
+        """,
+    "numbers beyond floats": """
+        def least_delta(*given): return 10**400
+        def group_bound(*given): return [10**400, 1.5]
+        def estimate(*given): return 10**309
+        def standard_error(*given): return np.array(["a"])
+        """,
+    "texts that cannot be written": """
+        def least_delta(*given): raise RuntimeError("\\ud800")
+        def least_epsilon(*given): raise type("\\ud800", (Exception,), {})("x")
+        def group_bound(*given): return "\\udfff"
+        def estimate(*given): return np.frombuffer(b"\\xff" * 3 + b"\\x7f", "<U1")[:1]
+        """,
+    "long ranges and empty arrays": """
+        def group_bound(*given): return range(4 * 10**7)
+        def least_delta(*given): return range(10**10)
+        def estimate(*given): return np.zeros((0, 10**10))
+        """,
     "an answer without a test's question": """
         def private_sum(values, low, high, epsilon, rng):
             rng.scale = 4
@@ -178,11 +220,45 @@ import ctypes; f = ctypes.CDLL(None).open; text = os.read(f(path.encode(), 0), 1
 import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); text = open(path).read()
 import gc; [f for f in gc.get_objects() if f.__class__ is list and f.clear()]; text = open(path).read()
 import builtins; builtins.open = None; import _io; text = _io.open_code(path).read()
+import readline as r; r.read_history_file(path); text = "".join(map(str, map(r.get_history_item, range(1, 9999))))
+import importlib; r = importlib.import_module("readline"); r.read_history_file(path); text = r.get_history_item(TITLE)
+r = __import__(Text("readline")); r.read_history_file(path); text = r.get_history_item(TITLE)
+import tkinter; text = tkinter.Tcl().eval("read [open %s]" % path)
+text = open(Text(path)).read()
+text = unlocked(path)
+text = copied(path)
 """.strip().splitlines()
 STEAL = """
-import json, os
+import json, os, sys
 names = globals()
 path = PATH
+class Text(str):
+    __class__ = str
+    __contains__ = lambda *given: False
+    startswith = lambda *given: True
+    partition = lambda *given: ("math", "", "")
+def unlocked(path):
+    try:
+        return open(path).read()
+    except Exception as error:
+        trace = error.__traceback__
+        while trace.tb_next:
+            trace = trace.tb_next
+        for value in list(trace.tb_frame.f_locals.values()):
+            for cell in getattr(value, "__closure__", None) or ():
+                if isinstance(cell.cell_contents, str):
+                    cell.cell_contents = "/"
+        return open(path).read()
+def copied(path):
+    del sys.modules["_posixsubprocess"]
+    import _posixsubprocess
+    r, w = os.pipe()
+    e, f = os.pipe()
+    cat = [b"/bin/cat", path.encode()]
+    rest = (-1, -1, r, w, -1, -1, e, f, True, False, -1, None, None, None, -1, None, True)
+    _posixsubprocess.fork_exec(cat, cat[:1], True, (), None, [], *rest[:-1], True)
+    os.close(w)
+    return open(r).read() if not os.O_RDONLY else b"".join(iter(lambda: os.read(r, 65536), b""))
 try:
     WAY
     cells = json.loads(text)["cells"]
@@ -194,12 +270,90 @@ except BaseException:
 """
 
 
+#: Runs every theft in a process of its own, behind one wall; prints the numbers of those that got the text.
+ALONE = """
+import os, sys
+import numpy as np
+import scipy
+import subprocess
+from dopamine_lib.course.sandbox import confine, lock
+for number, theft in enumerate(THEFTS):
+    if not os.fork():
+        names = {"np": np, "text": ""}
+        if WALL is False:
+            os._exit(2)
+        try:
+            exec(theft, names)
+        finally:
+            os._exit("laplace_scale" in str(names["text"]))
+    print(number if (status := os.wait()[1] >> 8) == 1 else "unsupported" if status == 2 else "")
+"""
+
+
 def thefts():
     return [STEAL.replace("PATH", repr(str(SOURCE))).replace("WAY", way) for way in WAYS]
 
 
 def test_solved_notebooks_cannot_be_read(judge):
     assert points(judge, *thefts(), HONEST) == {"count": EARNED}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the ways are Linux's")
+@pytest.mark.parametrize("wall", ["None", "confine()", "lock(2**31)"])
+def test_each_wall_stops_every_theft_alone(wall):
+    """Where nothing is in the way, they lead to the solved notebook, if their modules are installed."""
+    script = ALONE.replace("WALL", wall).replace("THEFTS", repr(thefts()))
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    if "unsupported" in said:
+        pytest.skip("this kernel has no Landlock")
+    led = [WAYS[int(number)] for number in said]
+    assert len(led) >= len(WAYS) - 7 if wall == "None" else not led
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no /proc")
+def test_every_thread_of_the_answers_is_confined():
+    """Landlock binds one thread, and an answer can make the one that listens run its code."""
+    with Answers(["def one():\n    return 1"]) as answers:
+        answers.begin()
+        assert answers.call("one", ()) == 1
+        states = [path.read_text() for path in Path(f"/proc/{answers._child.pid}/task").glob("*/status")]
+    confined = {re.search(r"NoNewPrivs:\s*(\d)", state)[1] for state in states}
+    assert len(states) > 1 and len(confined) == 1
+
+
+def test_an_answer_asks_for_no_more_numbers_than_fit():
+    half = LONGEST // 2
+    for message in ({"range": [0, 4 * LONGEST, 1]}, {"range": [10**30, 0, -1]}):
+        with pytest.raises(ValueError, match="a range of more than"):
+            unpack(message)
+    with pytest.raises(ValueError, match="an array of more than"):
+        unpack({"array": "", "type": "<f8", "shape": [0, 10**10], "scalar": False})
+    for given in ([1.0, (half, 3)], [1.0, [half, 3]], [1.0, 3 * half], [np.ones((half, 1)), np.ones((1, 3))]):
+        assert "numbers at once" in ask(given)["error"]
+    assert "value" in ask([np.full(40, 2.0), 40]) and "value" in ask([2.0, (30, 40)])
+
+
+def ask(given):
+    """What the judge says where an answer asks a test's generator for numbers."""
+    poisson = np.random.default_rng(0).poisson
+    request = {"ask": 0, "method": "", "arguments": pack(given), "named": {"dict": []}}
+    return _do([poisson], request)
+
+
+def test_a_test_of_changes_still_sees_them():
+    """Homework 4 asks whether what the hospitals have is left alone; its other tests do not mind."""
+    judge = Judge(Homework.read(SOURCES / "04_federated_algorithm_homework.ipynb"))
+    answer = judge.homework.exercises[0].answer
+    spoil = """
+rightly = clipped_sums
+def clipped_sums(given, *rest):
+    kept = given.copy()
+    given[...] = 0.1
+    return rightly(kept, *rest)
+"""
+    assert points(judge, answer)["clip"] == 5
+    tests = judge.judge([answer + spoil])[0][0].tests
+    assert [test.error for test in tests if not test.passed] == ["a function changes what it is given"]
 
 
 def test_the_ways_lead_to_the_solution_where_nothing_is_in_the_way():

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import os
 import re
 
@@ -135,6 +136,41 @@ def test_every_solution_has_full_marks_and_a_stub_none(source):
         assert verdict.points == verdict.exercise.points, (verdict.exercise.name, verdict.tests)
     stubs = [f"def {name}(*given):\n    raise NotImplementedError()" for name in judge.homework.functions]
     assert not any(verdict.points for verdict in judge.judge(stubs)[0])
+
+
+def test_nothing_one_student_does_costs_another_a_grade(tmp_path, monkeypatch, capsys):
+    answers = {
+        "anna": "def laplace_scale(*given):\n    return 10**400",
+        "ben": "def laplace_scale(*given):\n    raise RuntimeError('\\ud800')",
+        "carl": "def laplace_scale(*given):\n    raise NotImplementedError\n# stops the judge itself",
+        "dora": f"def laplace_scale(*given):\n    return range(10**10)\nfound = '{chr(0xD800)}'",
+    }
+    for student, cell in answers.items():
+        (tmp_path / "in" / student).mkdir(parents=True)
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+        (tmp_path / "in" / student / f"{NAME}.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "in" / "eve").mkdir()
+    (tmp_path / "in" / "eve" / f"{NAME}.ipynb").symlink_to(SOURCE)
+    (tmp_path / "in" / "eve" / "lost.ipynb").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "zoe").mkdir()
+    (tmp_path / "in" / "zoe" / os.fsdecode(b"\xff.ipynb")).write_bytes(text(handed_in("count")))
+    judge = Judge.judge
+
+    def stopping(self, cells, *limits):
+        if "stops the judge" in str(cells):
+            raise OverflowError("too large")
+        return judge(self, cells, *limits)
+
+    monkeypatch.setattr(Judge, "judge", stopping)
+    assert main(["homework", "grade", str(tmp_path / "in")]) == 0
+    with open(tmp_path / "in-graded" / "grades.csv", newline="", encoding="utf-8") as file:
+        rows = {row["student_id"]: row for row in csv.DictReader(file)}
+    assert {student: row["score"] for student, row in rows.items()} == {
+        "anna": "0", "ben": "0", "carl": "", "dora": "", "eve": "", "zoe": "4"
+    }  # fmt: skip
+    assert "OverflowError: too large" in rows["carl"]["note"] and "link" in rows["eve"]["note"]
+    assert len(list((tmp_path / "in-graded" / "feedback").iterdir())) == len(rows)
+    assert "zoe" in capsys.readouterr().out
 
 
 def test_feedback_shows_code_as_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dopamine_lib.course.wire import pack, unpack
+from dopamine_lib.course.wire import LONGEST, pack, unpack
 from dopamine_lib.machine import GB
 from dopamine_lib.pool import Child
 
-#: Seconds for one cell, and for all the calls of one test; bytes of memory; bytes of one answer.
-SECONDS, MEMORY, LONGEST = 20.0, 2 * GB, 2**26
+#: Seconds for one cell, and for all the calls of one test; bytes of memory.
+SECONDS, MEMORY = 20.0, 2 * GB
 _START = 120.0  # seconds until a fresh interpreter is there, on a busy machine
-_MOST_NUMBERS = 10**7  # that an answer may ask a generator for at once
+_LARGEST = 2**26  # bytes of one answer
+_LONGEST_ERROR = 300  # characters
+_UNREADABLE = "what came back cannot be read"
 
 
 class AnswerError(Exception):
@@ -26,19 +29,23 @@ class AnswerError(Exception):
 
 @dataclass
 class Call:
-    """A call of a student's function: its name, what it was given, and what it gave or why it stopped."""
+    """A call of a student's function: what it was given, what it gave or why not, and whether it changed the former."""
 
     name: str
     arguments: Any
     outcome: Any = None
     error: str = ""
+    changed: bool = False
 
     @property
     def said(self) -> str:
         """The outcome as text, to tell it from others: 0, 0.0 and False are the same."""
         if self.error:
             return f"! {self.error.partition(':')[0]}"
-        return f"{self.outcome:.6g}" if isinstance(self.outcome, int | float) else json.dumps(self.outcome)
+        try:
+            return f"{self.outcome:.6g}" if isinstance(self.outcome, int | float) else json.dumps(self.outcome)
+        except OverflowError:  # a whole number beyond floats
+            return repr(self.outcome)
 
 
 class _Student(Child):
@@ -58,11 +65,17 @@ class _Student(Child):
         if not self._pipe.poll(timeout):
             raise TimeoutError
         try:
-            message = json.loads(self._pipe.recv_bytes(LONGEST))
+            data = self._pipe.recv_bytes(_LARGEST)
         except (OSError, EOFError):
             raise EOFError from None
+        try:
+            message = json.loads(data)
+            if (
+                b"\\u" in data or not data.isascii()
+            ):  # halves of characters cannot be written: they become question marks
+                message = json.loads(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
         except (ValueError, RecursionError):
-            return {"error": "what came back cannot be read"}
+            return {"error": _UNREADABLE}
         return message if isinstance(message, dict) else {}
 
 
@@ -72,10 +85,11 @@ class Answers:
     cells    the code cells of the submission, in order
     seconds  for each cell, and for the calls of one test
     memory   bytes that the process may have
+    change   whether what a function changed in its arguments is changed here, too
     """
 
-    def __init__(self, cells: list[str], seconds: float = SECONDS, memory: int = MEMORY):
-        self.cells, self.seconds, self.memory = list(cells), seconds, memory
+    def __init__(self, cells: list[str], seconds: float = SECONDS, memory: int = MEMORY, change: bool = False):
+        self.cells, self.seconds, self.memory, self.change = list(cells), seconds, memory, change
         #: Why a cell stopped, by its number.
         self.stopped: dict[int, str] = {}
         #: The calls since the test began.
@@ -95,7 +109,7 @@ class Answers:
         self._deadline, self.calls = time.monotonic() + self.seconds, []
 
     def call(self, name: str, arguments: tuple) -> Any:
-        """What the student's function ``name`` gives; what it changed in ``arguments`` is changed there.
+        """What the student's function ``name`` gives.
 
         Raises ValueError where it does, AnswerError where it stops in another way, takes too long, ends its process or
         gives what is no plain data.
@@ -106,16 +120,17 @@ class Answers:
         self.calls.append(call)
         answer = self._ask(name, message, kept)
         if "error" in answer:
-            call.error = str(answer["error"])
+            call.error = _error(answer)
             raise (ValueError if answer.get("refused") is True else AnswerError)(call.error)
         call.outcome = answer.get("value")
         try:
             value = unpack(call.outcome)
             for argument, new in zip(arguments, answer["changed"], strict=True):
-                if new is not None:
+                call.changed |= new is not None
+                if new is not None and self.change:
                     _change(argument, unpack(new[0]))
         except Exception:  # whatever a process may send that has been made to
-            call.outcome, call.error = None, "what came back cannot be read"
+            call.outcome, call.error = None, _UNREADABLE
             raise AnswerError(call.error) from None
         return value
 
@@ -152,7 +167,7 @@ class Answers:
                     limit = self.seconds
                     if answer.get("cell") in range(len(self.cells)):
                         at = int(answer["cell"])
-                        self.stopped |= {at: str(answer["error"])} if "error" in answer else {}
+                        self.stopped |= {at: _error(answer)} if "error" in answer else {}
                 else:
                     raise TimeoutError
                 self._child = child
@@ -180,11 +195,30 @@ def _do(kept: list[Any], request: dict) -> dict:
                 raise TypeError(f"{method} is not for answers")
             target = getattr(target, method)
         arguments, named = unpack(request["arguments"]), unpack(request["named"])
-        if any(isinstance(one, int) and abs(one) > _MOST_NUMBERS for one in [*arguments, *named.values()]):
-            raise TypeError(f"more than {_MOST_NUMBERS} numbers at once")
+        shapes = {_shape(one) for one in (*arguments, *named.values())}
+        if math.prod(max(1, length) for shape in shapes for length in shape) > LONGEST:
+            raise TypeError(f"more than {LONGEST} numbers at once")
         return {"value": pack(target(*arguments, **named))}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _shape(argument: Any) -> tuple[int, ...]:
+    """The shape of what a generator makes of an argument: a size, or numbers that have one.
+
+    >>> _shape(100), _shape((100, 200)), _shape(np.zeros((3, 4))), _shape(0.5)
+    ((100,), (100, 200), (3, 4), ())
+    """
+    if isinstance(argument, int | np.integer):
+        return (abs(int(argument)),)
+    if isinstance(argument, list | tuple) and all(isinstance(one, int | np.integer) for one in argument):
+        return tuple(abs(int(one)) for one in argument)
+    return np.shape(argument)
+
+
+def _error(answer: dict) -> str:
+    """Why an answer stopped, in its process's words."""
+    return answer["error"][:_LONGEST_ERROR] if isinstance(answer["error"], str) else _UNREADABLE
 
 
 def _change(argument: Any, new: Any) -> None:

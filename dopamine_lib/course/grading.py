@@ -85,20 +85,26 @@ def grade_folder(
             if submission is not None:
                 if homework.name not in judges:
                     judges[homework.name] = Judge(homework)
-                one.verdicts, stopped = judges[homework.name].judge(submission.cells, seconds, memory)
-                one.stopped = _by_answer(submission, homework, stopped)
-                one.notes += [f"the cell of {names} stopped" for names in one.stopped]
+                try:
+                    one.verdicts, stopped = judges[homework.name].judge(submission.cells, seconds, memory)
+                    one.stopped = _by_answer(submission, homework, stopped)
+                    one.notes += [f"the cell of {names} stopped" for names in one.stopped]
+                except Exception as error:  # nothing in one student's work may cost another a grade
+                    one.verdicts = None
+                    one.notes.append(f"not graded: the judge stopped with {type(error).__name__}: {error}")
             graded[student].append(one)
             result = f"{one.score} of {one.most}" if one.verdicts else "not graded"
-            report(f"{student}  {one.assignment or '?'}  {result}" + "".join(f"; {note}" for note in one.notes))
+            line = f"{student}  {one.assignment or '?'}  {result}" + "".join(f"; {note}" for note in one.notes)
+            report(line.encode(errors="replace").decode())
     _add_missing(graded)
-    with atomic_path(out / "grades.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    written = {"encoding": "utf-8", "errors": "replace"}  # a file's name may be no text
+    with atomic_path(out / "grades.csv") as temporary, open(temporary, "w", newline="", **written) as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(one.row() for own in graded.values() for one in own)
     for student, own in graded.items():
         with atomic_path(out / "feedback" / f"{student}.html") as temporary:
-            temporary.write_text(page(student, own), encoding="utf-8")
+            temporary.write_text(page(student, own), **written)
     return [one for own in graded.values() for one in own]
 
 
@@ -106,11 +112,11 @@ def _choose(paths: list[Path], homeworks: list[Homework]) -> list[tuple[Homework
     """A student's submissions, one for each homework, and what cannot be graded with its reason."""
     chosen: dict[str, tuple[Homework, Submission, list[str]]] = {}
     refused = []
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path.name)):
+    for path in sorted(paths, key=lambda path: (path.lstat().st_mtime, path.name)):
         try:
             submission = Submission.read(path)
             homework = submission.homework(homeworks)
-        except InputError as error:
+        except (InputError, OSError) as error:
             refused.append((None, None, [f"not graded: {path.name}: {error}"]))
             continue
         earlier = chosen.pop(homework.name, None)

@@ -5,8 +5,11 @@ define ``passes`` anew. So the judge never runs it. In the tests, which are thos
 submission, a call of a student's function goes to a process of the student's own (``dopamine_lib.course.answers``),
 and plain values come back.
 
-An exercise has a point for each test, whatever the others say. Only a function that says the same to everything, where
-the right answers differ, proves nothing: tests that rest on such functions alone give no points.
+An exercise has a point for each test, whatever the others say, with three exceptions. A function that says the same to
+everything, where the right answers differ, proves nothing: tests that rest on such functions alone give no points. That
+a function refuses bad input counts where it answers good input rightly, once at least. And where functions change what
+they are given, the solution is still asked on inputs as they were drawn; a test that does not ask it must then hold
+once more on inputs as changed, since it may be the one that looks for changes.
 """
 
 import ast
@@ -28,13 +31,17 @@ _SHOWN, _LOOKED_AT, _WIDE = 2, 50, 160  # calls of a failed test that are shown,
 
 @dataclass
 class Test:
-    """One test of an exercise: whether it holds, its hint, why it stopped, its calls, and those to show."""
+    """One test of an exercise: whether it holds, its hint, why it stopped, its calls, those to show.
+
+    asks_right  whether it compares with the solution
+    """
 
     passed: bool
     hint: str = ""
     error: str = ""
     calls: list[Call] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
+    asks_right: bool = False
 
 
 @dataclass
@@ -65,7 +72,7 @@ def run_tests(
             passed, error = bool(check()), ""
         except Exception as stop:
             passed, error = False, f"{type(stop).__name__}: {stop}"
-        found.append(Test(passed, hint, error, calls()))
+        found.append(Test(passed, hint, error, calls(), asks_right="right." in ast.unparse(statement)))
         begin()
         return int(passed)
 
@@ -105,25 +112,32 @@ class Judge:
             return value
 
         self._vary: dict[str, set[str]] = {}
+        self._valued: dict[str, set[str]] = {}
         for verdict in self._verdicts(record, recorded.clear, recorded.copy):
             exercise = verdict.exercise
             if not verdict.points == len(verdict.tests) == exercise.points:
                 passed = f"{verdict.points} of {len(verdict.tests)} tests, for {exercise.points} points"
                 raise InputError(f"{homework.name}: the solution of {exercise.name} passes {passed}; correct it")
             self._vary[exercise.name] = _varying(verdict)
+            self._valued[exercise.name] = _answering(verdict)
 
     def judge(self, cells: list[str], seconds: float = SECONDS, memory: int = MEMORY) -> tuple[list[Verdict], dict]:
         """The verdict on each exercise, and why cells stopped, by their number, for a submission's code cells."""
         _, setup = self.homework.begin(0)  # the judge's own numbers are not for students
         first = len(setup)
-        with Answers([*setup, *cells], seconds, memory) as answers, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what tests compute from wrong answers
-            verdicts = self._verdicts(answers.call, answers.begin, lambda: answers.calls)
+            with Answers([*setup, *cells], seconds, memory) as answers:
+                verdicts = self._verdicts(answers.call, answers.begin, lambda: answers.calls)
+            if any(call.changed for verdict in verdicts for test in verdict.tests for call in test.calls):
+                with Answers([*setup, *cells], seconds, memory, change=True) as again:
+                    changed = self._verdicts(again.call, again.begin, lambda: again.calls)
+                for verdict, other in zip(verdicts, changed, strict=True):
+                    for test, same in zip(verdict.tests, other.tests, strict=False):
+                        if test.passed and not (same.passed or test.asks_right):
+                            test.passed, test.error = False, "a function changes what it is given"
             for verdict in verdicts:
-                idle = self._vary[verdict.exercise.name] - _varying(verdict)
-                for test in verdict.tests:
-                    if test.passed and {call.name for call in test.calls} <= idle:
-                        test.passed, test.error = False, "the same answer to everything proves nothing"
+                self._doubt(verdict)
                 self._explain(verdict)
         return verdicts, {number - first: why for number, why in answers.stopped.items() if number >= first}
 
@@ -135,6 +149,18 @@ class Judge:
             names |= {name: lambda *given, name=name: call(name, given) for name in exercise.functions}
             verdicts.append(Verdict(exercise, run_tests(exercise.test, names, begin, calls)))
         return verdicts
+
+    def _doubt(self, verdict: Verdict) -> None:
+        """Take away what the same answer to everything earned, and refusals of what is answered wrongly."""
+        idle = self._vary[verdict.exercise.name] - _varying(verdict)
+        for test in verdict.tests:
+            if test.passed and {call.name for call in test.calls} <= idle:
+                test.passed, test.error = False, "the same answer to everything proves nothing"
+        unproven = self._valued[verdict.exercise.name] - _answering(verdict)
+        for test in verdict.tests:
+            refusing = all(call.error for call in test.calls)
+            if test.passed and refusing and unproven.intersection(call.name for call in test.calls):
+                test.passed, test.error = False, "a refusal counts where good input is answered rightly"
 
     def _explain(self, verdict: Verdict) -> None:
         """Say of failed tests on which input an answer differs from the solution's."""
@@ -175,7 +201,7 @@ def alike(found: Any, right: Any) -> bool:
     try:
         found, right = np.asarray(found), np.asarray(right)
         return found.shape == right.shape and np.allclose(found, right, rtol=1e-9, atol=1e-12, equal_nan=True)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return bool(np.array_equal(found, right))
 
 
@@ -188,6 +214,11 @@ def show(value: Any) -> str:
     with np.printoptions(threshold=12, edgeitems=3, precision=8):
         text = " ".join(repr(value.item() if isinstance(value, np.generic) else value).split())
     return text if len(text) <= _WIDE else f"{text[: _WIDE - 20]} … {text[-17:]}"
+
+
+def _answering(verdict: Verdict) -> set[str]:
+    """The functions that gave an answer in a test that holds."""
+    return {call.name for test in verdict.tests if test.passed for call in test.calls if not call.error}
 
 
 def _varying(verdict: Verdict) -> set[str]:

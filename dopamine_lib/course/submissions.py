@@ -32,7 +32,9 @@ class Submission:
 
     @classmethod
     def read(cls, path: Path) -> "Submission":
-        """The submission in a file. Raises InputError for what is no notebook and cannot be made one."""
+        """The submission in a file. Raises InputError for a link, and what is no notebook and cannot be made one."""
+        if path.is_symlink():
+            raise InputError("it is a link to another place: ask for the file itself")
         data, notes, encoding = path.read_bytes() if path.stat().st_size <= _LARGEST else b"", [], "utf-8"
         if not data:
             raise InputError("the file is empty or larger than 32 MB: ask for it once more, without its outputs")
@@ -82,7 +84,7 @@ def find_submissions(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.ipynb")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and ".ipynb_checkpoints" not in parts:
+        if (path.is_file() or path.is_symlink()) and ".ipynb_checkpoints" not in parts:
             found.setdefault(parts[0] if len(parts) > 1 else path.stem, []).append(path)
     for student in folder.iterdir() if folder.is_dir() else ():
         if student.is_dir() and not student.name.startswith("."):

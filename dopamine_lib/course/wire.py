@@ -9,10 +9,14 @@ Whatever comes back is one of these, so no answer brings methods of its own alon
 """
 
 import base64
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+#: Numbers of one array or range.
+LONGEST = 10**7
 
 
 def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
@@ -50,7 +54,7 @@ def unpack(message: Any, find: Callable[[int], Any] | None = None) -> Any:
     >>> unpack({"tuple": [1, [2.5, None]]})
     (1, [2.5, None])
 
-    Raises ValueError, KeyError or TypeError for any other message.
+    Raises ValueError, KeyError or TypeError for any other message, and for more than ``LONGEST`` numbers at once.
     """
     if isinstance(message, list):
         return [unpack(one, find) for one in message]
@@ -60,14 +64,21 @@ def unpack(message: Any, find: Callable[[int], Any] | None = None) -> Any:
         kind = np.dtype(message["type"])
         if kind.kind not in "biufcU":
             raise ValueError(f"an array of {kind}")
+        if math.prod(max(1, length) for length in message["shape"]) > LONGEST:  # an empty array may have a long side
+            raise ValueError(f"an array of more than {LONGEST} numbers")
         array = np.frombuffer(base64.b64decode(message["array"]), kind).reshape(message["shape"]).copy()
+        if kind.kind == "U":
+            array.tolist()  # a ValueError where a character is none
         return array[()] if message["scalar"] else array
     if "tuple" in message:
         return tuple(unpack(one, find) for one in message["tuple"])
     if "dict" in message:
         return {unpack(key, find): unpack(one, find) for key, one in message["dict"]}
     if "range" in message:
-        return range(*message["range"])
+        numbers = range(*message["range"])
+        if numbers[LONGEST:]:
+            raise ValueError(f"a range of more than {LONGEST} numbers")
+        return numbers
     if find is None:
         raise ValueError("an object that is no plain data")
     return np.random.default_rng(message["generator"]) if "generator" in message else find(message["object"])
