@@ -138,7 +138,7 @@ def test_every_solution_has_full_marks_and_a_stub_none(source):
     assert not any(verdict.points for verdict in judge.judge(stubs)[0])
 
 
-def test_nothing_one_student_does_costs_another_a_grade(tmp_path, monkeypatch, capsys):
+def test_nothing_one_student_does_costs_another_a_grade(tmp_path, monkeypatch):
     answers = {
         "anna": "def laplace_scale(*given):\n    return 10**400",
         "ben": "def laplace_scale(*given):\n    raise RuntimeError('\\ud800')",
@@ -162,15 +162,18 @@ def test_nothing_one_student_does_costs_another_a_grade(tmp_path, monkeypatch, c
         return judge(self, cells, *limits)
 
     monkeypatch.setattr(Judge, "judge", stopping)
-    assert main(["homework", "grade", str(tmp_path / "in")]) == 0
+    lines = []
+    grade_folder(tmp_path / "in", tmp_path / "in-graded", report=lines.append)
+    assert len([line.encode() for line in lines]) == 7
     with open(tmp_path / "in-graded" / "grades.csv", newline="", encoding="utf-8") as file:
         rows = {row["student_id"]: row for row in csv.DictReader(file)}
     assert {student: row["score"] for student, row in rows.items()} == {
         "anna": "0", "ben": "0", "carl": "", "dora": "", "eve": "", "zoe": "4"
     }  # fmt: skip
-    assert "OverflowError: too large" in rows["carl"]["note"] and "link" in rows["eve"]["note"]
+    with open(tmp_path / "in-graded" / "grades.csv", encoding="utf-8") as file:
+        assert file.read().count("it is a link") == 2
+    assert "OverflowError: too large" in rows["carl"]["note"]
     assert len(list((tmp_path / "in-graded" / "feedback").iterdir())) == len(rows)
-    assert "zoe" in capsys.readouterr().out
 
 
 def test_feedback_shows_code_as_text(tmp_path):
