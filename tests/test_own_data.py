@@ -420,7 +420,7 @@ def sheet(text):
         (lambda top: rows(top, lambda lines: [one.replace("well", "ill") for one in lines]), ["every label is 'ill'"]),
         (lambda top: (top / "pictures" / "scan4.png").write_bytes(b"\x89PNG"), ["scan4.png: not a PNG or JPEG image"]),
         (lambda top: rows(top, lambda lines: lines[:5]), ["of 2 persons are too few"]),
-        (sheet("classes = 3"), ["labels.toml: 'classes' is 3", "type dict"]),
+        (sheet("classes = 3"), ["labels.toml: 'classes' is 3", "must be a table: [classes]"]),
         (sheet('[classes]\na = ["ill"]\nb = ["sound"]'), ["line 3: label 'well' is not declared", "[classes]"]),
         (sheet("[sites]\nnorth = 3"), ["site 'south' is not declared", "[sites]"]),
         (sheet('person = "who"'), ["labels.csv: no column who", "data sheet"]),

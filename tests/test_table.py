@@ -152,7 +152,7 @@ def line(number, text):
         (lambda folder: (folder / "own.csv").write_bytes(b"\xff\xd8\xff\x00"), ["own.csv: not a UTF-8 CSV file"]),
         (lambda folder: write(folder, []), ["own.csv: no rows"]),
         (sheet('target = "ill"', "target = ill"), ["own.toml: cannot be read as TOML"]),
-        (sheet('target = "ill"', "target = 3"), ["'target' is 3", "type str"]),
+        (sheet('target = "ill"', "target = 3"), ["'target' is 3", "must be text in quotation marks"]),
         (sheet('target = "ill"', 'target = "sick"'), ["own.csv: no column sick", "'target'"]),
         (sheet("target", "targets"), ["'targets' is unknown", "target"]),
         (sheet('target = "ill"\n', ""), ["own.toml: no 'target'"]),
