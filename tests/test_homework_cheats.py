@@ -221,8 +221,8 @@ import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); text = open(p
 import gc; [f for f in gc.get_objects() if f.__class__ is list and f.clear()]; text = open(path).read()
 import builtins; builtins.open = None; import _io; text = _io.open_code(path).read()
 import readline as r; r.read_history_file(path); text = "".join(map(str, map(r.get_history_item, range(1, 9999))))
-import importlib; r = importlib.import_module("readline"); r.read_history_file(path); text = r.get_history_item(TITLE)
-r = __import__(Text("readline")); r.read_history_file(path); text = r.get_history_item(TITLE)
+import importlib; r = importlib.import_module("readline"); r.read_history_file(path); text = str([*map(r.get_history_item, range(1, 9999))])
+r = __import__(Text("readline")); r.read_history_file(path); text = str([*map(r.get_history_item, range(1, 9999))])
 import tkinter; text = tkinter.Tcl().eval("read [open %s]" % path)
 text = open(Text(path)).read()
 text = unlocked(path)
@@ -256,9 +256,9 @@ def copied(path):
     e, f = os.pipe()
     cat = [b"/bin/cat", path.encode()]
     rest = (-1, -1, r, w, -1, -1, e, f, True, False, -1, None, None, None, -1, None, True)
-    _posixsubprocess.fork_exec(cat, cat[:1], True, (), None, [], *rest[:-1], True)
+    _posixsubprocess.fork_exec(cat, cat[:1], True, (), None, [], *rest)
     os.close(w)
-    return open(r).read() if not os.O_RDONLY else b"".join(iter(lambda: os.read(r, 65536), b""))
+    return b"".join(iter(lambda: os.read(r, 65536), b""))
 try:
     WAY
     cells = json.loads(text)["cells"]
