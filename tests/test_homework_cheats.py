@@ -220,9 +220,9 @@ import ctypes; f = ctypes.CDLL(None).open; text = os.read(f(path.encode(), 0), 1
 import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); text = open(path).read()
 import gc; [f for f in gc.get_objects() if f.__class__ is list and f.clear()]; text = open(path).read()
 import builtins; builtins.open = None; import _io; text = _io.open_code(path).read()
-import readline as r; r.read_history_file(path); text = "".join(map(str, map(r.get_history_item, range(1, 9999))))
-import importlib; r = importlib.import_module("readline"); r.read_history_file(path); text = str([*map(r.get_history_item, range(1, 9999))])
-r = __import__(Text("readline")); r.read_history_file(path); text = str([*map(r.get_history_item, range(1, 9999))])
+import readline; text = history(readline)
+import importlib; text = history(importlib.import_module("readline"))
+text = history(__import__(Text("readline")))
 import tkinter; text = tkinter.Tcl().eval("read [open %s]" % path)
 text = open(Text(path)).read()
 text = unlocked(path)
@@ -237,6 +237,9 @@ class Text(str):
     __contains__ = lambda *given: False
     startswith = lambda *given: True
     partition = lambda *given: ("math", "", "")
+def history(readline):
+    readline.read_history_file(path)
+    return "".join(readline.get_history_item(line + 1) for line in range(readline.get_current_history_length()))
 def unlocked(path):
     try:
         return open(path).read()
