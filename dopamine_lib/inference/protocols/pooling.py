@@ -14,6 +14,7 @@ leaves ReLU less to do.
 An average is a sum of shares, exact and without a message; the division goes into the public scale.
 """
 
+import itertools
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -210,7 +211,7 @@ class AveragePool(Layer):
         inside = all(0 <= a < b <= n for windows, n in ((self.rows, height), (self.columns, width)) for a, b in windows)
         if not inside:
             raise InputError(f"layer '{self.name}': a window does not lie in the input's {height}x{width}")
-        window_factors(self.rows, self.columns)
+        common_multiple(self.rows, self.columns)
         return (channels, len(self.rows), len(self.columns))
 
     def work(self, input_shape: Shape) -> int:
@@ -226,17 +227,24 @@ def adaptive_windows(length: int, outputs: int) -> Windows:
     return tuple((i * length // outputs, -(-(i + 1) * length // outputs)) for i in range(outputs))
 
 
+def common_multiple(rows: Windows, columns: Windows) -> int:
+    """Of all windows' sizes. Raises InputError where it leaves no room in the ring, as soon as that is seen."""
+    heights, widths = ({b - a for a, b in windows} for windows in (rows, columns))
+    common = 1
+    for size in itertools.chain(heights, widths, (height * width for height in heights for width in widths)):
+        common = lcm(common, size)
+        if common >= LIMIT:
+            raise InputError(f"windows of so many sizes have no common multiple below {LIMIT}: take equal ones")
+    return common
+
+
 def window_factors(rows: Windows, columns: Windows) -> tuple[int, np.ndarray]:
     """``(common, factors)``: a window's sum times its factor is its average times ``common``, an integer.
 
     factors uint32 (len(rows), len(columns)); all 1 where the windows have one size. Raises InputError for windows whose
     common multiple leaves no room in the ring.
     """
-    sizes, common = np.outer([b - a for a, b in rows], [b - a for a, b in columns]), 1
-    for size in np.unique(sizes).tolist():
-        common = lcm(common, size)
-        if common >= LIMIT:
-            raise InputError(f"windows of so many sizes have no common multiple below {LIMIT}: take equal ones")
+    common, sizes = common_multiple(rows, columns), np.outer([b - a for a, b in rows], [b - a for a, b in columns])
     return common, (common // sizes).astype(np.uint32)
 
 
