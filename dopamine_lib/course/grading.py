@@ -97,14 +97,17 @@ def grade_folder(
             line = f"{student}  {one.assignment or '?'}  {result}" + "".join(f"; {note}" for note in one.notes)
             report(line.encode(errors="replace").decode())
     _add_missing(graded)
-    written = {"encoding": "utf-8", "errors": "replace"}  # a file's name may be no text
-    with atomic_path(out / "grades.csv") as temporary, open(temporary, "w", newline="", **written) as file:
+    # a file's name may be no text, hence "replace"
+    with (
+        atomic_path(out / "grades.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="replace") as file,
+    ):
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(one.row() for own in graded.values() for one in own)
     for student, own in graded.items():
         with atomic_path(out / "feedback" / f"{student}.html") as temporary:
-            temporary.write_text(page(student, own), **written)
+            temporary.write_text(page(student, own), encoding="utf-8", errors="replace")
     return [one for own in graded.values() for one in own]
 
 
