@@ -1,6 +1,7 @@
 """The command line: ``python -m dopamine_lib COMMAND``. Bad input ends with status 2 and one line."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -277,17 +278,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for arguments in _commands(argv):
             arguments.call(arguments)
+        sys.stdout.flush()
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        on = "; --resume goes on from the last checkpoint" if argv[:1] == ["reproduce"] else ""
-        print(f"dopamine: interrupted{on}", file=sys.stderr)
+        print(f"dopamine: interrupted{_goes_on(argv)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the pipe is gone, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except Exception as error:  # a full disk, which safetensors reports by an exception of its own
+        if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        print(f"dopamine: {error}; make room and run the command again{_goes_on(argv)}", file=sys.stderr)
+        _drop_output()
+        return 2
     return 0
+
+
+def _goes_on(argv: list[str]) -> str:
+    return "; --resume goes on from the last checkpoint" if argv[:1] == ["reproduce"] else ""
+
+
+def _drop_output() -> None:
+    """What is still to be printed goes nowhere, so that it fails nothing at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Other people's terminals: in ASCII, without one of the three streams, and Python without docstrings."""
 
+import errno
 import io
 import os
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from dopamine_lib.__main__ import main
 from dopamine_lib.machine import safe_output
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +44,33 @@ def test_commands_speak_to_an_ascii_terminal(environment):
     """The help of reproduce has an ellipsis in it."""
     ended = run("-m", "dopamine_lib", "reproduce", "--help", COLUMNS="40", **environment)
     assert ended.returncode == 0 and "C,CDP,..." in ended.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_to_a_full_disk_is_said_in_one_line(unbuffered):
+    command = [sys.executable, "-m", "dopamine_lib", "epsilon", "--noise-multiplier", "2", "--sample-rate", "0.01"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [*command, "--steps", "10", "--delta", "1e-5"], cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, encoding="utf-8", check=False,
+        )  # fmt: skip
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert os.strerror(errno.ENOSPC) in ended.stderr and "make room" in ended.stderr
+
+
+@pytest.mark.parametrize("raised", [OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "h.ipynb"), SafetensorError])
+def test_a_full_disk_under_results_is_said_in_one_line(monkeypatch, capsys, raised):
+    """The library that writes models has an exception of its own for it, made from one that is caught."""
+
+    def fill(*_, **terms):
+        raise raised if isinstance(raised, OSError) else raised(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+
+    monkeypatch.setattr("dopamine_lib.reproduction.run.reproduce", fill)
+    monkeypatch.setattr("dopamine_lib.__main__._drop_output", lambda: None)
+    assert main(["reproduce", "--out", "results"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dopamine: ") and said.count("\n") == 1 and "--resume" in said
 
 
 @pytest.mark.parametrize(
