@@ -17,11 +17,14 @@ from matplotlib.ticker import NullLocator
 
 if TYPE_CHECKING:
     import ipywidgets
+    from IPython.core.interactiveshell import InteractiveShell
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), and greys. RED is what they call vermilion.
 BLACK, BLUE, RED, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 LIGHT_GREY, GREY, DARK_GREY = "#bbbbbb", "#999999", "#777777"
+#: Dots per inch of an explorer's picture, of which a screen shows 100.
+FINE = 144
 #: For up to eight groups or lines, in this order.
 PALETTE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 #: A setting has one colour in every picture.
@@ -68,8 +71,8 @@ def explorer_panel(height: float = 0.73) -> tuple[Figure, Axes]:
 
     height  of the axes, as a share of the figure's
     """
-    figure = Figure(figsize=(5.5, 3.2), dpi=72)
-    return figure, figure.add_axes((0.1, 0.16, 0.87, height))
+    figure = Figure(figsize=(5.5, 3.2))
+    return figure, figure.add_axes((0.12, 0.16, 0.85, height))
 
 
 def ticks(axis: Axis, *values: float) -> None:
@@ -79,20 +82,60 @@ def ticks(axis: Axis, *values: float) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file, drawn once (Jupyter's own display measures, then draws again)."""
+    """The picture as a PNG file, sharp in Lab, and drawn once (Jupyter's own display measures, then draws again)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=72)
+    figure.savefig(buffer, format="png", dpi=FINE, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
 
 
+def describe(figure: Figure) -> str:
+    """A figure in words, for those who do not see it: its label, or what is written on its axes and in its legends.
+
+    >>> figure, (axes,) = panels()
+    >>> _ = axes.plot([0, 1], [0, 1], label="spent"), axes.set(xlabel="steps", ylabel="epsilon", title="budget")
+    >>> describe(figure)
+    'A picture. Panel "budget": epsilon against steps; shown: spent.'
+    """
+    return figure.get_label() or " ".join(["A picture.", *map(_panel_in_words, figure.axes)])
+
+
+def _panel_in_words(axes: Axes) -> str:
+    across, up = axes.get_xlabel(), axes.get_ylabel()
+    named = [name for name in axes.get_legend_handles_labels()[1] if name]
+    title = f' "{axes.get_title()}"' if axes.get_title() else ""
+    said = " against ".join(filter(None, (up, across)))
+    shown = f"; shown: {', '.join(dict.fromkeys(named))}" if named else ""
+    return " ".join(f"Panel{title}{': ' * bool(said)}{said}{shown}.".split())
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext dopamine_lib.pictures`` is ``%matplotlib inline``, and gives each figure ``describe`` to read aloud.
+
+    It stands as the picture's alternative text in the notebook's own output.
+    """
+    shell.run_line_magic("matplotlib", "inline")
+    formatters = shell.display_formatter.formatters
+    drawn = formatters["image/png"].lookup_by_type(Figure)
+
+    def described(figure: Figure) -> tuple:
+        picture = drawn(figure)
+        data, metadata = picture if isinstance(picture, tuple) else (picture, {})
+        return data, {**metadata, "alt": describe(figure)}
+
+    formatters["image/png"].for_type(Figure, described)
+    formatters["text/plain"].for_type(Figure, lambda figure, printer, cycle: printer.text(describe(figure)))
+
+
 def explorer(draw: Callable[..., Figure], **sliders: ipywidgets.ValueWidget) -> ipywidgets.VBox:
-    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go."""
+    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go, and described."""
     import ipywidgets
 
     image = ipywidgets.Image(format="png")
 
     def redraw(_=None):
-        image.value = png(draw(**{name: slider.value for name, slider in sliders.items()}))
+        figure = draw(**{name: slider.value for name, slider in sliders.items()})
+        image.value, image.width = png(figure), str(round(figure.get_figwidth() * 100))
+        image.tooltip = describe(figure)
 
     for slider in sliders.values():
         slider.observe(redraw, names="value")

@@ -55,7 +55,7 @@ def draw_allowed(
     measured = measured or {}
     if len(measured) > len(COLOURS):
         raise InputError(f"{len(measured)} measured curves are too many to tell apart; give at most {len(COLOURS)}")
-    figure = Figure(figsize=(6.4, 4.0), dpi=72)
+    figure = Figure(figsize=(6.4, 4.0))
     axes = figure.add_axes((0.14, 0.13, 0.83, 0.77))
     bound = most_true_positives(RATES, epsilon, delta)
     axes.fill_between(RATES, bound, 2, color=GREY, alpha=0.25, linewidth=0)

@@ -18,8 +18,8 @@ CLIPS, NOISES, RATES, HOSPITALS = (0.05, 8.0), (0.0, 20.0), (0.02, 1.0), (1, 12)
 
 
 @functools.lru_cache(maxsize=1)
-def _patients() -> np.ndarray:
-    """Gradients (PATIENTS, 2): most are alike and of norm about 1, some are long and in another direction."""
+def gradients_in_a_plane() -> np.ndarray:
+    """Gradients (PATIENTS, 2), made up: most are alike and of norm about 1, some are long and in another direction."""
     rng = np.random.default_rng(4)  # made-up data and pictures: nothing here hides anything
     usual = rng.normal((0.8, 0.5), 0.6, (PATIENTS * 9 // 10, 2))
     rare = rng.normal((-1.0, 3.5), 0.8, (PATIENTS - len(usual), 2))
@@ -42,7 +42,7 @@ def step_of(
     check_within("hospitals", hospitals, *HOSPITALS, "each has some of 120 patients", low_open=False)
     from dopamine_lib.privacy.dpsgd import noise_share  # torch takes a second to load
 
-    gradients, rng = _patients(), np.random.default_rng(7)
+    gradients, rng = gradients_in_a_plane(), np.random.default_rng(7)
     factors = 1 / np.maximum(1, np.linalg.norm(gradients, axis=1) / max_grad_norm)  # line 11
     clipped = gradients * factors[:, None]
     present = rng.random(PATIENTS) < sample_rate  # line 8
@@ -70,7 +70,7 @@ def draw_step(
     from matplotlib.patches import Circle
 
     seen = step_of(max_grad_norm, noise_multiplier, sample_rate, hospitals)
-    figure = Figure(figsize=(7.6, 3.6), dpi=72)
+    figure = Figure(figsize=(7.6, 3.6))
     left, right = figure.add_axes((0.06, 0.1, 0.41, 0.74)), figure.add_axes((0.56, 0.1, 0.41, 0.74))
     left.add_collection(LineCollection([((0, 0), tuple(g)) for g in seen["gradients"]], colors=GREY, linewidths=0.7))
     left.add_collection(LineCollection([((0, 0), tuple(g)) for g in seen["clipped"]], colors=BLUE, linewidths=1.2))
@@ -84,7 +84,7 @@ def draw_step(
         right.plot(*seen[name], marker, color=colour, markersize=8, label=label)
     right.set(xlim=(-0.1, 1.3), ylim=(-0.1, 1.3), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     right.set_title(f"the averaged step\nnoise: {seen['noise_std']:.3g} a direction", fontsize=10)
-    right.legend(loc="upper left", fontsize=7)
+    right.legend(loc="upper left", fontsize=8)
     for axes in (left, right):
         axes.set_aspect("equal")
     return figure

@@ -86,7 +86,7 @@ def look(image: int = 0, message: int = 1, view: str = VIEWS[0]) -> dict:
 def draw_message(image: int = 0, message: int = 1, view: str = VIEWS[0]) -> Figure:
     """The image, a message as a picture, and how often each byte occurs in it."""
     seen, images = look(image, message, view), network()[2]
-    figure = Figure(figsize=(8.4, 3.0), dpi=72)
+    figure = Figure(figsize=(8.4, 3.0))
     left, middle, right = (
         figure.add_axes((x, 0.17, width, 0.6)) for x, width in ((0.0, 0.24), (0.26, 0.24), (0.56, 0.42))
     )

@@ -9,14 +9,17 @@ import functools
 import numpy as np
 from matplotlib.figure import Figure
 
-from dopamine_lib.errors import check_delta
-from dopamine_lib.pictures import BLUE, GREY, RED, explorer_panel, ticks
+from dopamine_lib.errors import check_delta, check_whole
+from dopamine_lib.pictures import BLUE, GREY, LIGHT_GREY, RED, explorer_panel, ticks
 from dopamine_lib.privacy.accounting import ORDERS, SampledGaussian, rdp_epsilon
 from dopamine_lib.privacy.composition import rdp_curve
 from dopamine_lib.privacy.gaussian import analytic_sigma, classic_sigma, gaussian_delta
+from dopamine_lib.privacy.pld import loss_distribution, pld_epsilon
 
 #: Values of epsilon on the horizontal axis of the calibration picture.
 EPSILONS = np.geomspace(0.05, 50, 31)
+#: Noise multiplier and sample rate of the paper's FSCDP.
+FSCDP = (1.15, 100 / 2930)
 
 
 def calibration(epsilon: float, delta: float) -> dict[str, float]:
@@ -79,8 +82,47 @@ def draw_budget(
     spent = budget(noise_multiplier, sample_rate, steps, delta)
     figure, axes = explorer_panel()
     for key, colour, name in (("rdp_classic", RED, "classic RDP"), ("rdp", BLUE, "improved RDP")):
-        axes.plot(spent["steps"], spent[key], color=colour, label=f"{name}: {spent[key][-1]:.2f}")
-    axes.set(xlabel="steps", title="epsilon spent", xlim=(0, None), ylim=(0, None))
-    axes.locator_params(nbins=4)
+        axes.plot(spent["steps"][1:], spent[key][1:], color=colour, label=f"{name}: {spent[key][-1]:.2f}")
+    axes.set(xscale="log", yscale="log", xlabel="steps", title="epsilon spent")
+    ticks(axes.xaxis, 1, 10, 100, 1000, 10_000)
+    ticks(axes.yaxis, 0.1, 1, 10, 100)
+    axes.set(xlim=(1, 30_001), ylim=(0.02, 1000))
     axes.legend(loc="lower right")
     return figure
+
+
+def draw_losses(steps: int = 3001) -> Figure:
+    """The privacy loss of the paper's FSCDP after this many steps, and the part of it beyond epsilon at delta = 1e-4.
+
+    In grey, after 1, 10, 100 and 1,000 steps: every step adds a loss, mostly next to nothing. Raises InputError for
+    steps outside [1, 3001].
+    """
+    check_whole("steps", steps, 1, 3001, "the paper takes 3001")
+    epsilon = pld_epsilon(((*FSCDP, steps),), 1e-4)
+    figure, axes = explorer_panel()
+    for number in (1, 10, 100, 1000):
+        axes.plot(*_density(number), color=LIGHT_GREY, linewidth=0.8)
+    losses, density = _density(steps)
+    axes.plot(losses, density, color=BLUE)
+    beyond = losses > epsilon
+    axes.fill_between(losses[beyond], density[beyond], 1e-9, color=RED, alpha=0.6, linewidth=0)
+    axes.axvline(epsilon, color=RED, linestyle="--", label=f"epsilon = {epsilon:.2f}")
+    axes.set(
+        yscale="log", xlim=(-6, 14), ylim=(1e-7, 100), xlabel="privacy loss", title=f"density after {steps:,} steps"
+    )
+    axes.set_xticks((-5, 0, 5, 10))
+    ticks(axes.yaxis, 1e-6, 0.001, 1)
+    axes.legend(loc="upper left")
+    figure.set_label(
+        f"The density of the privacy loss after {steps:,} steps, on a logarithmic axis: with more steps it moves "
+        f"to the right and grows wider. A dashed line at epsilon = {epsilon:.2f}; what lies beyond it makes up delta."
+    )
+    return figure
+
+
+def _density(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and their density, 500 points: enough for a picture."""
+    losses, masses = loss_distribution(*FSCDP, steps)
+    mid, sums = losses[32::64], masses.reshape(-1, 64).sum(axis=1)
+    shown = (mid > -6.5) & (mid < 14.5)
+    return mid[shown], np.maximum(sums[shown] / (64 * (losses[1] - losses[0])), 1e-9)
