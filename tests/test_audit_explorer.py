@@ -1,4 +1,4 @@
-"""Chapter 7's explorer: what it says is Eq. 1's, and it answers at once."""
+"""Chapter 8's explorer: what it says is Eq. 1's, and it answers at once."""
 
 import itertools
 import math

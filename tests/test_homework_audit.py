@@ -1,4 +1,4 @@
-"""Homework 7 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
+"""Homework 8 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
 
 import nbformat
 import pytest
@@ -6,7 +6,7 @@ from homework_marks import marks
 
 from dopamine_lib.course.homework import SOURCES
 
-SOURCE = nbformat.read(SOURCES / "07_auditing_homework.ipynb", 4)
+SOURCE = nbformat.read(SOURCES / "08_auditing_homework.ipynb", 4)
 POINTS = {"roc": 6, "lira": 6, "bound": 7, "empirical": 6, "invert": 6, "groups": 6}
 
 

@@ -1,4 +1,4 @@
-"""Homework 5 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
+"""Homework 6 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
 
 import nbformat
 import pytest
@@ -6,7 +6,7 @@ from homework_marks import marks
 
 from dopamine_lib.course.homework import SOURCES
 
-SOURCE = nbformat.read(SOURCES / "05_private_inference_homework.ipynb", 4)
+SOURCE = nbformat.read(SOURCES / "06_private_inference_homework.ipynb", 4)
 POINTS = {"share": 6, "beaver": 6, "fixed": 7, "layer": 6, "reuse": 6, "sees": 6}
 
 

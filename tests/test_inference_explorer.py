@@ -1,4 +1,4 @@
-"""Chapter 5's explorer: what it shows of a query is uniform, except where masks are used twice; it answers at once."""
+"""Chapter 6's explorer: what it shows of a query is uniform, except where masks are used twice; it answers at once."""
 
 import statistics
 import time

@@ -22,7 +22,7 @@ from dopamine_lib.models.networks import HALF, to_input
 syft_delivery = pytest.importorskip("dopamine_lib.inference.workers.syft_delivery")
 
 TAG = 7
-CHAPTER = Path(__file__).parent.parent / "notebooks" / "05_private_inference.ipynb"
+CHAPTER = Path(__file__).parent.parent / "notebooks" / "06_private_inference.ipynb"
 
 
 @pytest.fixture

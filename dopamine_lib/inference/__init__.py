@@ -17,7 +17,7 @@ layers' weights are equalised, so that their scales say next to nothing; where v
 factor of two how their ranges compare; the last layer's scale tells its range to a factor of two.
 
 Threat model. Curious: follows the protocol and works out what it can. Active: sends what it likes.
-    patient, curious                 a copy of the model, from enough answers (chapter 5 counts them); no exact weight
+    patient, curious                 a copy of the model, from enough answers (chapter 6 counts them); no exact weight
     patient, active                  last-layer weights too: before a normalised head it may send another t than its
                                      image's, so large that the noise no longer covers them. Not defended
     several patients                 what one could who asked all their questions

@@ -1,4 +1,4 @@
-"""The plain functions behind chapter 5's explorer: the messages between patient and provider, one by one.
+"""The plain functions behind chapter 6's explorer: the messages between patient and provider, one by one.
 
 A real SqueezeNet-1.1 at 64 pixels answers queries within this process. Its classifier is untrained, so its answers mean
 nothing; the transcripts are those of any other weights.
