@@ -50,18 +50,35 @@ class _Costs:
 costs = _Costs()
 
 
-def pytest_sessionstart(session):
-    threading.Thread(target=costs.watch, daemon=True).start()
+class _Here:
+    """What is measured by the process that runs the tests: pytest, or each of its workers (``-n 2``)."""
+
+    def pytest_sessionstart(self, session):
+        threading.Thread(target=costs.watch, daemon=True).start()
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        file = nodeid.partition("::")[0]
+        costs.turn_to(file if file.endswith(".ipynb") else None)
+
+    def pytest_sessionfinish(self, session):
+        costs.turn_to(None)
+        costs.end.set()
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["costs"] = costs.notebooks
 
 
-def pytest_runtest_logstart(nodeid, location):
-    file = nodeid.partition("::")[0]
-    costs.turn_to(file if file.endswith(".ipynb") else None)
+def pytest_configure(config):
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        config.pluginmanager.register(_Here())
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    costs.notebooks |= getattr(node, "workeroutput", {}).get("costs", {})
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
-    costs.turn_to(None)
-    costs.end.set()
     if exitstatus == 0 and any(taken > BYTES for _, taken in costs.notebooks.values()):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
