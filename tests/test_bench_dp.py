@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from dopamine_lib.benchmarks import cost, dp
-from dopamine_lib.benchmarks.dp import Case, batch_of
+from dopamine_lib.benchmarks import cost, dp, steps
+from dopamine_lib.benchmarks.steps import Case, batch_of
 
 TINY = Case("cnn", 16, 10, most=1e9, least=1e-9, minutes=1e9)
 
@@ -54,11 +54,11 @@ def test_a_missed_promise_is_said(most, least, holds):
     assert dp.compared("x", [2.0, 2.0, 9.0], peer, peers, most=most, least=least)["holds"] == holds
 
 
-@pytest.mark.parametrize("make", [dp.opacus_hooks, dp.opacus_functorch, dp.opacus_ghost])
+@pytest.mark.parametrize("make", [steps.opacus_hooks, steps.opacus_functorch, steps.opacus_ghost])
 def test_every_mode_of_opacus_takes_our_step(make):
     net, x, y = batch_of(TINY)
     start = parameters_to_vector(net.parameters()).detach().clone()
-    ours = dp.our_step(net, x, y)()
+    ours = steps.our_step(net, x, y)()
     make(net, x, y)()
     theirs = parameters_to_vector(net.parameters()).detach()
     assert (ours - start).norm() > 1e-5
@@ -96,19 +96,19 @@ class NoNoise:
 
 
 def test_ten_models_of_opacus_take_our_iteration(monkeypatch):
-    monkeypatch.setattr(dp, "SIGMA", 0.0)
-    monkeypatch.setattr(dp, "RoundedGaussian", NoNoise)
+    monkeypatch.setattr(steps, "SIGMA", 0.0)
+    monkeypatch.setattr(steps, "RoundedGaussian", NoNoise)
     net, x, y = batch_of(TINY)
     start = parameters_to_vector(net.parameters()).detach().clone()
-    ours, theirs = dp.our_iteration(net, x, y)(), dp.opacus_iteration(*batch_of(TINY))()
+    ours, theirs = steps.our_iteration(net, x, y)(), steps.opacus_iteration(*batch_of(TINY))()
     assert (ours - theirs).norm() < 1e-3 * (ours - start).norm()
 
 
 def test_the_noise_of_an_iteration_is_the_bounds():
     """One iteration moves the model by the clipped sum and by noise of sigma C / batch an entry."""
     net, x, y = batch_of(TINY)
-    first, second = (make(*batch_of(TINY))() for make in (dp.our_iteration, dp.our_iteration))
-    expected = dp.RATE * dp.SIGMA * dp.CLIP / len(x) * math.sqrt(2)
+    first, second = (make(*batch_of(TINY))() for make in (steps.our_iteration, steps.our_iteration))
+    expected = steps.RATE * steps.SIGMA * steps.CLIP / len(x) * math.sqrt(2)
     d = len(first)  # a standard deviation's own relative error is 1 / sqrt(2 d); five of them: false alarm 6e-7
     assert (first - second).std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * d))
 
