@@ -198,7 +198,6 @@ def test_what_has_no_bound_is_refused(task, refuses, capsys, tmp_path):
         ("--local-steps 5", "say --epsilon too"),
         ("--local-steps 0 --epsilon 1", "local steps is 0"),
         ("--local-steps 5 --epsilon 1 --settings FPDP,C", "FPDP, C do not"),
-        ("--local-steps 5 --epsilon 1 --model cnn", "not for 'cnn'"),
     ):
         assert main(["reproduce", *words.split(), "--out", str(tmp_path / "out")]) == 2
         err = capsys.readouterr().err

@@ -240,7 +240,7 @@ HEART_OPTIONS = ("--data", "heart", "--data-dir", "heart")
         pytest.param("one fewer", (), marks=pytest.mark.slow),
         ("many", ()),
         pytest.param("many", ("--split", "skewed"), marks=pytest.mark.slow),
-        ("many", ("--model", "mlp")),
+        ("many", ("--model", "mlp", "--epsilon", "5", "--local-steps", "2", "--rounds", "20")),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

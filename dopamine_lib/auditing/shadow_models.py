@@ -91,8 +91,9 @@ def shadow_confidences(experiment: Experiment, name: str, count: int, *, seed: i
     if count < 4 or count % 2:
         raise InputError(f"{count} shadow models cannot leave every patient out of half of them: take 4, 6, 8 ...")
     plan, rng = experiment.plan(name), np.random.default_rng(seed)
-    if plan.setting.draws > 1:  # their averaging would be another algorithm
-        raise InputError(f"shadow models take one step a round, but {name} takes {plan.setting.draws}: attack it at 1")
+    if plan.setting.local_steps > plan.setting.noisy_steps:  # their averaging would be another algorithm
+        steps = plan.setting.local_steps
+        raise InputError(f"shadow models take one step a round, but {name} takes {steps}: attack it at 1")
     _, person, images = np.unique(experiment.dataset.person, return_inverse=True, return_counts=True)
     images_of = np.split(person.argsort(kind="stable"), images.cumsum()[:-1])
     patients = []

@@ -77,7 +77,7 @@ def bound_arguments(command: argparse.ArgumentParser) -> None:
         "--local-steps",
         type=int,
         metavar="E",
-        help="of FSCDP in a round, with --epsilon, for head and linear models (default: 1)",
+        help="of FSCDP in a round, with --epsilon: on all in turn, or for a network each patient's own (default: 1)",
     )
 
 

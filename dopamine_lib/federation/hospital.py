@@ -68,11 +68,15 @@ class Hospital:
         """The clipped, noised gradient sum (d,) at w (d,), as ``noised`` gives it: lines 7 to 13.
 
         Of several local steps it is the sum of all their gradients, each at the model that the ones before have made of
-        w, and bounded by its rows instead of a clip (``privacy.local_steps``). A sum is sent, not the stepped weights:
-        those would carry this hospital's earlier rounds along (register, row 19). ``contribute`` gives the same for
-        several hospitals out of one batch.
+        w, and bounded by its rows instead of a clip (``privacy.local_steps``); or that of patients' own trajectories
+        (``privacy.trajectories``). A sum is sent, not the stepped weights: those would carry this hospital's earlier
+        rounds along (register, row 19). ``contribute`` gives the same for several hospitals out of one batch.
         """
         plan, choice = self.plan, self.plan.choice
+        if plan.setting.trajectories:
+            steps, eta = plan.setting.local_steps, choice.learning_rate / plan.setting.local_steps
+            total = self.task.trajectory_sum(w, self.sample(step), choice.max_grad_norm, steps, eta)
+            return self.noised(total, step)
         if plan.setting.draws == 1:
             return self.noised(self.task.clipped_sums(w, self.sample(step), choice.max_grad_norm)[0], step)
         eta = choice.learning_rate / (plan.setting.sample_rate * plan.sizes[self.number])
@@ -194,7 +198,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     if plan.setting.averages:
         share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
         return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
-    if len(hospitals) == 1 or plan.setting.draws > 1:  # a batch of hospitals would take longer, or is none
+    if len(hospitals) == 1 or plan.setting.local_steps > 1:  # a batch of hospitals would take longer, or is none
         return {h.number: h.noisy_sum(w, round_number) for h in hospitals}
     # each hospital's noisy_sum, with all gradients out of one batch
     samples = [hospital.sample(round_number) for hospital in hospitals]

@@ -12,7 +12,7 @@ from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_wi
 from dopamine_lib.federation.bounds import bounded
 from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
-from dopamine_lib.federation.rounds import check_rounds, rescaled, with_rounds
+from dopamine_lib.federation.rounds import check_rounds, rescaled, takes_local_steps, with_rounds
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, balanced, choices_of, fitted, setting
 from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, Accountant
@@ -20,6 +20,8 @@ from dopamine_lib.privacy.accounting import ACCOUNTANTS, Accountant
 NOISES = ("float", "integer")
 #: How classes count in training: as often as they occur, or alike.
 LOSSES = ("cross-entropy", "balanced")
+#: Models whose loss is convex, so that local steps on all patients in turn have a bound: ``privacy.local_steps``.
+CONVEX = ("head", "linear")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Options:
     seed     None for randomness from the operating system; the split of the patients then uses seed 0
     epsilon  None for the paper's sigma; else sigma is recalibrated to this bound by ``accountant``
     rounds   T of the private settings at that epsilon; "auto" for ``rounds.fewest_rounds``; None for each setting's own
-    local_steps  E of the private settings that add sums under shared noise, for head and linear models; None for each
-             setting's own
+    local_steps  E of the private settings that add sums under shared noise: for head and linear models on all patients
+             in turn, for others each patient's own (``Setting.trajectories``); None for each setting's own
     sample_rate  q of the private settings at that epsilon; None for each setting's own, or with rounds for the q that
              leaves it as many gradients as it had
     least    hospitals that must survive a round, and whose noise makes up sigma; None for all of them
@@ -96,20 +98,21 @@ class Options:
                 yours = ", or a function of yours as module:function" if own else ""
                 raise InputError(f"{what} '{value}' is unknown; choose one of {', '.join(known)}{yours}")
         check_model(self.model)
-        several = [name for name in self.settings if self.setting(name).draws > 1]
+        several = [name for name in self.settings if takes_local_steps(self.setting(name))]
         if self.local_steps not in (None, 1) and not several:
             raise InputError(
                 f"local steps are {self.local_steps}, but are for settings that add sums under shared noise, as FSCDP: "
                 f"{', '.join(self.settings)} do not"
             )
-        if several and self.model not in ("head", "linear"):
-            raise InputError(
-                f"{several[0]} has local steps under one sum's noise, which have a bound for a convex loss, that of "
-                f"head and linear models, but not for '{self.model}': take 1"
-            )
+        for name in self.settings:
+            if self.setting(name).draws > 1 and self.model not in CONVEX:
+                raise InputError(
+                    f"{name} has local steps of all patients under one sum's noise, which have a bound for a convex "
+                    f"loss, that of head and linear models, but not for '{self.model}': say trajectories = true"
+                )
         for name in self.own or {}:
             choice = self.choice(name)
-            if self.model not in ("head", "linear") and choice.mean_noise_multiplier is not None and choice.counts < 1:
+            if self.model not in CONVEX and choice.mean_noise_multiplier is not None and choice.counts < 1:
                 raise InputError(f"setting '{name}' says centre, which is for head and linear models: leave it out")
         if self.backbone is not None and (self.model != "head" or self.weights is not None):
             raise InputError("backbone is for the model head, and names its own weights: leave out --weights")
@@ -161,7 +164,7 @@ class Options:
         asked = self.rounds, self.sample_rate, self.local_steps
         if not declared.private or asked == (None, None, None):
             return declared
-        return with_rounds(declared, self.choice(name), *asked)
+        return with_rounds(declared, self.choice(name), *asked, trajectories=self.model not in CONVEX)
 
     def choice(self, name: str) -> Choice:
         """What the model trains with in that setting; the noise of its first release fits the bound asked for."""

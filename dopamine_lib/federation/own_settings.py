@@ -19,6 +19,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from dopamine_lib.errors import InputError, check_whole, check_within
+from dopamine_lib.federation.rounds import takes_local_steps
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS, Choice, Setting, choice_for, setting
 from dopamine_lib.privacy.accounting import MAX_DRAWS
 
@@ -81,6 +82,7 @@ def _read(name: str, table: object, model: str) -> dict:
     else:
         known = dict.fromkeys(("noise_multiplier", "max_grad_norm", "averaging", "centre", "reach"))
         known |= {"epochs": EPOCHS, "title": "declared in a file", "momentum": 0.9, "counts": 0.0}
+        known |= {"trajectories": False}
     said = known | {key: value for key, value in table.items() if key != "like"}
     missing = [key for key in (*OF_SETTING, *OF_CHOICE) if key not in said]
     if missing:
@@ -107,13 +109,13 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
             f"a setting is called '{name}', but its name must begin with a letter, have at most 32 letters, digits, _ "
             f"and -, and not be one of {', '.join(SETTINGS)}, in small letters neither"
         )
-    for key in ("federated", "shared_noise"):
+    for key in ("federated", "shared_noise", "trajectories"):
         if not isinstance(getattr(declared, key), bool):
             raise InputError(f"{key} is {getattr(declared, key)!r}, but must be true or false")
     if not isinstance(declared.title, str):
         raise InputError(f"title is {declared.title!r}, but must be text in quotation marks")
     for key, value in (vars(declared) | vars(choice)).items():
-        if isinstance(value, (bool, str)) and key not in ("name", "title", "federated", "shared_noise"):
+        if isinstance(value, (bool, str)) and key not in ("name", "title", "federated", "shared_noise", "trajectories"):
             raise InputError(f"{key} is {value!r}, but must be a number, without quotation marks")
     check_within("sample_rate", declared.sample_rate, 0, 1, "it is the probability q of being in a step's sample")
     check_whole("rounds", declared.rounds, 1, 10**6, "the paper's FSCDP has 3001")
@@ -147,6 +149,11 @@ def _check(name: str, declared: Setting, choice: Choice) -> None:
             f"local_steps is {declared.local_steps} and participation {declared.participation}, but noise that is "
             "shared, or a curator's, has a bound for single steps of everybody alone: take 1 and 1.0, or "
             "shared_noise = false with federated = true (local steps of private hospitals have a bound, too)"
+        )
+    if declared.trajectories and not (takes_local_steps(declared) and declared.local_steps > 1):
+        raise InputError(
+            "trajectories is true, but they are several local steps of private hospitals' patients under shared noise: "
+            "say local_steps, with federated and shared_noise true, or leave it out"
         )
     if declared.draws > MAX_DRAWS:
         raise InputError(f"local_steps is {declared.local_steps}, but under shared noise at most {MAX_DRAWS}")

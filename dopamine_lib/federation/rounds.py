@@ -85,12 +85,14 @@ def with_rounds(
     rounds: int | str | None = None,
     sample_rate: float | None = None,
     local_steps: int | None = None,
+    trajectories: bool = False,
 ) -> Setting:
     """The setting with another T, q or E, and its own sigma; public numbers alone decide.
 
     rounds       T, or ``AUTO``; by default the setting's own, or 1 / E of it where ``local_steps`` are asked for
     sample_rate  q; by default as many gradients as before: q T E stays, as far as a probability can
     local_steps  E, where noise is shared and so added once a round; others keep theirs
+    trajectories  whether more local steps than declared are each patient's own (``Setting.trajectories``)
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
     >>> used = with_rounds(SETTINGS["FSCDP"], CHOICES["head"]["FSCDP"], rounds=150)
@@ -99,8 +101,10 @@ def with_rounds(
     """
     several = local_steps if local_steps and takes_local_steps(declared) else declared.local_steps
     fewer = declared.local_steps / several
+    alone = declared.trajectories or (trajectories and fewer < 1)
     if rounds == AUTO:
-        rounds = min(declared.rounds, fewest_rounds(choice, declared.rounds, several // declared.local_steps))
+        together = 1 if alone else several // declared.local_steps  # else the server's momentum remembers rounds
+        rounds = min(declared.rounds, fewest_rounds(choice, declared.rounds, together))
     rounds = rounds or math.ceil(declared.rounds * fewer)
     if sample_rate is None:
         sample_rate = min(1.0, round(declared.sample_rate * declared.rounds * fewer / rounds, 12))
@@ -109,9 +113,15 @@ def with_rounds(
     title = f"{declared.title}, T = {rounds} and q = {sample_rate:.3g} in place of {declared.rounds} and "
     title += f"{declared.sample_rate:.3g}"
     if several > declared.local_steps:
-        title += f", {several} local steps"
+        title += f", {several} local steps" + " of each patient" * alone
     epochs = min(declared.epochs, rounds)
-    terms = {"rounds": rounds, "sample_rate": sample_rate, "local_steps": several, "epochs": epochs}
+    terms = {
+        "rounds": rounds,
+        "sample_rate": sample_rate,
+        "local_steps": several,
+        "epochs": epochs,
+        "trajectories": alone,
+    }
     return replace(declared, title=title, **terms)
 
 

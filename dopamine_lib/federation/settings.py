@@ -29,6 +29,8 @@ class Setting:
     shared_noise      whether K shares of noise add up under secure aggregation (Lemma 1), or every hospital
                       protects its own message alone
     epochs            stretches of the rounds; after each the model is scored and a checkpoint written
+    trajectories      whether each sampled patient takes a round's local steps alone, from the global model
+                      (``privacy.trajectories``), and not a hospital's patients one after another
     """
 
     name: str
@@ -41,6 +43,7 @@ class Setting:
     federated: bool
     shared_noise: bool
     epochs: int = EPOCHS
+    trajectories: bool = False
 
     @property
     def private(self) -> bool:
@@ -60,7 +63,7 @@ class Setting:
     @property
     def draws(self) -> int:
         """How many times over a noisy step draws patients: in each local step that is in the same sum."""
-        return self.local_steps // self.noisy_steps
+        return 1 if self.trajectories else self.local_steps // self.noisy_steps
 
     @property
     def steps(self) -> int:
@@ -69,7 +72,7 @@ class Setting:
 
     def gradients(self, patients: int) -> float:
         """Gradients of single patients that one run computes, on average: q N T E, for ``patients`` in all."""
-        return self.sample_rate * patients * self.steps * self.draws
+        return self.sample_rate * patients * self.steps * (self.local_steps // self.noisy_steps)
 
     def round_after(self, epoch: int) -> int:
         """Rounds done at the end of ``epoch`` (0 … ``epochs``)."""

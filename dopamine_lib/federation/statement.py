@@ -88,6 +88,12 @@ def _mechanism(bound: Bound, steps: int) -> str:
     setting, clip = bound.setting, bound.choice.max_grad_norm
     kind = "Skellam" if bound.noise.discrete else "Gaussian"
     noise, grid = f"{kind} noise of {setting.noise_multiplier:.6g}", f"sent as multiples of {1 / bound.noise.scale:.3g}"
+    if setting.trajectories:
+        return (
+            f"in each of {steps} rounds every patient of a Poisson sample at rate {setting.sample_rate:.6g} takes "
+            f"{setting.local_steps} gradient steps alone, from the global model; the mean gradient of each such "
+            f"trajectory is clipped to L2 norm {clip:g}, {noise} times that on their sum, {grid}"
+        )
     if setting.draws == 1:
         return (
             f"gradients clipped to L2 norm {clip:g}, {noise} times that on their sum, {grid}, Poisson samples at rate "

@@ -19,6 +19,7 @@ from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.float_sums import most_together, room, sum_type
 from dopamine_lib.privacy.layers import accelerated
+from dopamine_lib.privacy.trajectories import mean_gradients
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
 CHUNK_NUMBERS, CHUNK_SAMPLES = 128 * 3 * 64 * 64, 128
@@ -140,6 +141,23 @@ class Task:
             book.add_to(sums, factors, owners.tolist(), max_grad_norm * room(most))
         return sums
 
+    def trajectory_sum(self, w: Tensor, index: Tensor, max_grad_norm: float, steps: int, eta: float) -> Tensor:
+        """The sum (d,) of the mean gradients on the trajectories of patients at ``index`` (B,), each clipped once.
+
+        From w (d,) by ``steps`` steps of length ``eta`` (``trajectories``); bounded, and rounded, as in
+        ``clipped_sums``, which it is with one step. Raises InputError for a net that cannot be vectorised.
+        """
+        total = w.new_zeros(self.d, dtype=sum_type(len(index), w.dtype))
+        if len(index) == 0:
+            return total
+        parameters = self._unflatten(w.detach())
+        # of each patient: a model, its gradients, and sums of these
+        for (part,) in self._micro_batches(w, index, clipped=True, kept=4 * self.d):
+            own = mean_gradients(self.net, parameters, *self._batch(part, w), self._offset(w), steps, eta)
+            norms = torch.linalg.vector_norm(own, dim=1, dtype=torch.float64)
+            total += shorten_rows(own, norms, max_grad_norm).to(total.dtype).sum(0)
+        return total
+
     def first_sum(self, index: Tensor, counts: float = 0.0) -> Tensor:
         """What is asked for once, before training, summed in float64 over persons: features, class counts or both.
 
@@ -187,12 +205,17 @@ class Task:
         """Write w (d,) into the net."""
         vector_to_parameters(w, self.net.parameters())
 
-    def _micro_batches(self, w: Tensor, *tensors: Tensor, clipped: bool = False):
-        """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows."""
+    def _micro_batches(self, w: Tensor, *tensors: Tensor, clipped: bool = False, kept: int = 0):
+        """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows.
+
+        kept  numbers kept of each sample, where those are more than what ``clipped`` gradients need
+        """
         size = self.chunk
         if size is None:
             one, _ = self._batch(tensors[0][:1], w)
-            kept = self._keeper.try_out(one) * clipped  # tried for any use: what will not do is told before training
+            kept = max(
+                kept, self._keeper.try_out(one) * clipped
+            )  # tried for any use: what will not do is told before training
             samples, numbers = CHUNK_SAMPLES, CHUNK_NUMBERS
             if accelerated(w):
                 samples, numbers = CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU

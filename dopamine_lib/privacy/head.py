@@ -114,6 +114,9 @@ class HeadTask(Task):
         """As for any Task."""
         return self.features[index] @ self._matrix(w).T
 
+    def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.features[index, :-1], self.labels[index]  # centred, as w is for them
+
     def _clipped_errors(self, w: Tensor, index: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
         """Inputs x (B, p + 1) and scaled errors e (B, classes) whose products e x^T are clipped gradients."""
         x = self.features[index]

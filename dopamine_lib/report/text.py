@@ -160,8 +160,9 @@ def _epsilons(epsilon: dict | None) -> str:
 
 
 def _steps(one) -> str:
-    draws = one.bound.setting.draws
-    return f"{one.steps} steps" if draws == 1 else f"{one.steps} rounds of {draws} local steps"
+    setting = one.bound.setting
+    several = setting.draws > 1 or setting.trajectories
+    return f"{one.steps} rounds of {setting.local_steps} local steps" if several else f"{one.steps} steps"
 
 
 def _bounds(facts: dict, bounded: list) -> str:
@@ -189,6 +190,8 @@ def _mechanism(one) -> str:
     setting, choice = one.bound.setting, one.bound.choice
     kind = "Skellam" if one.bound.noise.discrete else "Gaussian"
     what = "gradients clipped to" if setting.draws == 1 else "sums of local steps' gradients, for each draw within"
+    if setting.trajectories:
+        what = "mean gradients of patients' own trajectories clipped to"
     told = f"{what} {choice.max_grad_norm:g}, {kind} noise {setting.noise_multiplier:.5g} times that"
     told += f", sent as multiples of {1 / one.bound.noise.scale:.3g}"
     mean = accounted_mean_noise(setting, choice, one.bound.shares)
