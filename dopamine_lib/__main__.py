@@ -129,6 +129,10 @@ def parser() -> argparse.ArgumentParser:
     pages = commands.add_parser("site", help="write the notebooks as a web site that needs no network")
     pages.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist")
     pages.set_defaults(call=_site)
+
+    slides = commands.add_parser("slides", help="write the chapters as slides that need no network")
+    slides.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist")
+    slides.set_defaults(call=_slides)
     return top
 
 
@@ -248,6 +252,12 @@ def _site(arguments) -> None:
     for warning in build_site(arguments.out):
         print(warning, file=sys.stderr)
     print(f"open {arguments.out}/index.html")
+
+
+def _slides(arguments) -> None:
+    from dopamine_lib.course.slides import build_slides
+
+    print(f"{len(build_slides(arguments.out))} chapters: open {arguments.out}/index.html")
 
 
 def _commands(argv: list[str]) -> list[argparse.Namespace]:

@@ -17,7 +17,7 @@ from readme import README
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST = "lab/tree/notebooks/00_start_here.ipynb"
-#: What the image does without: tests, homework's making and grading, the site; and Binder brings a JupyterLab.
+#: What the image does without: tests, homework's making and grading, the site, slides; and Binder brings a JupyterLab.
 LEFT_OUT = {"furo", "hypothesis", "jupyter-server-mathjax", "jupyterlab", "mpmath", "myst-nb", "nbclient", "nbgrader"}
 LEFT_OUT |= {
     "dp-accounting",
@@ -29,7 +29,9 @@ LEFT_OUT |= {
     "pyyaml",
     "ruff",
     "scikit-image",
+    "nbconvert",
     "sphinx",
+    "sphinx-revealjs",
 }
 
 

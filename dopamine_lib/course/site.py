@@ -90,7 +90,7 @@ def _gather(source: Path) -> None:
         raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
     (source / "notebooks").mkdir(parents=True)
     for chapter in chapters:
-        notebook = nbformat.read(chapter, 4)
+        notebook = without_sliders(nbformat.read(chapter, 4))
         _describe_pictures(notebook)
         nbformat.write(notebook, source / "notebooks" / chapter.name)
     pages = sorted((REPOSITORY / "notebooks").glob("*.md"))
@@ -116,6 +116,18 @@ def _gather(source: Path) -> None:
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")
+
+
+def without_sliders(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook, without widgets that would need a kernel; a prediction's text stays, of an explorer its picture."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None) is not None:
+                if "text/markdown" not in output["data"]:
+                    output["data"].clear()
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+    return notebook
 
 
 def _describe_pictures(notebook: nbformat.NotebookNode) -> None:
