@@ -346,9 +346,12 @@ def test_of_a_thousand_classes_five_are_printed(capsys):
     odds, classes = np.arange(1000) / 999 / 500, [f"class {i}" for i in range(1000)]
     amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider"), 0)
     answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
-    _print(answer | {"seconds_online": 1, "seconds_offline": 1}, as_json=False)
+    answer |= {"seconds_online": 1, "seconds_offline": 1}
+    _print(answer | {"exceeded": False}, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0].startswith("class 999") and lines[0].endswith("<")
+    _print(answer | {"exceeded": True}, as_json=False)
+    assert "the answer may be wrong" in capsys.readouterr().out.splitlines()[5]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Prov
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Weights
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import Comparison
+from dopamine_lib.inference.protocols.comparison import Comparison, RangeOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import TAGS, BufferLayout
 from dopamine_lib.inference.protocols.randomness import query_key
@@ -91,8 +91,11 @@ class Run:
             ):
                 own = [layout.draw(query_key(party._seed, query), i) for query in range(self.queries)]
                 masks = [np.stack([o["r"].reshape(-1).view(np.uint8) for o in own])]
-                if isinstance(operation, Comparison):
-                    masks += [np.stack([o["bits"][part].reshape(-1) for o in own]) for part in (slice(6), slice(6, 7))]
+                if isinstance(operation, RangeOperation):
+                    masks += [np.stack([o["bits"][7:].reshape(-1) for o in own])]
+                elif isinstance(operation, Comparison):
+                    six = [*range(6), 7, 8] if operation.watched else [*range(6)]
+                    masks += [np.stack([o["bits"][part].reshape(-1) for o in own]) for part in (six, [6])]
                 for k, mask in enumerate(masks):
                     mine = self.messages[side, "sent", TAGS * i + k]
                     theirs = self.messages[side, "received", TAGS * i + k]
@@ -139,7 +142,7 @@ def honest():
 def test_every_message_was_looked_at(honest):
     kinds = {tag for _, _, tag in honest[0].messages}
     wanted = {TAGS * i + k for i, (_, operation) in enumerate(PLAN.operations) for k in range(len(operation.messages))}
-    assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1
+    assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1 + 2 + 2
 
 
 def test_what_each_party_sees_is_uniform(honest):
@@ -299,7 +302,22 @@ def test_a_reused_comparison_mask_is_caught(monkeypatch):
     freeze(monkeypatch, "r")
     run = Run(IMAGES[0])
     tags = {tag for (side, tag), rows, _ in run.opened() if p_uniform(rows) < CAUGHT}
-    assert len(tags) == 3 + 3 + 1  # maximum, ReLU, truncation
+    assert len(tags) == 3 + 3 + 1 + 2  # maximum, ReLU, truncation, range
+
+
+def test_the_two_bits_about_the_ring_s_end_without_masks_are_caught(monkeypatch):
+    """They would tell of two upper digits of the hidden value."""
+    draw = BufferLayout.draw
+
+    def bare(layout, key, operation, buffer=None):
+        arrays = draw(layout, key, operation, buffer)
+        if "bits" in arrays:
+            arrays["bits"][7:] = 0
+        return arrays
+
+    monkeypatch.setattr(BufferLayout, "draw", bare)
+    caught = {tag % TAGS for (_, tag), rows, _ in Run(IMAGES[0]).opened() if p_uniform(rows) < CAUGHT}
+    assert caught == {1}
 
 
 def test_one_seed_at_both_parties_is_caught():

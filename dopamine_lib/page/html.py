@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dopamine_lib.data.dataset import GRADES
+from dopamine_lib.inference.protocols.room import EXCEEDED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,10 +160,11 @@ def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> st
             for grade, probability in zip(answer.grades, answer.probabilities, strict=True)
         )
         table = f"<table><caption>What the model thinks of each grade</caption>{rows}</table>"
+    warning = note(f"Take care: {EXCEEDED}.", wrong=True) if answer.exceeded else ""
     sample = f"<p>This sample is synthetic; it was drawn as: {html.escape(drawn)}.</p>" if drawn else ""
     return f"""<div role="status"><h{heading}>Grade: {html.escape(answer.grade)}</h{heading}>
 <p>{html.escape(MEANINGS.get(answer.grade, ""))}</p></div>
-{table}<p class="small">Opened to this page, and to nobody else: {opened}.</p>{sample}
+{warning}{table}<p class="small">Opened to this page, and to nobody else: {opened}.</p>{sample}
 <p><b>Not a diagnosis.</b> The model is for teaching, and can be confident and wrong. Ask a physician.</p>"""
 
 

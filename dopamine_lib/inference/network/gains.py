@@ -115,6 +115,7 @@ def ranges_of(steps: list[Step], images: Tensor) -> dict[Step, Tensor]:
             found[step] = torch.maximum(found[step], high - low)
         if any(isinstance(reader.module, nn.ReLU6) for reader in reading[step]):
             found[step] = found[step] + 6 / 2**MARGIN  # 6 is known, and needs no margin
+            found[step] = found[step].clamp_min(6 / 2**0.4)  # but as a ring element it must stay below 2^30
         for source in {source for source in values if all(r in found for r in reading[source])} - {step}:
             del values[source]
     return found

@@ -20,7 +20,7 @@ import numpy as np
 
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Plan, Weights
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
-from dopamine_lib.inference.protocols.opening import noise
+from dopamine_lib.inference.protocols.opening import SCORES, noise
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Own, Party, Run, Workspace
 from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
 from dopamine_lib.inference.protocols.sharing import decode
@@ -78,7 +78,10 @@ class CryptoProvider:
 
 @dataclass(repr=False)
 class _Prepared:
-    """One query's randomness, in operations ready to run, by layer: used once, then its buffers serve another query."""
+    """One query's randomness, in operations ready to run, by layer: used once, then its buffers serve another query.
+
+    The last of ``runs`` are no layer's: they ask whether values came near the ring's end (``Plan.operations``).
+    """
 
     query: int
     buffers: list[np.ndarray]
@@ -135,21 +138,26 @@ class _Evaluator:
 
     def _keep(self, query: int, buffers: list[np.ndarray], own: list[Own]) -> None:
         """Lay a query's randomness ready: each layer gets its operations, which then need shares only."""
-        runs = [[] for _ in self.plan.layers]
+        runs = [[] for _ in range(len(self.plan.layers) + 1)]
         for i, (number, operation) in enumerate(self.plan.operations):
             runs[number].append(partial(operation.run, self.party, TAGS * i, own[i]))
         self._ready.append(_Prepared(query, buffers, runs))
 
     def _evaluate(self, x: np.ndarray, prepared: _Prepared, progress: Progress | None = None) -> np.ndarray:
         """This party's share of the last value, from its share of the image."""
-        values = [x]
-        for number, (layer, runs) in enumerate(zip(self.plan.layers, prepared.runs, strict=True)):
+        values, watched = [x], []
+        self.party.forget()
+        for number, (layer, runs) in enumerate(zip(self.plan.layers, prepared.runs[:-1], strict=True)):
             values.append(layer.private([values[source] for source in layer.sources], runs))
+            if number in self.plan.watched:
+                watched.append(values[layer.sources[0]].reshape(-1))
             for source in layer.sources:
                 if self.plan.last_reader[source] == number:
                     values[source] = None  # a residual network's values together take 100 MB
             if progress:
                 progress(len(values) - 1, len(self.plan.layers), layer.name)
+        for run in prepared.runs[-1][:-1]:
+            run(np.concatenate(watched))
         return values[-1]
 
 
@@ -158,10 +166,13 @@ class Patient(_Evaluator):
 
     plan, seed  public plan; 16 bytes from the crypto-provider, for this session only
     provider    channel to the provider
+
+    exceeded    whether the last image drove some value near the ring's end: then its answer may be wrong
     """
 
     def __init__(self, plan: Plan, seed: bytes, provider: Channel):
         super().__init__(PATIENT, plan, seed, provider)
+        self.exceeded = False
         self._masked: dict[int, list[np.ndarray]] = {}
 
     def setup(self) -> None:
@@ -204,9 +215,15 @@ class Patient(_Evaluator):
     def _infer(self, image: np.ndarray, prepared: _Prepared, progress: Progress | None) -> np.ndarray:
         self.channel.send(QUERY, np.array([prepared.query], "<u8"))
         mine = self._evaluate(image, prepared, progress)
+        near = any([run() for run in prepared.runs[-1][-1:]])
         theirs = np.empty_like(mine)
         self.channel.receive(ANSWER, theirs)
-        return decode(mine + theirs, self.plan.layers[-1].scale).reshape(-1)
+        last = self.plan.layers[-1]
+        answer = decode(mine + theirs, last.scale).reshape(-1)
+        # scores are looked at here; a grade's number fills its ring
+        end = 2.0 ** (last.bits - 2) / last.scale if self.plan.answer == SCORES else np.inf
+        self.exceeded = near or bool(np.abs(answer).max() >= end)
+        return answer
 
 
 class Provider(_Evaluator):
@@ -268,4 +285,6 @@ class Provider(_Evaluator):
         share = self._evaluate(np.zeros(self.plan.shape, np.uint32), prepared)
         if self.plan.noise_bits:
             share = share + noise(self.plan.noise_bits, share.shape, self.plan.layers[-1].bits)
+        for run in prepared.runs[-1][-1:]:
+            run()
         self.channel.send(ANSWER, share)

@@ -19,12 +19,13 @@ from functools import cached_property
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.comparison import ReLU, ReLU6
+from dopamine_lib.inference.protocols.comparison import RangeOperation, ReLU, ReLU6
 from dopamine_lib.inference.protocols.convolution import Convolution
 from dopamine_lib.inference.protocols.normalised import NormalisedLinear
 from dopamine_lib.inference.protocols.opening import GRADE, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import TAGS, Layer, Operation, Shape
 from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
+from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.sharing import encode, signed
 from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Sum, Truncate
 
@@ -106,16 +107,31 @@ class Plan:
 
     @cached_property
     def operations(self) -> list[tuple[int, Operation]]:
-        """All operations in order, each with the number of its layer. Raises InputError for too many."""
+        """All operations in order, each with the number of its layer; the last ones are no layer's.
+
+        They ask whether values came near the ring's end: those ``watched``, and then any at all (``room``).
+
+        Raises InputError for too many.
+        """
         shapes = [self.shape, *(layer.shape for layer in self.layers)]
         operations = [
             (number, operation)
             for number, layer in enumerate(self.layers)
             for operation in layer.operations(shapes[layer.sources[0]])
         ]
+        if self.watched:
+            count = sum(math.prod(shapes[self.layers[number].sources[0]]) for number in self.watched)
+            operations.append((len(self.layers), RangeOperation(count)))
+        if any(operation.watched for _, operation in operations):
+            operations.append((len(self.layers), RoomOperation()))
         if len(operations) * TAGS > DIGEST:
             raise InputError(f"the network takes {len(operations)} operations; the most is {DIGEST // TAGS}")
         return operations
+
+    @cached_property
+    def watched(self) -> list[int]:
+        """Numbers of the layers that neither compare nor widen what they read, which must fit all the same."""
+        return [number for number, layer in enumerate(self.layers) if layer.uncompared]
 
     @cached_property
     def last_reader(self) -> dict[int, int]:
@@ -170,7 +186,8 @@ class Plan:
         if tag >= DIGEST:
             return _NAMES[tag]
         number, operation = self.operations[tag // TAGS]
-        return f"{self.layers[number].name}: {operation.messages[tag % TAGS]}"
+        name = "range" if number == len(self.layers) else self.layers[number].name
+        return f"{name}: {operation.messages[tag % TAGS]}"
 
     def to_input(self, image: np.ndarray) -> np.ndarray:
         """A picture, uint8 (H, W, C), as the normalised float32 (C, H, W) the network reads.

@@ -19,6 +19,17 @@ the opened value minus one's own share. With r used twice, m - m' would be x - x
 What is dropped: bits 0 … 14 are not compared, so where bits 15 … 30 of m and r agree, the borrow is taken as 0: a
 negative x above -2^15 may count as positive (and an x within 2^15 of the ring's end may count wrongly).
 
+Is x near the ring's end? The other party's picture may drive values out of the ring, where they wrap around. So of the
+same m it is asked whether x lies outside [-2^30, 2^30), where msb(x + 2^30) = 1:
+
+    a. m' = m + 2^30 masks x + 2^30 by the same r. Of its two upper nibbles look up l2, l3 and e3; open l2 and e3 with
+       step 2, each under a mask bit of its own.
+    b. o = msb(m') ^ msb(r) ^ l3 ^ e3 l2, with a share of the product of the two mask bits and of msb(r) = rho ^ sigma.
+       Each party keeps its share of o for the end (``room``). No message.
+
+Why this hides x: two more bits are opened, under masks of their own. What is dropped: bits 0 … 22, so within 2^23 of
+the two bounds o may be either.
+
 ReLU and truncation in one: shares of x at a fine scale become shares of max(x, 0) >> shift at a coarse one.
 
     5. Where x >= 0, x >> shift is (m >> shift) + s with s = -(r >> shift), plus 2^(32 - shift) if m wrapped around,
@@ -42,6 +53,7 @@ from typing import Any
 import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
+from dopamine_lib.inference.protocols.kernels import Bits, Words
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Operation, Own, Party, Shape, Workspace
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Shift
@@ -53,6 +65,8 @@ LIMIT = 2**31 - 2**DROPPED
 #: The six bits opened in step 2, in the order of their mask bits; l3 needs no mask, nothing is multiplied by it.
 L0, E1, L1, E2, L2, E3 = range(6)
 L3, SIGMA = 6, 6
+#: Mask bits of the question whether x is near the ring's end, and where that begins.
+RANGE, WATCHED = slice(7, 9), np.uint32(2**30)
 
 
 def _subsets(*bits) -> list[frozenset]:
@@ -69,30 +83,35 @@ PRODUCTS = [chosen for chosen in _NEEDED if len(chosen) > 1]
 
 
 class Comparison(Operation):
-    """[x >= 0] for ``count`` elements, as the pair (beta, rho). Subclasses say what follows from it."""
+    """[x >= 0] for ``count`` elements, as the pair (beta, rho). Subclasses say what follows from it.
+
+    extra    words of an element that a subclass has shared besides
+    watched  of how many elements, the first ones, it is asked whether they are near the ring's end
+    """
 
     rounds = 3
-    messages = ("m = x + r", "six masked bits", "beta")
 
-    def __init__(self, count: int, extra: int = 0):
-        self.count = self.comparisons = count
+    def __init__(self, count: int, extra: int = 0, watched: int = 0):
+        self.count, self.comparisons, self.watched = count, count, watched
+        self.opened, masks, products = (8, 9, len(PRODUCTS) + 1) if watched else (6, 7, len(PRODUCTS))
+        self.messages = "m = x + r", f"{'eight' if watched else 'six'} masked bits", "beta"
         self.padded = -(-count // 8) * 8  # eight bits a byte
         size, packed = self.padded, self.padded // 8
         shares = {
             "thermometer": ("u2", (4, size)),
             "rho": ("u4", (size,)),
-            "products": ("u1", (len(PRODUCTS), packed)),
+            "products": ("u1", (products, packed)),
         }
         if extra:
             shares["extra"] = ("u4", (extra, size))
-        self.provider = BufferLayout(r=("u4", (size,)), bits=("u1", (7, packed)))
-        self.patient = BufferLayout(r=("u4", (size,)), bits=("u1", (7, packed)), **shares)
+        self.provider = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)))
+        self.patient = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)), **shares)
         self.corrections = BufferLayout(**shares)
-        self.sent_by_patient = self.sent_by_provider = 4 * size + 7 * packed
+        self.sent_by_patient = self.sent_by_provider = 4 * size + (self.opened + 1) * packed
 
     def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
         bits = patient.bits ^ provider.bits
-        for i, chosen in enumerate(PRODUCTS):
+        for i, chosen in enumerate([*PRODUCTS, (7, 8)] if self.watched else PRODUCTS):
             product = np.bitwise_and.reduce([bits[j] for j in chosen])
             np.bitwise_xor(product, patient.products[i], out=corrections.products[i])
         r, rho = space.array("r", (self.padded,)), space.array("rho", (self.padded,), np.uint8)
@@ -119,7 +138,7 @@ class Comparison(Operation):
 
     def decide(self, number: int, m: np.ndarray, opened: np.ndarray, last: np.ndarray, own: Own) -> np.ndarray:
         """Step 3: this party's share (n / 8,) of beta, from ``opened`` (6, n / 8) and ``last``, its share of l3."""
-        beta = borrow(number, opened, own.bits[:6], own.products)
+        beta = borrow(number, opened, own.bits[:6], own.products[: len(PRODUCTS)])
         beta ^= last
         beta ^= own.bits[SIGMA]
         if number == PATIENT:
@@ -131,9 +150,52 @@ class Comparison(Operation):
         space = party.workspace
         m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
         planes = self.look_up(m, own, space.array("planes", (8, self.padded // 8), np.uint8))
-        opened = party.open(tag + 1, planes[:6], np.bitwise_xor)
-        beta = party.open(tag + 2, self.decide(party.number, m, opened, planes[L3], own), np.bitwise_xor)
+        last = planes[L3]
+        if self.watched:
+            last, (moved, last_moved) = last.copy(), self.look_up_moved(space, m, own, planes[6:])
+        opened = party.open(tag + 1, planes[: self.opened], np.bitwise_xor)
+        if self.watched:
+            self.watch(party, moved, opened[6:], last_moved, own)
+        beta = party.open(tag + 2, self.decide(party.number, m, opened, last, own), np.bitwise_xor)
         return m, unpack(beta)
+
+    def look_up_moved(self, space: Workspace, m: Words, own: Own, masked: Bits) -> tuple[Words, Bits]:
+        """Step a: m' (n,) and this party's share of its l3; those of e3 and l2, masked, in ``masked`` (2, n / 8)."""
+        moved, planes = m + WATCHED, space.array("planes moved", (8, self.padded // 8), np.uint8)
+        kernels.active().look_up(moved, own.thermometer, planes)
+        np.bitwise_xor(planes[[E3, L2]], own.bits[RANGE], out=masked)
+        return moved, planes[L3]
+
+    def watch(self, party: Party, moved: Words, opened: Bits, last: Bits, own: Own) -> None:
+        """Step b, for ``opened`` (2, n / 8): hash this party's share of o, packed."""
+        (e3, l2), (mask_e3, mask_l2) = opened, own.bits[RANGE]
+        o = last ^ e3 & mask_l2 ^ l2 & mask_e3 ^ own.products[-1] ^ own.bits[SIGMA]
+        o ^= np.packbits(own.rho.view("u1")[::4] & 1, bitorder="little")  # the last bits of shares of rho add up to it
+        if party.number == PATIENT:
+            o ^= e3 & l2 ^ np.packbits(moved.view(np.int32) < 0, bitorder="little")
+        o = o[: -(-self.watched // 8)]
+        o[-1] &= 0xFF >> -self.watched % 8
+        party.outside.update(o)
+
+
+class RangeOperation(Comparison):
+    """Steps 1, a and b alone, for values that nothing compares; what it is dealt for steps 2 and 3 is left over."""
+
+    rounds = 2
+
+    def __init__(self, count: int):
+        super().__init__(count, watched=count)
+        self.comparisons = 0
+        self.messages = "m = x + r", "two masked bits"
+        self.sent_by_patient = self.sent_by_provider = 4 * self.padded + 2 * (self.padded // 8)
+
+    def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> None:
+        """Hash this party's share of whether x (count,) is near the ring's end."""
+        space = party.workspace
+        m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
+        masked = space.array("planes", (2, self.padded // 8), np.uint8)
+        moved, last = self.look_up_moved(space, m, own, masked)
+        self.watch(party, moved, party.open(tag + 1, masked, np.bitwise_xor), last, own)
 
 
 def borrow(number: int, opened: np.ndarray, masks: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -163,8 +225,8 @@ def unpack(bits: np.ndarray) -> np.ndarray:
 class ReLUOperation(Comparison):
     """max(x, 0) >> shift for ``count`` elements."""
 
-    def __init__(self, count: int, shift: int):
-        super().__init__(count, extra=4)
+    def __init__(self, count: int, shift: int, watched: int | None = None):
+        super().__init__(count, extra=4, watched=count if watched is None else watched)
         self.shift = shift
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
@@ -202,7 +264,8 @@ class ReLU6Operation(ReLUOperation):
     """(max(x, 0) - max(x - b, 0)) >> shift for an array of ``shape``; the provider's bound b (C,) is above 0."""
 
     def __init__(self, shape: Shape, shift: int):
-        super().__init__(2 * prod(shape), shift)
+        # where x is not near the end, x - b is inside
+        super().__init__(2 * prod(shape), shift, watched=prod(shape))
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Shares of the result, of x's shape (C, H, W): one comparison of twice as many elements."""

@@ -68,6 +68,11 @@ class ArgMax(Layer):
 
     bits = HALF
 
+    @property
+    def uncompared(self) -> bool:
+        """Differences of scores may fill the ring of 32 bits, so the scores themselves are asked about."""
+        return self.dropped == HALF
+
     def output_shape(self, *inputs: Shape) -> Shape:
         if self.dropped not in (bits - HALF for bits in (32, 64)) or prod(inputs[0]) > MOST_CLASSES:
             raise InputError(
@@ -79,7 +84,7 @@ class ArgMax(Layer):
     def operations(self, input_shape: Shape) -> list[Operation]:
         left, rounds = prod(input_shape), []
         while left > 1:
-            rounds.append(MaximumOperation(left // 2))
+            rounds.append(MaximumOperation(left // 2, watch=False))  # they may fill the ring
             left -= left // 2
         return rounds
 

@@ -10,6 +10,7 @@ a class like those in ``comparison``, ``convolution``, ``pooling``, ``truncation
 the list of ``network.plan``.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dopamine_lib.inference.protocols.channel import Channel
 from dopamine_lib.inference.protocols.randomness import fill
 
 PATIENT, PROVIDER = 0, 1
+HASH_BYTES = 8
 #: Messages of operation number i have the tags 16 i … 16 i + 15.
 TAGS = 16
 
@@ -84,10 +86,18 @@ class Workspace:
 
 
 class Party:
-    """One of the two parties online: its number, its channel to the other, its scratch memory."""
+    """One of the two parties online: its number, its channel to the other, its scratch memory.
+
+    outside  hash of its shares of the bits that say which values were near the ring's end: see ``room``
+    """
 
     def __init__(self, number: int, channel: Channel, workspace: Workspace | None = None):
         self.number, self.channel, self.workspace = number, channel, workspace or Workspace()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a query: no value was near the ring's end yet."""
+        self.outside = hashlib.blake2b(digest_size=HASH_BYTES)
 
     def open(self, tag: int, mine: np.ndarray, combine: np.ufunc = np.add) -> np.ndarray:
         """Swap shares and combine them: both parties end with the same array. One round."""
@@ -105,8 +115,8 @@ class Operation:
     """
 
     patient = provider = corrections = weight_masks = BufferLayout()
-    #: Bytes sent online by each party, the rounds this takes, and the comparisons in it.
-    sent_by_patient = sent_by_provider = rounds = comparisons = 0
+    #: Bytes sent online by each party, the rounds this takes, the comparisons in it, and how many values are watched.
+    sent_by_patient = sent_by_provider = rounds = comparisons = watched = 0
     #: What its messages are called, in order of their tags.
     messages: tuple[str, ...] = ()
 
@@ -144,6 +154,8 @@ class Layer:
     bits = 32
     #: Inputs must stay below this in absolute value; where it is None, the output must stay below 2^31.
     input_limit = None
+    #: Whether its input must stay below 2^30 without being compared, so that it is asked for at the end (``room``).
+    uncompared = False
     #: Names in torch.nn of what becomes this layer, and whether it does so on normalised features or elsewhere.
     torch_layers, on_normalised = (), False
 

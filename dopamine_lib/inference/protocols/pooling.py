@@ -34,10 +34,10 @@ Windows = tuple[tuple[int, int], ...]
 
 
 class MaximumOperation(Comparison):
-    """max(a, b) for ``count`` pairs."""
+    """max(a, b) for ``count`` pairs; with ``watch`` it is asked whether a difference is near the ring's end."""
 
-    def __init__(self, count: int):
-        super().__init__(count, extra=1)
+    def __init__(self, count: int, watch: bool = True):
+        super().__init__(count, extra=1, watched=count if watch else 0)
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         kernels.active().deal_maximum(r, rho, patient.extra[0], corrections.extra[0])

@@ -86,7 +86,7 @@ class Shift(Layer):
 class Truncate(Shift):
     """x >> shift."""
 
-    input_limit = 2**30
+    input_limit, uncompared = 2**30, True
 
     def operations(self, input_shape: Shape) -> list[Operation]:
         return [TruncationOperation(input_shape, self.shift)]

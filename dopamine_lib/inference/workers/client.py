@@ -36,6 +36,8 @@ class Answer:
     rounds           times the patient waited for the provider, online
     bytes            ``online_sent`` and ``online_received`` by the patient; ``offline_to_provider`` from the
                      crypto-provider, and once per session ``offline_to_patient``, the seed, and ``setup_to_patient``
+    exceeded         whether the image drove some value near the ring's end (``protocols.room``), so that the answer may
+                     be wrong
     """
 
     grade: str
@@ -46,6 +48,7 @@ class Answer:
     seconds_online: float
     rounds: int
     bytes: dict[str, int]
+    exceeded: bool
 
     def record(self) -> dict:
         """As plain data for JSON."""
@@ -172,6 +175,7 @@ class PatientClient:
             seconds,
             rounds,
             {"online_sent": sent, "online_received": received, **self._bytes},
+            self._patient.exceeded,
         )
 
     def close(self) -> None:

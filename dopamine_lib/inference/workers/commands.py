@@ -278,6 +278,10 @@ def _print(answer: dict, as_json: bool) -> None:
             scored = sorted(scored, key=lambda one: -one[1])[:5]
         for grade, probability in scored:
             print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
+    if answer["exceeded"]:
+        from dopamine_lib.inference.protocols.room import EXCEEDED
+
+        print(f"warning: {EXCEEDED}")
     amounts = answer["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
     print(
