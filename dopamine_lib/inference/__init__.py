@@ -7,8 +7,9 @@ Roles (section 5 of the paper)
 
 What each learns
     patient          a score for each grade, under fresh noise of the provider's, or the grade alone, as the provider
-                     chooses (``protocols.opening``); the public plan; before a normalised head also one number, the
-                     spread of its own image's features, under noise as well
+                     chooses (``protocols.opening``); whether its image took some hidden value near the ring's end
+                     (``protocols.room``); the public plan; before a normalised head also one number, the spread of its
+                     own image's features, under noise as well
     provider         which patient asked, when, and how often
     crypto-provider  the public plan, which patient opened a session, when, and how many queries were prepared
     anyone watching  what TLS shows: addresses, times and sizes
@@ -19,7 +20,9 @@ factor of two how their ranges compare; the last layer's scale tells its range t
 Threat model. Curious: follows the protocol and works out what it can. Active: sends what it likes.
     patient, curious                 a copy of the model, from enough answers (chapter 6 counts them); no exact weight
     patient, active                  last-layer weights too: before a normalised head it may send another t than its
-                                     image's, so large that the noise no longer covers them. Not defended
+                                     image's, so large that the noise no longer covers them. And of any hidden value a
+                                     bit a query: it may shift values by what it sends, and is told whether one of them
+                                     came near the ring's end. Not defended
     several patients                 what one could who asked all their questions
     provider, curious or active      nothing of an image: all that a patient sends is uniform, whatever it receives. An
                                      active one gives wrong answers, from other weights for instance. Not defended
@@ -29,8 +32,9 @@ Threat model. Curious: follows the protocol and works out what it can. Active: s
     crypto-provider and a patient    all weights, from the provider's seed. Not defended
     provider and a patient           nothing of another patient's image
     a stranger                       no session: certificates are pinned
-Values inside a secret image cannot be checked, so a picture unlike any that the scales were set on may overflow and
-give a wrong answer; ``network.plan.evaluate`` measures how much room is left.
+A picture unlike any that the scales were set on may take values out of the ring, which makes the answer wrong. The
+patient is told where one came near its end, and which such pictures are not noticed says ``protocols.room``;
+``network.plan.evaluate`` measures how much room is left.
 
 What is opened between patient and provider is masked by uniform randomness used once (the proof is at the top of each
 protocol's file). Shares, masks and seeds live in memory only.

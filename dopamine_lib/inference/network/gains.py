@@ -1,7 +1,8 @@
 """By which factors the channels of each value are multiplied, before any weight is rounded.
 
 A result of weights gets as many bits as its range on public images allows with ``MARGIN`` bits to spare. The margin is
-there because values inside a secret image cannot be looked at, so an overflow there would go unnoticed.
+there because values inside a secret image cannot be looked at; all that is learnt of an overflow there is one bit
+(``protocols.room``), which is no answer.
 
 ReLU, pooling and sums leave no weight in which a factor could change, so the values that they tie together, such as all
 of a stage of residual blocks, have the same factors but for powers of two, which are public: they are what ReLU and

@@ -250,7 +250,7 @@ def evaluate(plan: Plan, weights: Weights, x: np.ndarray) -> tuple[np.ndarray, d
     """The integer network without shares: what the protocols must give, and how near its values come to the ring's end.
 
     Returns logits float64 (classes,) of a normalised image (C, H, W), or the grade's number (1,), and for each layer
-    the share of its room that is used: above 1 the protocols would give a wrong answer without a warning. Exact
+    the share of its room that is used: above 1 the protocols may give a wrong answer, with a warning (``room``). Exact
     integers in float64 (all stay below 2^53), so an overflow of the ring shows instead of wrapping around. It rounds
     to the nearest, compares all bits and adds no noise; the protocols differ from it in the last places only.
     """

@@ -1,7 +1,7 @@
 """From a model file to what the provider serves, and the public images that set the scales of its network.
 
-The images are synthetic eyes and pictures nothing like an eye. An overflow inside a secret image goes unnoticed, so the
-ranges cover likely pictures and extreme ones, and ``compiler`` leaves room beyond them. No patient's image is used.
+The images are synthetic eyes and pictures nothing like an eye. An overflow inside a secret image spoils its answer, so
+the ranges cover likely pictures and extreme ones, and ``compiler`` leaves room beyond them. No patient's image is used.
 """
 
 from pathlib import Path
