@@ -17,9 +17,9 @@ from mpi4py import MPI
 
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.__main__ import _keys
-from dopamine_lib.federation.mpi.party import take_part
-from dopamine_lib.federation.mpi.wire import KEYS, TOTAL, UP, Wire, number_of
+from dopamine_lib.federation.mpi.ranks import KEYS, TOTAL, UP, Wire, number_of
 from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.wires.party import take_part
 
 PATIENCE = 120.0
 

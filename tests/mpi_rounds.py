@@ -19,12 +19,12 @@ from safetensors.numpy import save_file
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.mpi import party
 from dopamine_lib.federation.mpi.__main__ import _keys
-from dopamine_lib.federation.mpi.party import party_training, take_part
-from dopamine_lib.federation.mpi.wire import DOWN, UP, Wire, number_of
+from dopamine_lib.federation.mpi.ranks import DOWN, UP, Wire, number_of
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
+from dopamine_lib.federation.wires import party
+from dopamine_lib.federation.wires.party import party_training, take_part
 
 PATIENCE = 120.0
 

@@ -19,7 +19,8 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.encryption.transcript import Transcript
 from dopamine_lib.federation import settings
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.mpi.identities import (
+from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.wires.identities import (
     fingerprints,
     make_identity,
     party_name,
@@ -27,7 +28,6 @@ from dopamine_lib.federation.mpi.identities import (
     read_identity,
     read_publics,
 )
-from dopamine_lib.federation.options import Options
 from dopamine_lib.report.verification import read_results, verify
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")

@@ -11,8 +11,8 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
-from dopamine_lib.federation.mpi import agreement, party
-from dopamine_lib.federation.mpi.sums import read_vector
+from dopamine_lib.federation.wires import agreement, party
+from dopamine_lib.federation.wires.sums import read_vector
 
 
 @pytest.fixture(scope="module")

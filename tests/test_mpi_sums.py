@@ -13,7 +13,7 @@ from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 
 pytest.importorskip("mpi4py", reason="needs mpi4py and an MPI")
-from dopamine_lib.federation.mpi import agreement, sums
+from dopamine_lib.federation.wires import agreement, sums
 
 D, ALL, ROUNDS = 40, list(range(HOSPITALS)), 4
 

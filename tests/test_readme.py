@@ -35,8 +35,8 @@ from readme import (
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import chosen_options
-from dopamine_lib.federation.mpi.identities import make_identity
 from dopamine_lib.federation.settings import SETTINGS
+from dopamine_lib.federation.wires.identities import make_identity
 
 #: What stands for a word in capitals.
 MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": "0.03", "S": "1.15", "T": "3001"}

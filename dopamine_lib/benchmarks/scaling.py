@@ -102,10 +102,10 @@ def _rank(job: dict) -> None:
 
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.mpi.__main__ import _keys
-    from dopamine_lib.federation.mpi.sums import make_wire_aggregation
-    from dopamine_lib.federation.mpi.wire import Wire
+    from dopamine_lib.federation.mpi.ranks import Wire
     from dopamine_lib.federation.plan import Plan
     from dopamine_lib.federation.settings import SETTINGS, Choice
+    from dopamine_lib.federation.wires.sums import make_wire_aggregation
     from dopamine_lib.privacy.randomness import Randomness
 
     torch.set_num_threads(1)

@@ -2,6 +2,6 @@
 
 on one page     algorithm1
 decided         options (the command line's), settings, plan (everything a run asks), bounds (what it spends)
-a round         training: hospital.contribute, Aggregation.total (aggregation, transports; mpi.sums), Server.step
+a round         training: hospital.contribute, Aggregation.total (aggregation, transports; wires.sums), Server.step
 around it       experiment (data, model, hospitals), results, statement, run_folder
 """

@@ -1,7 +1,7 @@
 """The total of a round: how hospitals' messages are added up, in the clear, under BFV, or behind masks (line 21).
 
 One verb, ``total``, for every transport. This module has its interface, the sum in the clear and what takes a sum's
-place; ``transports`` has the encrypted and masked sums of one process, ``mpi.sums`` those between processes.
+place; ``transports`` has the encrypted and masked sums of one process, ``wires.sums`` those between processes.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@
                  ``OptimizingServer``'s, where an optimiser of one's own takes their place
 
 A hospital that drops out is missing from a total. Where noise is shared, a round with fewer than ``Plan.survivors`` is
-spent and not opened; over MPI a lost rank ends the run (``mpi.party``).
+spent and not opened; over MPI a lost rank ends the run (``wires.party``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Totals that hide every message: sums under BFV and behind masks, with all parties in this process.
 
 The server sees no message. What passes between the parties is bytes, as it would be between processes
-(``mpi.sums``).
+(``wires.sums``).
 """
 
 from dopamine_lib.federation.aggregation import Aggregation, IntegerAggregation, in_the_clear

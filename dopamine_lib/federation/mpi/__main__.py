@@ -25,7 +25,7 @@ make-believe hospitals. Into ``--out``, each on its host, rank 0 writes results 
 every hospital what it has charged: a run in which one of these is lost or set back is not gone on with. Before anything
 else all ranks compare options, data, plan and version; who differs is named.
 
-What is protected: all messages are sealed and counted between the two parties they are for (``wire.py``). What is
+What is protected: all messages are sealed and counted between the two parties they are for (``ranks.py``). What is
 not: MPI itself. Its own traffic is neither encrypted nor authenticated, so anyone on the network sees who sends
 how much and when, can end the run, and may attack the MPI library; ``mpiexec`` reaches other hosts by ssh and starts
 what it is told there. Run it on a network that only the parties use.
@@ -69,7 +69,7 @@ def _parser(hospitals: int) -> Parser:
 
 
 def _identity(words: list[str]) -> int:
-    from dopamine_lib.federation.mpi.identities import make_identity
+    from dopamine_lib.federation.wires.identities import make_identity
 
     if len(words) != 2:
         raise InputError("identity takes a party and a folder, as in: identity hospital-3 keys")
@@ -78,7 +78,7 @@ def _identity(words: list[str]) -> int:
 
 
 def _fingerprints(words: list[str]) -> int:
-    from dopamine_lib.federation.mpi.identities import fingerprints
+    from dopamine_lib.federation.wires.identities import fingerprints
 
     if len(words) != 1:
         raise InputError("fingerprints takes a folder, as in: fingerprints keys")
@@ -93,8 +93,8 @@ def _keys(comm, folder, patience: float):
     from mpi4py import MPI
 
     from dopamine_lib.encryption.keys import Identity
-    from dopamine_lib.federation.mpi.identities import party_name, read_identity, read_publics, write_public
-    from dopamine_lib.federation.mpi.wire import number_of, wait_for_all
+    from dopamine_lib.federation.mpi.ranks import number_of, wait_for_all
+    from dopamine_lib.federation.wires.identities import party_name, read_identity, read_publics, write_public
 
     number, hospitals = number_of(comm.rank), comm.size - 1
     if folder is not None:
@@ -142,7 +142,7 @@ def _rank(arguments, rank: int) -> int:
     except Exception as error:  # without this the others would wait for a rank that is gone
         message = f"dopamine: {who} gave up: {type(error).__name__}: {error}. {_remedy(arguments)}"
         return _abort(comm, watcher, message, 1)
-    from dopamine_lib.federation.mpi.wire import wait_for_all
+    from dopamine_lib.federation.mpi.ranks import wait_for_all
 
     if results is not None:
         from dopamine_lib.federation.results import table
@@ -166,8 +166,8 @@ def _abort(comm, watcher, message: str, status: int) -> int:
 
 def _train(comm, arguments):
     from dopamine_lib.federation.experiment import Experiment
-    from dopamine_lib.federation.mpi.party import take_part
-    from dopamine_lib.federation.mpi.wire import Wire, number_of, wait_for_all
+    from dopamine_lib.federation.mpi.ranks import Wire, number_of, wait_for_all
+    from dopamine_lib.federation.wires.party import take_part
 
     if comm.rank:
         wait_for_all(comm, arguments.patience)  # what is wrong with the options is said once, by rank 0

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
 from dopamine_lib.federation.aggregation import Aggregation, Message, in_the_clear
-from dopamine_lib.federation.mpi.wire import DOWN, KEYS, TOTAL, UP, Wire, who
+from dopamine_lib.federation.mpi.ranks import DOWN, KEYS, TOTAL, UP, Wire, who
 from dopamine_lib.federation.plan import Plan
 
 

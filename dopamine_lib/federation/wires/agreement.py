@@ -23,7 +23,7 @@ import torch
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.mpi.wire import TERMS, Wire, who
+from dopamine_lib.federation.mpi.ranks import TERMS, Wire, who
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.files import parse_json
 

@@ -19,13 +19,19 @@ from torch import Tensor
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.mpi.agreement import OwnCharge, agree_on_charge, agree_on_experiment, agree_on_model, asked
-from dopamine_lib.federation.mpi.sums import make_wire_aggregation, read_vector
-from dopamine_lib.federation.mpi.wire import DONE, MODEL, STATE, Wire
+from dopamine_lib.federation.mpi.ranks import DONE, MODEL, STATE, Wire
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record
 from dopamine_lib.federation.run_folder import claim, run_files, write_json, writing
 from dopamine_lib.federation.tidy import write_metrics
 from dopamine_lib.federation.training import Training
+from dopamine_lib.federation.wires.agreement import (
+    OwnCharge,
+    agree_on_charge,
+    agree_on_experiment,
+    agree_on_model,
+    asked,
+)
+from dopamine_lib.federation.wires.sums import make_wire_aggregation, read_vector
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 
 
