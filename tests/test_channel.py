@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dopamine_lib.encryption import certificates as pinned
+from dopamine_lib.encryption.certificates import Credentials, fingerprint, read_certificate
 from dopamine_lib.inference.protocols.channel import CHUNK, FIRST, ChannelError, Recorded, SocketChannel, local_pair
-from dopamine_lib.inference.workers import tls
-from dopamine_lib.inference.workers.tls import Credentials, Listener, connect, fingerprint, read_certificate
+from dopamine_lib.inference.workers.tls import Listener, connect
 
 
 def both(one, other):
@@ -388,7 +389,7 @@ def test_workers_that_were_started_by_another_clock_still_meet(year, monkeypatch
 
     with monkeypatch.context() as patch:
         clock = SimpleNamespace(datetime=Clock, UTC=datetime.UTC)
-        patch.setattr("dopamine_lib.inference.workers.tls.datetime", clock)
+        patch.setattr("dopamine_lib.encryption.certificates.datetime", clock)
         patient, provider = (Credentials.make(name, always=True) for name in ("patient", "provider"))
     listener = Listener(("127.0.0.1", 0), provider, {"patient": patient.certificate})
     with ThreadPoolExecutor(1) as server:
@@ -411,7 +412,7 @@ def test_a_port_in_use_is_reported(identities, refuses):
 def expired(tmp_path, monkeypatch):
     """A worker's credentials, kept in a file until their certificate was over."""
     with monkeypatch.context() as patch:
-        patch.setattr(tls, "LIFETIME", -tls.BACKDATED / 2)
+        patch.setattr(pinned, "LIFETIME", -pinned.BACKDATED / 2)
         return tmp_path / "old.pem", Credentials.at(tmp_path / "old.pem", "old")
 
 

@@ -27,6 +27,7 @@ from dopamine_lib.data.images import prepare
 from dopamine_lib.data.transfer import unpack_zip
 from dopamine_lib.data.uploads import read_upload
 from dopamine_lib.encryption import aggregation, links
+from dopamine_lib.encryption.certificates import Credentials, read_certificate
 from dopamine_lib.encryption.group import make_group, read_group
 from dopamine_lib.encryption.masks import MaskSum
 from dopamine_lib.encryption.messages import SERVER, AggregationAborted, MessageError
@@ -40,7 +41,6 @@ from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.network.serving import calibration_images
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
 from dopamine_lib.inference.workers.client import _read_card
-from dopamine_lib.inference.workers.tls import Credentials, read_certificate
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint
 from dopamine_lib.models.networks import NormalisedFeatures, load_weights, squeezenet
 from dopamine_lib.page.served_model import SERVED, facts

@@ -94,8 +94,8 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
 def _over_networks(size: int, repeats: int) -> list[dict]:
     """A row for each of ``NETWORKS``; the patient is this process."""
     from dopamine_lib.data.images import read_image
+    from dopamine_lib.encryption.certificates import Credentials
     from dopamine_lib.inference.workers.client import PatientClient
-    from dopamine_lib.inference.workers.tls import Credentials
 
     rows, patient = [], Credentials.make("patient")
     with contextlib.ExitStack() as stack:

@@ -27,7 +27,7 @@ def exchange(own: X25519PrivateKey, other: bytes) -> bytes:
 class Identity:
     """One party's X25519 key pair, fresh from the operating system or from the 32 bytes of its private key.
 
-    (The workers of private inference have TLS certificates instead: ``inference.workers.tls``.)
+    (For TLS there are certificates: ``certificates``.)
     """
 
     def __init__(self, private: bytes | None = None):

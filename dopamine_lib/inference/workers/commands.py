@@ -210,7 +210,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def _credentials(arguments, role: str):
     """The worker's credentials, or None after printing its fingerprint, where that is all that was asked for."""
-    from dopamine_lib.inference.workers.tls import Credentials
+    from dopamine_lib.encryption.certificates import Credentials
 
     credentials = Credentials.at(arguments.identity, role)
     if arguments.fingerprint:
@@ -226,7 +226,7 @@ def _endpoint(arguments, role: str):
 
 
 def _certificate(arguments, role: str) -> str:
-    from dopamine_lib.inference.workers.tls import read_certificate
+    from dopamine_lib.encryption.certificates import read_certificate
 
     path = getattr(arguments, f"{role.replace('-', '_')}_certificate")
     if path is None:
@@ -235,7 +235,7 @@ def _certificate(arguments, role: str) -> str:
 
 
 def _patients(arguments) -> dict[str, str]:
-    from dopamine_lib.inference.workers.tls import fingerprint, read_certificate
+    from dopamine_lib.encryption.certificates import fingerprint, read_certificate
 
     if not arguments.patient_certificate:
         raise InputError("no patient is known here; give --patient-certificate with the .crt file of each")

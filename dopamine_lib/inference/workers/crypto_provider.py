@@ -8,6 +8,7 @@ restart: seeds are forgotten with their session.
 import os
 import threading
 
+from dopamine_lib.encryption.certificates import Credentials
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network.parties import CryptoProvider
 from dopamine_lib.inference.network.plan import Plan
@@ -15,7 +16,7 @@ from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control
 from dopamine_lib.inference.workers.control import Tag
 from dopamine_lib.inference.workers.server import MAX_CONNECTIONS, MAX_OF_ONE, ThreadingServer, log
-from dopamine_lib.inference.workers.tls import Address, Credentials
+from dopamine_lib.inference.workers.tls import Address
 
 PROVIDER = "provider"
 IDLE_TIMEOUT = 600.0  # seconds a provider may leave a session unused

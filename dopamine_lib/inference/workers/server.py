@@ -12,8 +12,9 @@ import threading
 import time
 from collections import Counter
 
+from dopamine_lib.encryption.certificates import Credentials, fingerprint
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
-from dopamine_lib.inference.workers.tls import Address, Credentials, Listener, fingerprint
+from dopamine_lib.inference.workers.tls import Address, Listener
 
 log = logging.getLogger("dopamine.inference")
 
