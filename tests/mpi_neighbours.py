@@ -17,9 +17,10 @@ from mpi4py import MPI
 
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.__main__ import _keys
-from dopamine_lib.federation.mpi.ranks import KEYS, TOTAL, UP, Wire, number_of
+from dopamine_lib.federation.mpi.ranks import Ranks, number_of
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.wires.party import take_part
+from dopamine_lib.federation.wires.wire import KEYS, TOTAL, UP, Wire
 
 PATIENCE = 120.0
 
@@ -47,6 +48,6 @@ if __name__ == "__main__":
         options = Options(**{**job["options"], "settings": tuple(job["options"]["settings"])})
         experiment = Experiment.load(options, party=number_of(comm.rank), progress=False)
         NotingWire.noted, NotingWire.plain = [], options.aggregation == "plain"
-        wire = NotingWire(comm, *_keys(comm, None, PATIENCE), patience=PATIENCE)
-        take_part(experiment, wire, out)
+        wire = NotingWire(Ranks(comm, PATIENCE), *_keys(comm, None, PATIENCE))
+        take_part(experiment, lambda wire=wire: wire, out, party=wire.number)
         (out / f"rank-{comm.rank}.txt").write_text("\n".join(sorted(wire.noted)))

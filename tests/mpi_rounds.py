@@ -20,11 +20,12 @@ from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.mpi.__main__ import _keys
-from dopamine_lib.federation.mpi.ranks import DOWN, UP, Wire, number_of
+from dopamine_lib.federation.mpi.ranks import Ranks, number_of, wait_for_all
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.wires import party
 from dopamine_lib.federation.wires.party import party_training, take_part
+from dopamine_lib.federation.wires.wire import DOWN, UP, Wire
 
 PATIENCE = 120.0
 
@@ -75,8 +76,8 @@ def do(job: dict) -> None:
     shorten(name, job["rounds"])
     kept, experiment = Kept(), Experiment.load(options, party=number_of(comm.rank), progress=False)
     party.party_training = kept.training
-    wire = KeepingWire(comm, *_keys(comm, None, PATIENCE), patience=PATIENCE)
-    take_part(experiment, wire, out)
+    wire = KeepingWire(Ranks(comm, PATIENCE), *_keys(comm, None, PATIENCE))
+    take_part(experiment, lambda: wire, out, party=wire.number)
     if job.get("keep") and wire.number == SERVER:
         save_file(
             {f"{i:06}": np.frombuffer(body, np.uint8) for i, body in enumerate(wire.seen)}, out / "seen.safetensors"
@@ -91,7 +92,7 @@ def impostor(out: Path) -> None:
     """Rank 2 is an impostor: what it sends is refused, and so is a message of the wrong kind."""
     comm = MPI.COMM_WORLD
     identity, publics = _keys(comm, None, PATIENCE)
-    wire = Wire(comm, Identity() if comm.rank == 2 else identity, publics, patience=PATIENCE)
+    wire = Wire(Ranks(comm, PATIENCE), Identity() if comm.rank == 2 else identity, publics)
     said = []
     if comm.rank in (1, 2):
         wire.send(SERVER, UP, b"a message")
@@ -106,7 +107,7 @@ def impostor(out: Path) -> None:
                 said.append(str(error))
         out.mkdir(parents=True)
         (out / "refused.json").write_text(json.dumps(said))
-    wire.barrier()
+    wait_for_all(comm, PATIENCE)
 
 
 if __name__ == "__main__":

@@ -102,15 +102,16 @@ def _rank(job: dict) -> None:
 
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.mpi.__main__ import _keys
-    from dopamine_lib.federation.mpi.ranks import Wire
+    from dopamine_lib.federation.mpi.ranks import Ranks
     from dopamine_lib.federation.plan import Plan
     from dopamine_lib.federation.settings import SETTINGS, Choice
     from dopamine_lib.federation.wires.sums import make_wire_aggregation
+    from dopamine_lib.federation.wires.wire import Wire
     from dopamine_lib.privacy.randomness import Randomness
 
     torch.set_num_threads(1)
     comm, results = MPI.COMM_WORLD, []
-    wire = Wire(comm, *_keys(comm, None, 600.0), patience=600.0)
+    wire = Wire(Ranks(comm, 600.0), *_keys(comm, None, 600.0))
     everybody, choice = list(range(wire.hospitals)), Choice(0.1, 1.0, reach=1.0)
     for kind in job["kinds"]:
         for d in job["sizes"]:

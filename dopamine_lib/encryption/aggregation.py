@@ -202,8 +202,9 @@ class BfvServer:
         answer += struct.pack("<H", len(self._arrived)) + pack_numbers(sorted(self._arrived))
         while self._total:
             answer += join([self._total.pop(0).serialize()])
-        # a tag for every hospital of the group, arrived or not: all of them need the new model
-        answer += b"".join([tag(self._channels[k].down, self._round, answer) for k in range(self.group.hospitals)])
+        # a tag for every hospital of the session, arrived or not: all of them need the new model
+        channels = map(self._channels.get, range(self.group.hospitals))
+        answer += b"".join([tag(own.down, self._round, answer) if own else bytes(TAG) for own in channels])
         self._record("aggregate", answer)
         return answer
 

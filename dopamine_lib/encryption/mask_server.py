@@ -57,7 +57,7 @@ class MaskServer:
     ):
         self.d, self.least, self._transcript = d, least, transcript
         self._handshake, self._links = Handshake(SERVER, identity, publics), {}
-        self._round, self._kind, self.liars = -1, None, set()
+        self._round, self._kind, self._sharers, self.liars = -1, None, [], set()
 
     def hello(self) -> bytes:
         """The server's first message of a session, for all parties."""
@@ -90,13 +90,25 @@ class MaskServer:
             raise MessageError(f"a message of {number} is late, repeated or not asked for in round {self._round}")
         body = self._links[number].open(self._kind, self._round, message)
         self._record(f"message {self._kind} of hospital {number}", body)
+        due = self._due()
+        if len(body) != due:
+            raise MessageError(f"hospital {number} sent {len(body)} bytes in step {self._kind}, not {due}: refused")
+        if self._kind == SHARES and CARD.unpack(body[: CARD.size])[0] != number:
+            raise MessageError(f"hospital {number} calls itself {CARD.unpack(body[: CARD.size])[0]}: refused")
         if self._kind == MASKED:
-            if len(body) != 4 * self.d:
-                raise MessageError(f"hospital {number} sent {len(body)} bytes of values, not {4 * self.d}: refused")
             self._sum += np.frombuffer(body, "<u4")
             body = b""
         self._from[number] = body
         return number
+
+    def _due(self) -> int:
+        """The bytes of a hospital's message in this step."""
+        return {
+            SHARES: CARD.size + BOX_BYTES * (len(self._invited) - 1),
+            MASKED: 4 * self.d,
+            VOUCH: VOUCH_BYTES * (len(self._expected) - 1),
+            REVEAL: SHARE_BYTES * len(self._sharers),
+        }[self._kind]
 
     def deliveries(self) -> dict[int, bytes]:
         """After step 1: to each hospital that shared, the others' cards and the shares sealed for it."""
@@ -104,14 +116,8 @@ class MaskServer:
         self._sharers, self._cards, boxes = sorted(sent), {}, {}
         for i, body in sent.items():
             holders = [j for j in self._invited if j != i]
-            if len(body) != CARD.size + BOX_BYTES * len(holders):
-                raise MessageError(
-                    f"hospital {i} sent {len(body)} bytes of shares, not those of {len(holders)}: refused"
-                )
-            number, *self._cards[i] = CARD.unpack(body[: CARD.size])
+            _, *self._cards[i] = CARD.unpack(body[: CARD.size])
             own = cut(body[CARD.size :], BOX_BYTES)
-            if number != i:
-                raise MessageError(f"hospital {i} calls itself {number}: the round is spent")
             boxes |= {(i, j): body[: CARD.size] + box for j, box in zip(holders, own, strict=True)}
         bodies = {j: b"".join(boxes[i, j] for i in self._sharers if i != j) for j in self._sharers}
         return self._send(DELIVERY, bodies, MASKED)
@@ -138,11 +144,7 @@ class MaskServer:
         Hospitals that handed over a wrong share are in ``liars`` afterwards; while enough others are right the round
         goes on without them. Raises MessageError where no shares give the secret that was published a hash or key of.
         """
-        revealed = {}
-        for j, body in self._close(REVEAL).items():
-            if len(body) != SHARE_BYTES * len(self._sharers):
-                raise MessageError(f"hospital {j} sent {len(body)} bytes of shares, not {len(self._sharers)}: refused")
-            revealed[j] = cut(body, SHARE_BYTES)
+        revealed = {j: cut(body, SHARE_BYTES) for j, body in self._close(REVEAL).items()}
         seeds, self.liars = [], set()
         for at, i in enumerate(self._sharers):
             secret = self._rebuilt(i, {j: shares[at] for j, shares in revealed.items()})

@@ -8,6 +8,9 @@ from dopamine_lib.errors import InputError
 if TYPE_CHECKING:
     from dopamine_lib.federation.options import Options
 
+#: Seconds without an answer after which a party is taken for silent.
+PATIENCE = 1800.0
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -56,6 +59,23 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic, module:function"
     )
+
+
+def party_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of one party of a run between processes: the experiment's, and where its files are."""
+    experiment_arguments(command)
+    command.add_argument(
+        "--setting", default="FSCDP", help="FSCDP (default), F, FPDP, or a TOML file that declares one"
+    )
+    command.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
+    command.add_argument("--optimizer", default="momentum", help="of the server: momentum (default), module:name")
+    command.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
+    bound_arguments(command)
+    command.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    command.add_argument(
+        "--patience", type=float, default=PATIENCE, metavar="S", help="seconds to wait for a party that is silent"
+    )
+    command.add_argument("--out", required=True, metavar="DIR", help="where results.json, model and checkpoint go")
 
 
 def bound_arguments(command: argparse.ArgumentParser) -> None:

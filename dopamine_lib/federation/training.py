@@ -9,7 +9,7 @@
                  ``OptimizingServer``'s, where an optimiser of one's own takes their place
 
 A hospital that drops out is missing from a total. Where noise is shared, a round with fewer than ``Plan.survivors`` is
-spent and not opened; over MPI a lost rank ends the run (``wires.party``).
+spent and not opened. Between processes the aggregation says who was in a total (``wires.sums``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -186,7 +186,7 @@ class Training:
         arrived = self._arrived(number, invited)
         total = self._total(number, invited, arrived, contribute(self._here(arrived), self.server.w, number))
         if total is not None:
-            self.server.step(total.to(self.server.w.device), self._patients(arrived))
+            self.server.step(total.to(self.server.w.device), self._patients(self._included(arrived)))
 
     @torch.no_grad()
     def _ask_for_mean(self) -> None:
@@ -197,18 +197,24 @@ class Training:
         if total is not None:
             share = self.plan.population / self.plan.hospitals
             width = len(self.task.first_sum(torch.arange(0), self.plan.choice.counts))
-            self._centre_on(total[:width] * share / self._patients(arrived))  # what follows is padding
+            present = self._patients(self._included(arrived))
+            self._centre_on(total[:width] * share / present)  # what follows is padding
 
     def _centre_on(self, mean: Tensor) -> None:
         self.feature_mean = mean
         self.task.take_first(mean, self.plan.choice.counts)
 
     def _arrived(self, number: int, invited: Iterable[int]) -> list[int]:
-        """Which of the invited hospitals do not vanish in this round."""
+        """Which of the invited hospitals are there, as far as all parties know before the round."""
         if not self.plan.dropout:
-            return list(invited)
+            members = getattr(self.aggregation, "members", None)
+            return [k for k in invited if members is None or k in members]
         chance = np.random.default_rng([self.plan.seed, self.run_number, number + 1]).random(self.plan.hospitals)
         return [k for k in invited if chance[k] >= self.plan.dropout]
+
+    def _included(self, arrived: list[int]) -> list[int]:
+        """Which of them are in the total that was just opened: between processes some may have vanished meanwhile."""
+        return list(getattr(self.aggregation, "included", arrived))
 
     def _here(self, numbers: list[int]) -> list[Hospital]:
         """Those of the hospitals that live in this process."""

@@ -25,7 +25,7 @@ make-believe hospitals. Into ``--out``, each on its host, rank 0 writes results 
 every hospital what it has charged: a run in which one of these is lost or set back is not gone on with. Before anything
 else all ranks compare options, data, plan and version; who differs is named.
 
-What is protected: all messages are sealed and counted between the two parties they are for (``ranks.py``). What is
+What is protected: all messages are sealed and counted between the two parties they are for (``wires/wire.py``). What is
 not: MPI itself. Its own traffic is neither encrypted nor authenticated, so anyone on the network sees who sends
 how much and when, can end the run, and may attack the MPI library; ``mpiexec`` reaches other hosts by ssh and starts
 what it is told there. Run it on a network that only the parties use.
@@ -41,10 +41,9 @@ from functools import partial
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.arguments import Parser, bound_arguments, chosen_options, experiment_arguments
+from dopamine_lib.federation.arguments import Parser, chosen_options, party_arguments
 from dopamine_lib.machine import safe_output
 
-PATIENCE = 1800.0
 #: Where MPICH 5.0 has ranks of one host exchange messages, and the bytes it takes for each; Docker gives 64 MB in all.
 SHARED, SHARED_BY_A_RANK = Path("/dev/shm"), 5_400_000
 
@@ -52,39 +51,10 @@ SHARED, SHARED_BY_A_RANK = Path("/dev/shm"), 5_400_000
 def _parser(hospitals: int) -> Parser:
     about = "The same training between processes, over MPI: rank 0 is the server, ranks 1 to K are the hospitals."
     top = Parser(prog="python -m dopamine_lib.federation.mpi", description=about)
-    experiment_arguments(top)
-    top.add_argument("--setting", default="FSCDP", help="FSCDP (default), F, FPDP, or a TOML file that declares one")
-    top.add_argument("--aggregation", default="bfv", help="how messages are added: bfv (default), masks, plain")
-    top.add_argument("--optimizer", default="momentum", help="of the server: momentum (default), module:name")
-    top.add_argument("--noise", default="float", help="float: Gaussian, rounded to a grid; integer: Skellam")
-    bound_arguments(top)
-    top.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    party_arguments(top)
     top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")
-    top.add_argument(
-        "--patience", type=float, default=PATIENCE, metavar="S", help="seconds to wait for a rank that is silent"
-    )
-    top.add_argument("--out", required=True, metavar="DIR", help="where results.json, model and checkpoint go")
     top.set_defaults(hospitals=hospitals, runs=1)
     return top
-
-
-def _identity(words: list[str]) -> int:
-    from dopamine_lib.federation.wires.identities import make_identity
-
-    if len(words) != 2:
-        raise InputError("identity takes a party and a folder, as in: identity hospital-3 keys")
-    print(f"{words[0]}: fingerprint {make_identity(words[1], words[0])}; hand {words[0]}.pub to all other parties")
-    return 0
-
-
-def _fingerprints(words: list[str]) -> int:
-    from dopamine_lib.federation.wires.identities import fingerprints
-
-    if len(words) != 1:
-        raise InputError("fingerprints takes a folder, as in: fingerprints keys")
-    for name, found in fingerprints(words[0]).items():
-        print(f"{name}: fingerprint {found}")
-    return 0
 
 
 def _keys(comm, folder, patience: float):
@@ -166,17 +136,23 @@ def _abort(comm, watcher, message: str, status: int) -> int:
 
 def _train(comm, arguments):
     from dopamine_lib.federation.experiment import Experiment
-    from dopamine_lib.federation.mpi.ranks import Wire, number_of, wait_for_all
+    from dopamine_lib.federation.mpi.ranks import Ranks, number_of, wait_for_all
     from dopamine_lib.federation.wires.party import take_part
+    from dopamine_lib.federation.wires.wire import Wire
 
     if comm.rank:
         wait_for_all(comm, arguments.patience)  # what is wrong with the options is said once, by rank 0
-    experiment = Experiment.load(chosen_options(arguments), party=number_of(comm.rank), progress=False)
+    party = number_of(comm.rank)
+    experiment = Experiment.load(chosen_options(arguments), party=party, progress=False)
     if not comm.rank:
         wait_for_all(comm, arguments.patience)  # from here on the others find in the cache what was drawn
-    wire = Wire(comm, *_keys(comm, arguments.identities, arguments.patience), patience=arguments.patience)
+    keys = _keys(comm, arguments.identities, arguments.patience)
+
+    def connect() -> Wire:
+        return Wire(Ranks(comm, arguments.patience), *keys)
+
     say = partial(print, flush=True)
-    return take_part(experiment, wire, arguments.out, resume=arguments.resume, say=say)
+    return take_part(experiment, connect, arguments.out, party=party, resume=arguments.resume, say=say)
 
 
 def _remedy(arguments) -> str:
@@ -223,10 +199,10 @@ def main(words: list[str] | None = None) -> int:
     )
     first = int(os.environ.get("MPI_LOCALRANKID", rank)) == 0  # of this host
     try:
-        if words[:1] == ["identity"]:
-            return _identity(words[1:])
-        if words[:1] == ["fingerprints"]:
-            return _fingerprints(words[1:])
+        if words[:1] in (["identity"], ["fingerprints"]):
+            from dopamine_lib.federation.wires.identities import identity_command
+
+            return identity_command(words)
         arguments = _parser(size - 1).parse_args(words)
         arguments.settings = (arguments.setting,)
         _check(arguments, size)

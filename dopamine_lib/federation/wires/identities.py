@@ -1,16 +1,22 @@
 """Key pairs of a distributed run's parties, whose public halves all know beforehand.
 
-    DIR/hospital-3.key    the private key, readable by its owner only; made on that hospital's machine, never copied
-    DIR/hospital-3.pub    the public key; everybody has all of them
+    DIR/hospital-3.key    the private keys, readable by their owner only; made on that hospital's machine, never copied
+    DIR/hospital-3.pub    the public key and the certificate for TLS; everybody has all of them
 
 A party that relays messages could replace the keys that it relays by its own, and read or change everything. So the
-``.pub`` files travel another way (by hand, or from each hospital's own site) and are compared by ``fingerprint``.
+``.pub`` files travel another way (by hand, or from each hospital's own site) and are compared by ``fingerprint``. The
+first line of either file is an X25519 key, which seals messages; below it, in PEM, is what TLS needs.
 """
 
 import hashlib
 import os
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from dopamine_lib.encryption.certificates import Credentials
+from dopamine_lib.encryption.certificates import fingerprint as certificate_fingerprint
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.links import check_different
 from dopamine_lib.encryption.messages import SERVER, MessageError
@@ -37,13 +43,14 @@ def party_number(name: str) -> int:
     raise InputError(f"party '{name}' is unknown; write 'server', or 'hospital-0', 'hospital-1' and so on")
 
 
-def fingerprint(public: bytes) -> str:
-    """A public key's hash as 32 hexadecimal digits, to compare by telephone.
+def fingerprint(public: bytes, certificate: str = "") -> str:
+    """The hash of a public key, and of the PEM certificate with it, as 32 hexadecimal digits to compare by telephone.
 
     >>> fingerprint(bytes(32))
     'ed882494499da0d71cc18f8fb5bcf983'
     """
-    return hashlib.blake2b(public, digest_size=16, person=b"fingerprint").hexdigest()
+    more = bytes.fromhex(certificate_fingerprint(certificate)) if certificate else b""
+    return hashlib.blake2b(public + more, digest_size=16, person=b"fingerprint").hexdigest()
 
 
 def fingerprints(folder: str | Path) -> dict[str, str]:
@@ -51,31 +58,49 @@ def fingerprints(folder: str | Path) -> dict[str, str]:
     paths = sorted(Path(folder).glob("*.pub"))
     if not paths:
         raise InputError(f"{folder} holds no .pub files; get each party's from its owner")
-    return {path.stem: fingerprint(_read_key(path, "get it from its owner")) for path in paths}
+    return {path.stem: fingerprint(*_read(path, "get it from its owner")) for path in paths}
 
 
 def make_identity(folder: str | Path, name: str) -> str:
-    """Make the key pair of the party called ``name`` in ``folder``; returns the fingerprint of its public key.
+    """Make the keys of the party called ``name`` in ``folder``; returns the fingerprint of what is public of them.
 
-    Raises InputError where it has one already: a new one would lock out every party that knows the old one.
+    Raises InputError where it has some already: new ones would lock out every party that knows the old ones.
     """
     party_number(name)
-    folder, private = Path(folder), os.urandom(32)
+    folder, private, tls = Path(folder), os.urandom(32), Credentials.make(name, always=True)
     public = Identity(private).public
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_key(folder / f"{name}.key", f"{private.hex()}\n".encode())
-        write_public(folder, name, public)
+        write_key(folder / f"{name}.key", f"{private.hex()}\n".encode() + tls.key)
+        write_public(folder, name, public, tls.certificate)
     except FileExistsError:
         raise InputError(f"{folder / name}.key is there already; move it away first to give {name} a new one") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder") from error
-    return fingerprint(public)
+    return fingerprint(public, tls.certificate)
 
 
-def write_public(folder: Path, name: str, public: bytes) -> None:
-    """Write one party's public key."""
-    (folder / f"{name}.pub").write_text(public.hex() + "\n", encoding="utf-8")
+def identity_command(words: list[str]) -> int:
+    """``identity PARTY DIR`` and ``fingerprints DIR``, as all programs of parties have them; returns 0.
+
+    Raises InputError for other words.
+    """
+    if words[0] == "identity":
+        if len(words) != 3:
+            raise InputError("identity takes a party and a folder, as in: identity hospital-3 keys")
+        name, folder = words[1:]
+        print(f"{name}: fingerprint {make_identity(folder, name)}; hand {name}.pub to all other parties")
+        return 0
+    if len(words) != 2:
+        raise InputError("fingerprints takes a folder, as in: fingerprints keys")
+    for name, found in fingerprints(words[1]).items():
+        print(f"{name}: fingerprint {found}")
+    return 0
+
+
+def write_public(folder: Path, name: str, public: bytes, certificate: str = "") -> None:
+    """Write what is public of one party's keys."""
+    (folder / f"{name}.pub").write_text(f"{public.hex()}\n{certificate}", encoding="utf-8")
 
 
 def read_publics(folder: str | Path, hospitals: int) -> dict[int, bytes]:
@@ -86,7 +111,7 @@ def read_publics(folder: str | Path, hospitals: int) -> dict[int, bytes]:
     folder, publics = Path(folder), {}
     for number in [*range(hospitals), SERVER]:
         path = folder / f"{party_name(number)}.pub"
-        publics[number] = _read_key(path, "get it from its owner")
+        publics[number], _ = _read(path, "get it from its owner")
         try:
             Identity().agree(publics[number], b"usable")
         except MessageError as error:
@@ -102,19 +127,53 @@ def read_identity(folder: str | Path, number: int, publics: dict[int, bytes]) ->
     """
     path = Path(folder) / f"{party_name(number)}.key"
     remedy = f"make it here with: python -m dopamine_lib.federation.mpi identity {party_name(number)} {folder}"
-    identity = Identity(_read_key(path, remedy, read_key))
+    identity = Identity(_read(path, remedy, read_key)[0])
     if publics[number] != identity.public:
         raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was replaced or is old")
     return identity
 
 
-def _read_key(path: Path, remedy: str, read=Path.read_bytes) -> bytes:
+def read_certificates(folder: str | Path, hospitals: int) -> dict[int, str]:
+    """The PEM certificates of the server and K hospitals, by number.
+
+    Raises InputError for one that is missing or damaged, and for a ``.pub`` file of an older version, without one.
+    """
+    certificates = {}
+    for number in [*range(hospitals), SERVER]:
+        path = Path(folder) / f"{party_name(number)}.pub"
+        _, certificates[number] = _read(path, "get it from its owner")
+        if not certificates[number]:
+            raise InputError(f"{path} holds no certificate, which gRPC needs: its owner makes new keys")
+        try:
+            certificate_fingerprint(certificates[number])
+        except InputError:
+            raise InputError(f"{path} holds a damaged certificate: get it from its owner") from None
+    return certificates
+
+
+def read_credentials(folder: str | Path, number: int, certificates: dict[int, str]) -> Credentials:
+    """A party's own key for TLS, with its certificate. Raises InputError where the two do not belong together."""
+    path = Path(folder) / f"{party_name(number)}.key"
+    _, pem = _read(path, "make it here", read_key)
     try:
-        key = bytes.fromhex(read(path).decode())
+        key = serialization.load_pem_private_key(pem.encode(), password=None)
+        fits = key.public_key() == x509.load_pem_x509_certificate(certificates[number].encode()).public_key()
+    except Exception:  # cryptography's parsers have an exception of their own for every kind of damage
+        fits = False
+    if not fits:
+        raise InputError(f"{path} does not belong to the certificate in {path.stem}.pub beside it: one of them is old")
+    return Credentials(certificates[number], pem.encode())
+
+
+def _read(path: Path, remedy: str, read=Path.read_bytes) -> tuple[bytes, str]:
+    """The 32 bytes of a file's first line, and what is below it."""
+    try:
+        first, _, rest = read(path).decode().partition("\n")
+        key = bytes.fromhex(first)
     except OSError as error:
         raise InputError(f"{path} cannot be used ({error.strerror}); {remedy}") from None
     except ValueError:
         key = b""
     if len(key) != 32:
         raise InputError(f"{path} holds no key of 64 hexadecimal digits; {remedy}")
-    return key
+    return key, rest.strip() + "\n" if rest.strip() else ""

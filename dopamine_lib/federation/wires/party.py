@@ -1,10 +1,12 @@
-"""One party of a run over MPI: its side of the training, and what it leaves on disk.
+"""One party of a run: its side of the training, and what it leaves on disk, whatever carries the messages.
 
-Every rank walks the same ``Training``. A hospital contributes its own message, gets the total back and steps; so all
+Every party walks the same ``Training``. A hospital contributes its own message, gets the total back and steps; so all
 hospitals hold the same model, and the server, which has none, needs none: it walks along to know whose turn it is and
-what is charged. All parties must arrive: a rank that dies ends the run, so nothing is sized for dropouts.
+what is charged.
 
-``python -m dopamine_lib.federation.mpi`` starts these, one per rank.
+Where a session can be followed by another (threads, gRPC; ``wire``), each is gone on with as a run that was
+interrupted: hospitals come with what they have on disk, compare their ledgers, and take the state of the one whose
+model is furthest. An epoch that was begun is charged, and its rounds are not run again.
 """
 
 import json
@@ -19,7 +21,7 @@ from torch import Tensor
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
-from dopamine_lib.federation.mpi.ranks import DONE, MODEL, STATE, Wire
+from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.results import assemble, do_account, epoch_record, run_record
 from dopamine_lib.federation.run_folder import claim, run_files, write_json, writing
 from dopamine_lib.federation.tidy import write_metrics
@@ -30,108 +32,159 @@ from dopamine_lib.federation.wires.agreement import (
     agree_on_experiment,
     agree_on_model,
     asked,
+    furthest,
 )
 from dopamine_lib.federation.wires.sums import make_wire_aggregation, read_vector
+from dopamine_lib.federation.wires.wire import DONE, MODEL, STATE, SessionOver, Silence, Wire
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise InputError for dropouts by chance, and where every round would have a single hospital."""
+    if plan.dropout:
+        raise InputError(f"dropout is {plan.dropout}, but between processes hospitals vanish by themselves: take 0")
+    if plan.hidden and plan.invited < 2:
+        raise InputError(
+            f"{plan.setting.name} invites one of {plan.hospitals} hospitals a round, and a sum of one hides nothing: "
+            "take more hospitals, or --aggregation plain"
+        )
+
+
+def needed(plan: Plan) -> int:
+    """How many hospitals a session needs: all, or as many as ``--least`` says."""
+    return plan.hospitals if plan.least is None else plan.least_in_a_total
 
 
 def party_training(experiment: Experiment, name: str, wire: Wire) -> Training:
     """This party's side of a run of a federated setting, keys exchanged; all parties call it at once.
 
-    experiment  loaded for this party
-    Raises InputError where every round would have a single hospital, and for dropouts, which end a run over MPI.
+    experiment  loaded for this party. Raises InputError as ``check_plan``
     """
     plan = experiment.plan(name)
-    if plan.dropout:
-        raise InputError(f"dropout is {plan.dropout}, but over MPI a hospital that vanishes ends the run: take 0")
-    if plan.hidden and plan.invited < 2:
-        raise InputError(
-            f"{name} invites one of {plan.hospitals} hospitals a round, and a sum of one hides nothing: "
-            "start more ranks, or take --aggregation plain"
-        )
+    check_plan(plan)
     return experiment.training(name, aggregation=make_wire_aggregation(plan, wire))
 
 
 def take_part(
     experiment: Experiment,
-    wire: Wire,
+    connect: Callable[[], Wire],
     out: str | Path,
     *,
+    party: int,
     resume: bool = False,
     say: Callable[[str], object] = lambda line: None,
 ) -> dict | None:
-    """Train one run of the one setting in the options with all other ranks; the server returns the results.
+    """Train one run of the one setting in the options with all other parties; the server returns the results.
 
-    The server writes ``results.json``, ``metrics.csv``, the model and the run's record into ``out``. Hospital 0 writes
-    the checkpoint there, at every epoch, for it has the model; and every hospital writes what it has charged. On
-    several hosts that is each its own host's ``out``.
-    say  is told, at the server, how far the run has come
+    connect  this party's wire of the next session; waits for it
+    party    its number
+    say      is told how far the run has come, and of what ends a session
+
+    The server writes ``results.json``, ``metrics.csv``, the model and the run's record into ``out``. Every hospital
+    writes there what it has charged, and at every epoch the checkpoint: over MPI, where ``out`` may be one folder for
+    all, hospital 0 alone. On several hosts that is each its own host's ``out``.
     """
     out = Path(out)
-    if wire.number == SERVER:
-        begun = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
-        if (out / "results.json").exists():
-            raise InputError(f"{out} already holds a finished run; choose another --out")
-        with writing(out), claim(out, begun, resume):
-            return _serve(experiment, wire, out, begun, say)
+    check_plan(experiment.plan(experiment.options.settings[0]))
+    if party != SERVER:
+        return _sessions(connect, say, resume, lambda wire, again: _train(experiment, wire, out, again))
+    begun = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
+    if (out / "results.json").exists():
+        raise InputError(f"{out} already holds a finished run; choose another --out")
+    start = time.perf_counter()
+    with writing(out), claim(out, begun, resume):
+        return _sessions(connect, say, resume, lambda wire, again: _serve(experiment, wire, out, begun, say, start))
+
+
+def _sessions(
+    connect: Callable[[], Wire], say: Callable[[str], object], resume: bool, do: Callable[[Wire, bool], dict | None]
+) -> dict | None:
+    """``do(wire, resume)`` in one session after another, until it is done."""
+    while True:
+        reopens = True
+        try:
+            wire = connect()
+            reopens = wire.carrier.reopens
+            return do(wire, resume)
+        except SessionOver as over:
+            if not reopens:
+                raise Silence(f"{over}: the run is given up") from None
+            say(f"the session is over: {over}")
+            resume = True
+
+
+def _train(experiment: Experiment, wire: Wire, out: Path, resume: bool) -> None:
+    """A hospital's part in a session."""
     (name,) = experiment.options.settings
     wire.barrier()  # the server has claimed the directory
     run = agree_on_experiment(wire, experiment, name)
     training, checkpoint = party_training(experiment, name, wire), run_files(out, name, 0)[1]
     charge = OwnCharge(out / "runs" / f"{name}-0-hospital-{wire.number}.json", asked(experiment))
-    _go_on(training, wire, checkpoint, charge, resume)
+    keeps = wire.number == 0 or wire.carrier.reopens
+    _go_on(training, wire, checkpoint if keeps else None, charge, resume)
     training.aggregation.follow(run + state_bytes(training.state()[0], {}))
 
     def save() -> None:
-        charge.save(training.progress.reserved)
-        if wire.number == 0:
+        charge.save(training.progress.reserved, wire.present)
+        if keeps:
             save_checkpoint(checkpoint, training)
         wire.barrier()  # nobody draws noise that is not in every ledger on disk
 
-    training.run(save, lambda epoch: save_checkpoint(checkpoint, training) if wire.number == 0 else None)
+    def after(epoch: int) -> None:
+        if keeps:
+            save_checkpoint(checkpoint, training)
+        if wire.carrier.reopens:
+            wire.barrier(pause=True)
+
+    training.run(save, after)
     agree_on_model(wire, training.aggregation.context)
-    if wire.number == 0:
+    if wire.number == wire.present[0]:
         wire.send(SERVER, MODEL, _final_parameters(training).numpy().astype("<f4").tobytes())
         wire.receive(SERVER, DONE)
-        checkpoint.unlink(missing_ok=True)
     wire.barrier()  # the results are on disk
+    if keeps:
+        checkpoint.unlink(missing_ok=True)
     charge.path.unlink(missing_ok=True)
-    return None
+    wire.carrier.close("the run is over")
 
 
-def _go_on(training: Training, wire: Wire, checkpoint: Path, charge: OwnCharge, resume: bool) -> None:
-    """Take up where all hospitals have been: the model is hospital 0's, the ledger what any of them has charged.
+def _go_on(training: Training, wire: Wire, checkpoint: Path | None, charge: OwnCharge, resume: bool) -> None:
+    """Take up where hospitals have been: the model is that of the furthest, the ledger what any of them has charged.
 
-    Hospital 0 reads its checkpoint, if there is one, and the others go on from there: the server without a model.
-    Raises InputError where a hospital's record, or the checkpoint, is missing or behind.
+    checkpoint  this hospital's, if it keeps one
+    Raises InputError where a hospital's record, or its checkpoint, is missing or behind.
     """
     own = charge.read(resume)
-    if wire.number == 0:
+    if checkpoint is not None:
         if checkpoint.exists():
             load_checkpoint(checkpoint, training)
         own = min(own, training.progress.reserved)
-    most = agree_on_charge(wire, own)
-    if wire.number == 0:
+    most = agree_on_charge(wire, own, charge.taken)
+    first = furthest(wire, training.progress.epoch)
+    if wire.number == first:
         training.reserve(most)
         vectors, record = training.state()
-        for k in range(1, wire.hospitals):
-            wire.send(k, STATE, state_bytes(vectors, record))
+        for k in wire.members:
+            if k != first:
+                wire.send(k, STATE, state_bytes(vectors, record))
         wire.send(SERVER, STATE, state_bytes({}, record))
     else:
-        _take_up(training, wire)
+        _take_up(training, wire, first)
         if training.progress.reserved != most:
-            raise InputError(f"hospital 0 says {training.progress.reserved} epochs are charged, but {most} are: end")
+            raise InputError(
+                f"{wire.names([first])} says {training.progress.reserved} epochs are charged, but {most} are: end"
+            )
 
 
-def _take_up(training: Training, wire: Wire) -> None:
-    """Go on from the state that hospital 0 sends. Raises InputError where that is none of this run."""
-    body = wire.receive(0, STATE)
+def _take_up(training: Training, wire: Wire, first: int) -> None:
+    """Go on from the state that hospital ``first`` sends. Raises InputError where that is none of this run."""
+    body = wire.receive(first, STATE)
     try:
         training.restore(*read_state(body))
     except Exception as error:  # whatever is wrong with bytes from elsewhere, they are no state
         raise InputError(
-            f"hospital 0 sends a state that cannot be gone on from ({type(error).__name__}): start all ranks with the "
-            "same version"
+            f"{wire.names([first])} sends a state that cannot be gone on from ({type(error).__name__}): start all "
+            "parties with the same version"
         ) from None
 
 
@@ -141,21 +194,31 @@ def _final_parameters(training: Training) -> Tensor:
     return torch.nn.utils.parameters_to_vector(training.task.net.parameters()).detach().clone()
 
 
-def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Callable[[str], object]) -> dict:
-    (name,), start = experiment.options.settings, time.perf_counter()
+def _serve(
+    experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Callable[[str], object], start: float
+) -> dict:
+    """The server's part in a session."""
+    (name,) = experiment.options.settings
     wire.barrier()
     agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
-    _take_up(training, wire)
-    say(f"{name}, {wire.hospitals} hospitals, from epoch {training.progress.epoch}")
+    _take_up(training, wire, furthest(wire, None))
+    say(f"{name}, {len(wire.members)} hospitals, from epoch {training.progress.epoch}")
 
     def after(epoch: int) -> None:
         if epoch % 10 == 0:
             say(f"{name}, epoch {epoch}, {time.perf_counter() - start:.0f} s")
+        if wire.carrier.reopens:
+            wire.barrier(pause=True)
 
+    if wire.carrier.reopens:
+        wire.tolerate(needed(training.plan))
     training.run(wire.barrier, after)
+    wire.tolerate(None)
     # the final model is the only one that the server ever sees, so the history is of the last epoch alone
-    final = torch.from_numpy(read_vector(wire.receive(0, MODEL), "<f4", len(training.server.w), 0))
+    first = wire.present[0]
+    final = read_vector(wire.receive(first, MODEL), "<f4", len(training.server.w), wire.names([first]))
+    final = torch.from_numpy(final)
     training.server.w = training.server.mean = final
     training.progress.history = [epoch_record(experiment, training)]
 
@@ -175,7 +238,7 @@ def _serve(experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Call
     }
     write_json(out / "results.json", results)
     write_metrics(out / "metrics.csv", {(name, 0): record})
-    wire.send(0, DONE, b"")
+    wire.send(first, DONE, b"")
     wire.barrier()
     return results
 
