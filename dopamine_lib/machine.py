@@ -34,6 +34,7 @@ PACKAGES = {
     "syft": "optional: chapter 6 leaves out its section on syft, and says so",
     "numba": "optional: training of heads and private inference are several times slower",
     "mpi4py": "optional: no hospitals as processes over MPI; chapter 5 says so and goes on",
+    "grpcio": "optional: no hospitals that dial a server; pip install grpcio",
     "matplotlib": "no pictures",
     "ipywidgets": "no sliders; the plain functions below them still draw",
     "voila": "optional: no patient's page outside JupyterLab; pip install voila",

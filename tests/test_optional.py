@@ -1,4 +1,4 @@
-"""What the kit can do without says so in one sentence: numba, mpi4py, syft. Each is hidden in a process of its own.
+"""What the kit can do without says so in one sentence: numba, mpi4py, grpcio, syft. Each is hidden in a process of its own.
 
 The browser's tests skip themselves without Chromium, and nothing else asks for it.
 """
@@ -62,6 +62,13 @@ def test_mpi_without_mpi4py_ends_in_one_line():
     assert other.returncode == 2 and not other.stderr, "one rank says it for all"
 
 
+def test_gRPC_without_grpcio_ends_in_one_line():
+    program = "from dopamine_lib.federation.remote.__main__ import main; "
+    ran = without("grpc", program + "sys.exit(main(['server', '--identities', 'keys', '--out', 'none']))")
+    assert ran.returncode == 2 and not ran.stdout
+    assert len(ran.stderr.splitlines()) == 1 and "pip install grpcio" in ran.stderr
+
+
 def test_a_measurement_of_mpi_without_mpi4py_ends_in_one_line():
     """Its ranks are processes of their own: they find one that cannot be imported."""
     program = """
@@ -78,14 +85,14 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_training_and_inference_load_without_any_of_them():
-    hidden = "sys.modules.update(dict.fromkeys(('mpi4py', 'syft', 'voila', 'playwright', 'nbgrader'))); "
+    hidden = "sys.modules.update(dict.fromkeys(('mpi4py', 'grpc', 'syft', 'voila', 'playwright', 'nbgrader'))); "
     rooms = "federation.experiment, reproduction.run, __main__, course.homework, federation.mpi.__main__, "
     rooms += "inference.workers.processes, inference.workers.commands"
     ran = without("numba", hidden + "; ".join(f"import dopamine_lib.{room}" for room in rooms.split(", ")))
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
 
 
-@pytest.mark.parametrize("name", ["numba", "mpi4py", "syft"])
+@pytest.mark.parametrize("name", ["numba", "mpi4py", "grpcio", "syft"])
 def test_the_machine_check_says_what_is_lost(name, monkeypatch):
     def gone(package):
         raise machine.PackageNotFoundError(package)

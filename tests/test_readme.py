@@ -97,16 +97,16 @@ def check_kit(words: list[str], capsys) -> None:
 def check_python(words: list[str], tmp_path, capsys, monkeypatch) -> None:
     if words[:2] == ["-m", "dopamine_lib"]:
         check_kit(words[2:], capsys)
-    elif words[:2] == ["-m", "dopamine_lib.federation.mpi"]:
-        from dopamine_lib.federation.mpi import __main__ as mpi
+    elif words[:2] in (["-m", "dopamine_lib.federation.mpi"], ["-m", "dopamine_lib.federation.remote"]):
+        program = importlib.import_module(f"{words[1]}.__main__")
 
         if words[2] in ("identity", "fingerprints"):
             make_identity(tmp_path / "keys", "hospital-7")  # of another party: there is something to print
-            assert mpi.main([*words[2:-1], str(tmp_path / words[-1])]) == 0
+            assert program.main([*words[2:-1], str(tmp_path / words[-1])]) == 0
             assert "fingerprint" in capsys.readouterr().out
             return
         for line in alternatives(words[2:]):
-            read_by(mpi._parser(10), line)
+            read_by(program._parser(10) if words[1].endswith("mpi") else program._parser(), line)
     elif words[:2] == ["-m", "venv"]:
         target = tmp_path / words[2]
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(target)], check=True)
@@ -210,6 +210,8 @@ def test_ci_runs_the_commands_at_the_top():
         "    python -m dopamine_lib party hospital|nurse …",
         "    python data_download.py imagenet",
         "    mpiexec -n 11 python -m dopamine_lib.federation.mpi --turns 3 --out results",
+        "    python -m dopamine_lib.federation.remote server --identities keys --port 3 --out results",
+        "    python -m dopamine_lib.federation.remote hospital --identities keys --out results",
         "`pip install -r requirement.txt`",
         "`pip install torch==1.0.0`",
         "`pytest -m fast`",

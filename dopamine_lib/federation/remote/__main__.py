@@ -15,6 +15,7 @@ others saw it charge. Without ``--least`` all are needed, and the others wait. A
 its own: the server's gets results and model, a hospital's its checkpoint and its ledger.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -165,6 +166,8 @@ def main(words: list[str] | None = None) -> int:
             return identity_command(words)
         arguments = _parser().parse_args(words)
         arguments.settings = (arguments.setting,)
+        if importlib.util.find_spec("grpc") is None:
+            raise InputError("grpcio is not installed, and hospitals that dial a server need it: pip install grpcio")
         _check(arguments)
         results = _take_part(arguments)
     except InputError as error:

@@ -60,7 +60,7 @@ class Dialled:
         ]
         self._channel = grpc.secure_channel(address, trust, [*options(limit), *more])
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in ("join", "put", "get")}
-        self._unreachable = False
+        self._unreachable = self._hung_up = False
 
     def join(self) -> Seat | None:
         """As ``Calls.join``."""
@@ -78,6 +78,7 @@ class Dialled:
 
     def close(self) -> None:
         """Hang up."""
+        self._hung_up = True
         self._channel.close()
 
     def _call(self, name: str, session: bytes, count: int, peer: int, message: bytes = b"") -> bytes:
@@ -85,7 +86,9 @@ class Dialled:
         while True:
             try:
                 answer = self._calls[name](request, timeout=self._patience)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
+                if self._hung_up or isinstance(error, ValueError):
+                    raise SessionOver("this hospital has hung up") from None
                 code, said = error.code(), (error.details() or "").partition("\n")[0]
                 if code == grpc.StatusCode.ABORTED:
                     raise SessionOver(said) from None

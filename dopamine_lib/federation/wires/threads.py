@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.federation.wires.relay import CALL_SECONDS, HospitalEnd, Relay, Seat
+from dopamine_lib.federation.wires.relay import HospitalEnd, Relay, Seat
 from dopamine_lib.federation.wires.wire import SessionOver, Wire
 
 T = TypeVar("T")
@@ -24,20 +24,20 @@ class Vanished(BaseException):
 class LocalCalls:
     """One life of a hospital in this process: the relay's calls, made directly."""
 
-    def __init__(self, relay: Relay, number: int):
-        self._relay, self._number, self.instance = relay, number, os.urandom(16)
+    def __init__(self, threads: "Threads", number: int):
+        self._threads, self._number, self.instance = threads, number, os.urandom(16)
 
     def join(self) -> Seat | None:
         """As ``Calls.join``."""
-        return self._relay.join(self._number, self.instance)
+        return self._threads.relay.join(self._number, self.instance)
 
     def put(self, session: bytes, count: int, peer: int, message: bytes) -> None:
         """As ``Calls.put``."""
-        self._relay.put(self._number, self.instance, session, count, peer, message)
+        self._threads.relay.put(self._number, self.instance, session, count, peer, message)
 
     def get(self, session: bytes, count: int) -> tuple[int, bytes] | None:
         """As ``Calls.get``."""
-        return self._relay.get(self._number, self.instance, session, count, CALL_SECONDS)
+        return self._threads.relay.get(self._number, self.instance, session, count)
 
 
 class Threads:
@@ -79,10 +79,18 @@ class Threads:
         if number == SERVER:
             carrier = self.relay.open(self.needed, self.gather, self.patience, self.say)
         else:
-            calls = calls or LocalCalls(self.relay, number)
+            calls = calls or LocalCalls(self, number)
             carrier = HospitalEnd(number, self.hospitals, calls, self.patience)
         say = self.say if number == SERVER else lambda line: None
         return Wire(carrier, self.identities[number], self.publics, say)
+
+    def vanish(self, number: int, instance: bytes = b"") -> None:
+        """Have it known that a party's program was killed: a hospital's life, or the server, which begins anew."""
+        if number != SERVER:
+            self.relay.gone(number, instance, "was killed")
+        else:
+            killed, self.relay = self.relay, Relay(self.hospitals)
+            killed.close("the server was killed")
 
     def run(self, do: Callable[[Wire], T], numbers: Iterable[int] | None = None) -> dict[int, T | Exception]:
         """``do(wire)`` at every party at once, in one session: what it returned, or the exception that ended it.
@@ -91,7 +99,7 @@ class Threads:
         """
 
         def one(number: int) -> T | Exception:
-            calls = None if number == SERVER else LocalCalls(self.relay, number)
+            calls = None if number == SERVER else LocalCalls(self, number)
             try:
                 wire = self.connect(number, calls)
                 return do(wire) if number in numbers else None
@@ -100,7 +108,7 @@ class Threads:
                     self.relay.close(f"party {number} gave up")
                 return error
             except Vanished:
-                self.relay.gone(number, calls.instance, "was killed")
+                self.vanish(number, calls.instance)
                 return None
 
         everybody = [*range(self.hospitals), SERVER]
