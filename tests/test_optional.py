@@ -1,4 +1,4 @@
-"""What the kit can do without says so in one sentence: numba, mpi4py, grpcio, syft. Each is hidden in a process of its own.
+"""What the kit can do without says so in one sentence: numba, mpi4py, grpcio, syft. Each is hidden in a process.
 
 The browser's tests skip themselves without Chromium, and nothing else asks for it.
 """

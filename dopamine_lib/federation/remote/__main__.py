@@ -31,7 +31,7 @@ LOST_AFTER = 30.0
 def _parser() -> Parser:
     about = "The same training between machines, over gRPC: hospitals dial the server's one port."
     top = Parser(prog="python -m dopamine_lib.federation.remote", description=about)
-    roles = top.add_subparsers(dest="role", required=True, metavar="server | hospital | identity | fingerprints")
+    roles = top.add_subparsers(dest="role", required=True, metavar="server | hospital")
     server = roles.add_parser("server", help="add up what hospitals send")
     server.add_argument("--address", default=ADDRESS, metavar="HOST:PORT", help=f"to listen on (default: {ADDRESS})")
     server.add_argument(
