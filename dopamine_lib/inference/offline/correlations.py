@@ -1,0 +1,247 @@
+"""The correlated randomness of every operation but convolutions, made by patient and provider from oblivious transfers.
+
+Two steps, each a function of a bit c that the patient chose and of something that the provider knows (``transfer``;
+K_0, K_1 the provider's pads, K_c the patient's):
+
+    product   shares of c x for the provider's word x: it sends d = x + K_0 - K_1 and keeps -K_0; the patient has
+              K_c + c d.
+    look-up   shares by exclusive or of F[p ^ q], F a public table of 2^k words: p is k of the patient's bits, q the
+              provider's. The pads of the k bits make 2^k pads, of which the patient has the one with the number p. The
+              provider sends F[i ^ q] under pad i, for i = 1, 2 …, and pad 0 makes its own share.
+
+A comparison (``protocols.comparison``), for each element, from the patient's bits p_0 … p_31, rho_0 and six for masks,
+and the provider's q_0 … q_31, rho_1 and six: 39 transfers.
+
+    1. r has the bits p_i ^ q_i. As a number p ^ q = p + q - 2 p q, so one product for each bit gives shares of r, of
+       r >> f, and of msb(r) 2^(32 - f); and of rho, whose bits are rho_0 and rho_1.
+    2. Thermometers of the nibbles of r, and products of mask bits, are look-ups.
+    3. sigma = rho ^ msb(r), each party with its own bits.
+    4. rho s, for s = r (maximum) or s[0], s[1] (ReLU): with s = s_0 + s_1, (rho_0 ^ rho_1) s_1 is rho_1 s_1 and a
+       product of the patient's bit with (1 - 2 rho_1) s_1; (rho_0 ^ rho_1) s_0 the same with exchanged roles, for which
+       the provider chooses in one transfer of its own.
+
+Why this hides: all that is sent is either columns of an extension or masked by a pad that the receiver does not have.
+What either party ends with is uniform given what the other has, as from the crypto-provider. 1.1 kilobytes an element;
+the crypto-provider's corrections have 31 bytes.
+"""
+
+from math import prod
+
+import numpy as np
+
+from dopamine_lib.inference.offline.transfer import Chooser, Pads, Sender
+from dopamine_lib.inference.protocols.channel import Channel
+from dopamine_lib.inference.protocols.comparison import E1, E2, E3, L0, L1, L2, PRODUCTS, SIGMA, Comparison, ReLUOperation
+from dopamine_lib.inference.protocols.normalised import NormalisedOperation
+from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Own
+from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
+from dopamine_lib.inference.protocols.truncation import TruncationOperation
+
+Words = np.ndarray
+#: Elements worked on at once.
+BLOCK = 2**14
+#: Planes of a comparison's bits: r, rho, masks.
+WORD, RHO, MASKS = 32, 32, 33
+PLANES = MASKS + SIGMA
+#: Uses of pads by look-ups; products use them as number 0, or, of a vector, from 0 on.
+NIBBLES, GROUPS = 1, 2
+#: The mask bits whose products are looked up together.
+TOGETHER = ((L0, E1, E2, E3), (L1, E2, E3), (L2, E3))
+#: Thermometers of 0 … 15.
+THERMOMETERS = np.uint16(2**16 - 1) >> np.arange(16, dtype=np.uint16)[::-1]
+
+
+def products_of(group: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+    """Which of ``PRODUCTS`` one look-up gives: their numbers, and its table, with the first in each word's bit 0.
+
+    >>> numbers, table = products_of((L2, E3))
+    >>> [sorted(PRODUCTS[i]) for i in numbers], table.tolist()
+    ([[4, 5]], [0, 0, 0, 1])
+    """
+    numbers = [i for i, chosen in enumerate(PRODUCTS) if next(g for g in TOGETHER if chosen <= set(g)) == group]
+    table = np.zeros(2 ** len(group), np.uint16)
+    for at in range(len(table)):
+        set_bits = {bit for j, bit in enumerate(group) if at >> j & 1}
+        table[at] = sum((PRODUCTS[i] <= set_bits) << k for k, i in enumerate(numbers))
+    return numbers, table
+
+
+class Direction:
+    """Products and look-ups of one session in which always the same party is the chooser; both parties call alike."""
+
+    def __init__(self, chooser: bool, channel: Channel, tag: int):
+        self.chooser, self._channel, self._tag = chooser, channel, tag
+        self._ends = Chooser(channel, tag) if chooser else Sender(channel, tag)
+        self._pads: Pads | None = None
+        self._buffer = np.empty(0, np.uint8)
+
+    def extend(self, choices: np.ndarray) -> None:
+        """New transfers, for packed bits uint8 (planes, n / 8): of the sender's own only the shape counts."""
+        planes, size = choices.shape
+        self._pads = self._ends.extend(choices) if self.chooser else self._ends.extend(planes, 8 * size)
+
+    def message(self, **fields: tuple) -> Own:
+        """The arrays of one message of the sender's, to be filled by it and ``sent``; the chooser has received them."""
+        layout = BufferLayout(**fields)
+        self._buffer = np.zeros(layout.nbytes, np.uint8)
+        if self.chooser:
+            self._channel.receive(self._tag, self._buffer)
+        return Own(**layout.arrays(self._buffer))
+
+    def sent(self) -> None:
+        """The message is full."""
+        if not self.chooser:
+            self._channel.send(self._tag, self._buffer)
+
+    def product(self, d: np.ndarray, planes: slice, word: int, c: np.ndarray, x: np.ndarray, use: int = 0) -> Words:
+        """A share of c x: the chooser's bits c and the sender's words x, both (planes, n); d is the message's part."""
+        pads = [pad[..., word] for pad in self._pads.of(planes, use, d.dtype)]
+        if self.chooser:
+            return pads[0] + c * d
+        d[:] = x + pads[0] - pads[1]
+        return -pads[0]
+
+    def look_up(self, words: np.ndarray, planes: list[int], use: int, bits: np.ndarray, table: np.ndarray) -> Words:
+        """A share of table[p ^ q]: words (n,) for the bits p, q (k, n) of both; ``words`` is the message's part."""
+        index = sum(plane.astype(np.int64) << j for j, plane in enumerate(bits))
+        pads = self._pads.of(planes, use, np.uint16)
+        if self.chooser:
+            here = np.arange(len(index))
+            own = np.bitwise_xor.reduce([pad[here, _without(index, j)] for j, pad in enumerate(pads[0])])
+            return np.where(index, words[index - 1, here], 0) ^ own
+        pads = [
+            np.bitwise_xor.reduce([pads[i >> j & 1][j, :, _without(i, j)] for j in range(len(bits))])
+            for i in range(len(table))
+        ]
+        own = pads[0] ^ table[index]
+        for i in range(1, len(table)):
+            words[i - 1] = table[i ^ index] ^ own ^ pads[i]
+        return own
+
+
+def _without(index: int | np.ndarray, j: int) -> int | np.ndarray:
+    """A number without its bit j."""
+    return index & (1 << j) - 1 | index >> j + 1 << j
+
+
+class Correlations:
+    """One party's side for one session. ``number`` says whose; both parties call the same methods in the same order."""
+
+    def __init__(self, number: int, channel: Channel, tag: int):
+        first = number == PATIENT
+        self._forward, self._backward = (Direction(chooses, channel, tag) for chooses in (first, not first))
+        self._key, self._draws = fresh_seed(), 0
+
+    def _draw(self, *shape: int, dtype: type = np.uint8) -> np.ndarray:
+        drawn = np.empty(shape, dtype)
+        fill(drawn.reshape(-1), self._key, self._draws)
+        self._draws += 1
+        return drawn
+
+    def _numbers(self, message: Own, bits: np.ndarray, shift: int) -> tuple[Words, Words, Words]:
+        """Step 1: shares of r uint32 (n,), and in the ring of ``message.d`` of r >> shift and msb(r) 2^(32 - shift)."""
+        ring, forward = message.d.dtype.type, self._forward
+        weights = np.array([1 << (i - shift if i >= shift else i) for i in range(WORD)], ring)[:, None]
+        own = weights * bits[:WORD]
+        own += forward.product(message.d, slice(WORD), 0, bits[:WORD], -(own + own))
+        upper, low = (part.sum(0, dtype=ring) for part in (own[shift:], own[:shift]))
+        top = (bits[WORD - 1 : WORD].astype(ring) << ring(31 - shift)) << ring(1)
+        top = top + forward.product(message.t, slice(WORD - 1, WORD), 1, bits[WORD - 1 : WORD], -(top + top))
+        return ((upper << ring(shift)) + low).astype(np.uint32), upper, top[0]
+
+    def comparison(self, operation: Comparison, own: Own) -> None:
+        """Fill all that a party holds for a comparison."""
+        for start in range(0, operation.padded, BLOCK):
+            part = slice(start, min(start + BLOCK, operation.padded))
+            self._compare(operation, own, part, slice(part.start // 8, part.stop // 8))
+
+    def _compare(self, operation: Comparison, own: Own, part: slice, packed: slice) -> None:
+        n, forward, backward = part.stop - part.start, self._forward, self._backward
+        shift = operation.shift if isinstance(operation, ReLUOperation) else 0
+        factors = 2 if isinstance(operation, ReLUOperation) else 1
+        choices = self._draw(PLANES, n // 8)
+        bits = np.unpackbits(choices, axis=1, bitorder="little")
+        forward.extend(choices)
+        groups = {f"group{i}": ("u2", (2 ** len(group) - 1, n)) for i, group in enumerate(TOGETHER)}
+        message = forward.message(
+            d=("u4", (WORD, n)), t=("u4", (1, n)), rho=("u4", (1, n)), s=("u4", (factors, 1, n)),
+            nibbles=("u2", (4, 15, n)), **groups,
+        )  # fmt: skip
+        own.r[part], upper, top = self._numbers(message, bits, shift)
+        rho, plane = bits[RHO].astype(np.uint32), slice(RHO, RHO + 1)
+        own.rho[part] = rho + forward.product(message.rho, plane, 0, rho, -(rho + rho))[0]
+        for k in range(4):  # step 2
+            planes = [*range(15 + 4 * k, 19 + 4 * k)]
+            words = message.nibbles[k]
+            own.thermometer[k, part] = forward.look_up(words, planes, NIBBLES, bits[planes], THERMOMETERS)
+        for i, group in enumerate(TOGETHER):
+            numbers, table = products_of(group)
+            planes = [MASKS + bit for bit in group]
+            words = forward.look_up(getattr(message, f"group{i}"), planes, GROUPS + i, bits[planes], table)
+            for k, number in enumerate(numbers):
+                own.products[number, packed] = np.packbits(words >> k & 1, bitorder="little")
+        own.bits[:SIGMA, packed] = choices[MASKS:]
+        own.bits[SIGMA, packed] = choices[RHO] ^ choices[WORD - 1]  # step 3
+        s = [top - upper, -upper] if factors == 2 else [upper]  # step 4
+        turned = [(1 - rho - rho) * one for one in s]
+        chosen = [
+            rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)
+        ]
+        forward.sent()
+        backward.extend(choices[plane])
+        answer = backward.message(s=("u4", (factors, 1, n)))
+        for i in range(factors):
+            chosen[i] = chosen[i] + backward.product(answer.s[i], slice(1), i, rho, turned[i])[0]
+            own.extra[i, part] = chosen[i]
+            if factors == 2:
+                own.extra[2 + i, part] = s[i] - chosen[i]
+        backward.sent()
+
+    def truncation(self, operation: TruncationOperation, own: Own) -> None:
+        """Fill all that a party holds for a truncation."""
+        size = prod(operation.shape)
+        r, v = np.empty(size, np.uint32), np.empty((2, size), operation.ring)
+        for start in range(0, size, BLOCK):
+            part = slice(start, min(start + BLOCK, size))
+            n = -(-(part.stop - part.start) // 8) * 8
+            choices = self._draw(WORD, n // 8)
+            self._forward.extend(choices)
+            message = self._forward.message(d=(operation.ring, (WORD, n)), t=(operation.ring, (1, n)))
+            bits = np.unpackbits(choices, axis=1, bitorder="little")
+            numbers = self._numbers(message, bits, operation.shift)
+            self._forward.sent()
+            r[part], upper, top = (one[: part.stop - part.start] for one in numbers)
+            v[:, part] = top - upper, -upper
+        own.r[:], own.v[:] = r.reshape(own.r.shape), v.reshape(own.v.shape)
+
+    def normalised(self, operation: NormalisedOperation, own: Own) -> None:
+        """Fill all that a party holds for a normalised head; the provider's ``own.weights`` must be there.
+
+        The patient's share of u is that of W a, whole: ``prepare`` has nothing left to add.
+        """
+        n, classes = np.uint64(operation.features), operation.classes
+        if self._forward.chooser:
+            own.a[:], own.k[:] = self._draw(*own.a.shape, dtype=np.uint64), self._draw(1, dtype=np.uint64)
+            products = self._linear(own.a, np.empty((classes + 1, len(own.a)), np.uint64))
+            own.last[:] = self._linear(own.k, np.empty((classes, 1), np.uint64))
+        else:
+            own.g[:], own.h[:] = (self._draw(len(x), dtype=np.uint64) for x in (own.g, own.h))
+            form = np.uint64(2) * (n * own.g - own.g.sum(dtype=np.uint64))  # 2 Q(a, g) is linear in a
+            products = self._linear(np.zeros(len(own.g), np.uint64), np.vstack([own.weights[0], form]))
+            own.last[:] = self._linear(np.zeros(1, np.uint64), own.h[:, None])
+        own.u[:], own.q[:] = products[:-1], products[-1:]
+
+    def _linear(self, x: np.ndarray, matrix: np.ndarray) -> Words:
+        """Shares of matrix x mod 2^64: products with each bit of the patient's x; of the other's only the shape counts."""
+        size = -(-len(x) // 8) * 8
+        bits = np.zeros((64, size), np.uint8)
+        bits[:, : len(x)] = x >> np.arange(64, dtype=np.uint64)[:, None] & np.uint64(1)
+        self._forward.extend(np.packbits(bits, axis=1, bitorder="little"))
+        shares = np.empty(len(matrix), np.uint64)
+        for i, row in enumerate(matrix):
+            message = self._forward.message(d=("u8", (64, size)))
+            words = np.zeros((64, size), np.uint64)
+            words[:, : len(x)] = row << np.arange(64, dtype=np.uint64)[:, None]
+            shares[i] = self._forward.product(message.d, slice(64), i % 2, bits, words, use=i // 2).sum(dtype=np.uint64)
+            self._forward.sent()
+        return shares
