@@ -31,10 +31,26 @@ import numpy as np
 
 from dopamine_lib.inference.offline.transfer import Chooser, Pads, Sender
 from dopamine_lib.inference.protocols.channel import Channel
-from dopamine_lib.inference.protocols.comparison import E1, E2, E3, L0, L1, L2, PRODUCTS, SIGMA, Comparison, ReLUOperation
+from dopamine_lib.inference.protocols.comparison import (
+    E1,
+    E2,
+    E3,
+    L0,
+    L1,
+    L2,
+    PRODUCTS,
+    RANGE,
+    SIGMA,
+    Comparison,
+    RangeOperation,
+    ReLU6Operation,
+    ReLUOperation,
+)
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Own
+from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
+from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 Words = np.ndarray
@@ -42,11 +58,14 @@ Words = np.ndarray
 BLOCK = 2**14
 #: Planes of a comparison's bits: r, rho, masks.
 WORD, RHO, MASKS = 32, 32, 33
-PLANES = MASKS + SIGMA
 #: Uses of pads by look-ups; products use them as number 0, or, of a vector, from 0 on.
 NIBBLES, GROUPS = 1, 2
 #: The mask bits whose products are looked up together.
 TOGETHER = ((L0, E1, E2, E3), (L1, E2, E3), (L2, E3))
+#: The two mask bits of values that are watched; their product is the last one.
+WATCHED = (RANGE.start, RANGE.start + 1)
+#: How many words rho multiplies, by the kind of comparison.
+FACTORS = {ReLUOperation: 2, ReLU6Operation: 2, MaximumOperation: 1, RangeOperation: 0}
 #: Thermometers of 0 … 15.
 THERMOMETERS = np.uint16(2**16 - 1) >> np.arange(16, dtype=np.uint16)[::-1]
 
@@ -58,6 +77,8 @@ def products_of(group: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
     >>> [sorted(PRODUCTS[i]) for i in numbers], table.tolist()
     ([[4, 5]], [0, 0, 0, 1])
     """
+    if group == WATCHED:
+        return [len(PRODUCTS)], np.array([0, 0, 0, 1], np.uint16)
     numbers = [i for i, chosen in enumerate(PRODUCTS) if next(g for g in TOGETHER if chosen <= set(g)) == group]
     table = np.zeros(2 ** len(group), np.uint16)
     for at in range(len(table)):
@@ -100,6 +121,14 @@ class Direction:
             return pads[0] + c * d
         d[:] = x + pads[0] - pads[1]
         return -pads[0]
+
+    def binary_product(self, d: np.ndarray, c: np.ndarray, x: np.ndarray) -> Words:
+        """The same for words whose sum is their exclusive or, of all planes."""
+        pads = [pad[..., 0] for pad in self._pads.of(slice(None), 0, d.dtype)]
+        if self.chooser:
+            return pads[0] ^ c * d
+        d[:] = x ^ pads[0] ^ pads[1]
+        return pads[0]
 
     def look_up(self, words: np.ndarray, planes: list[int], use: int, bits: np.ndarray, table: np.ndarray) -> Words:
         """A share of table[p ^ q]: words (n,) for the bits p, q (k, n) of both; ``words`` is the message's part."""
@@ -156,13 +185,14 @@ class Correlations:
             self._compare(operation, own, part, slice(part.start // 8, part.stop // 8))
 
     def _compare(self, operation: Comparison, own: Own, part: slice, packed: slice) -> None:
-        n, forward, backward = part.stop - part.start, self._forward, self._backward
-        shift = operation.shift if isinstance(operation, ReLUOperation) else 0
-        factors = 2 if isinstance(operation, ReLUOperation) else 1
-        choices = self._draw(PLANES, n // 8)
+        n, forward = part.stop - part.start, self._forward
+        shift, factors = operation.shift if isinstance(operation, ReLUOperation) else 0, FACTORS[type(operation)]
+        masks = [bit for bit in range(len(own.bits)) if bit != SIGMA]
+        together = (*TOGETHER, WATCHED) if operation.watched else TOGETHER
+        choices = self._draw(MASKS + len(masks), n // 8)
         bits = np.unpackbits(choices, axis=1, bitorder="little")
         forward.extend(choices)
-        groups = {f"group{i}": ("u2", (2 ** len(group) - 1, n)) for i, group in enumerate(TOGETHER)}
+        groups = {f"group{i}": ("u2", (2 ** len(group) - 1, n)) for i, group in enumerate(together)}
         message = forward.message(
             d=("u4", (WORD, n)), t=("u4", (1, n)), rho=("u4", (1, n)), s=("u4", (factors, 1, n)),
             nibbles=("u2", (4, 15, n)), **groups,
@@ -174,28 +204,28 @@ class Correlations:
             planes = [*range(15 + 4 * k, 19 + 4 * k)]
             words = message.nibbles[k]
             own.thermometer[k, part] = forward.look_up(words, planes, NIBBLES, bits[planes], THERMOMETERS)
-        for i, group in enumerate(TOGETHER):
+        for i, group in enumerate(together):
             numbers, table = products_of(group)
-            planes = [MASKS + bit for bit in group]
+            planes = [MASKS + masks.index(bit) for bit in group]
             words = forward.look_up(getattr(message, f"group{i}"), planes, GROUPS + i, bits[planes], table)
             for k, number in enumerate(numbers):
                 own.products[number, packed] = np.packbits(words >> k & 1, bitorder="little")
-        own.bits[:SIGMA, packed] = choices[MASKS:]
+        own.bits[masks, packed] = choices[MASKS:]
         own.bits[SIGMA, packed] = choices[RHO] ^ choices[WORD - 1]  # step 3
-        s = [top - upper, -upper] if factors == 2 else [upper]  # step 4
+        s = ([top - upper, -upper] if factors == 2 else [upper])[:factors]  # step 4
         turned = [(1 - rho - rho) * one for one in s]
-        chosen = [
-            rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)
-        ]
+        chosen = [rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)]
         forward.sent()
-        backward.extend(choices[plane])
-        answer = backward.message(s=("u4", (factors, 1, n)))
+        if not factors:
+            return
+        self._backward.extend(choices[plane])
+        answer = self._backward.message(s=("u4", (factors, 1, n)))
         for i in range(factors):
-            chosen[i] = chosen[i] + backward.product(answer.s[i], slice(1), i, rho, turned[i])[0]
+            chosen[i] = chosen[i] + self._backward.product(answer.s[i], slice(1), i, rho, turned[i])[0]
             own.extra[i, part] = chosen[i]
             if factors == 2:
                 own.extra[2 + i, part] = s[i] - chosen[i]
-        backward.sent()
+        self._backward.sent()
 
     def truncation(self, operation: TruncationOperation, own: Own) -> None:
         """Fill all that a party holds for a truncation."""
@@ -213,6 +243,22 @@ class Correlations:
             r[part], upper, top = (one[: part.stop - part.start] for one in numbers)
             v[:, part] = top - upper, -upper
         own.r[:], own.v[:] = r.reshape(own.r.shape), v.reshape(own.v.shape)
+
+    def room(self, operation: RoomOperation, own: Own) -> None:
+        """Fill what a party holds to compare two hashes: shares of a b in GF(2^64), b times each bit of a."""
+        choices = self._draw(64, 1)
+        self._forward.extend(choices)
+        message = self._forward.message(d=("u8", (64, 8)))
+        drawn = sum(int(bits) & 1 and 1 << i for i, bits in enumerate(choices[:, 0]))
+        if self._forward.chooser:
+            own.a[0] = drawn
+            words = np.empty((64, 8), np.uint64)
+        else:
+            own.b[0] = drawn
+            words = np.array([[times(drawn, 1 << i)] * 8 for i in range(64)], np.uint64)
+        shares = self._forward.binary_product(message.d, np.unpackbits(choices, axis=1, bitorder="little"), words)
+        own.c[0] = np.bitwise_xor.reduce(shares[:, 0])
+        self._forward.sent()
 
     def normalised(self, operation: NormalisedOperation, own: Own) -> None:
         """Fill all that a party holds for a normalised head; the provider's ``own.weights`` must be there.

@@ -8,27 +8,25 @@
 No weights are sent masked: the patient's share of A * W comes out of its own ciphertexts.
 """
 
-import numpy as np
-
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network import parties
 from dopamine_lib.inference.network.plan import Plan, Weights
-from dopamine_lib.inference.offline.correlations import Correlations
+from dopamine_lib.inference.offline.correlations import FACTORS, Correlations
 from dopamine_lib.inference.offline.products import PatientProducts, ProviderProducts, pack
 from dopamine_lib.inference.protocols.channel import Channel
-from dopamine_lib.inference.protocols.comparison import Comparison
 from dopamine_lib.inference.protocols.convolution import ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
-from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Operation, Own
+from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
+from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 
 #: The tag of all messages ahead of a query: their order and sizes follow from the plan.
 OFFLINE = 0xD000
 #: How the randomness of each kind of operation but convolutions is made: a method of ``Correlations``.
-MADE = {
-    Comparison: Correlations.comparison,
+MADE = dict.fromkeys(FACTORS, Correlations.comparison) | {
     TruncationOperation: Correlations.truncation,
+    RoomOperation: Correlations.room,
     NormalisedOperation: Correlations.normalised,
 }
 
@@ -39,16 +37,11 @@ def check_plan(plan: Plan) -> None:
         if isinstance(operation, ConvolutionOperation):
             for branch in operation.layer.branches:
                 pack(branch, operation.input_shape)
-        elif not isinstance(operation, tuple(MADE)):
+        elif type(operation) not in MADE:
             raise InputError(
                 f"layer '{plan.layers[number].name}': nobody has written how two parties make its randomness alone: "
                 "use a crypto-provider"
             )
-
-
-def _make(correlations: Correlations, operation: Operation, own: Own) -> None:
-    make = next(make for kind, make in MADE.items() if isinstance(operation, kind))
-    make(correlations, operation, own)
 
 
 class Patient(parties.Patient):
@@ -77,7 +70,7 @@ class Patient(parties.Patient):
                 fill(own[i].a.reshape(-1), key, i)
                 self._products.multiply(operation, own[i].a, own[i].z)
             else:
-                _make(self._correlations, operation, own[i])
+                MADE[type(operation)](self._correlations, operation, own[i])
         self._keep(query, buffers, own)
 
 
@@ -110,5 +103,5 @@ class Provider(parties.Provider):
             if isinstance(operation, ConvolutionOperation):
                 self._products.multiply(operation, own[i].weights, own[i].c)
             else:
-                _make(self._correlations, operation, own[i])
+                MADE[type(operation)](self._correlations, operation, own[i])
         self._keep(query, buffers, own)

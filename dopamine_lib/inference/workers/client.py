@@ -18,6 +18,7 @@ import numpy as np
 from dopamine_lib.files import parse_json
 from dopamine_lib.inference.network.parties import Patient, Progress
 from dopamine_lib.inference.network.plan import Plan
+from dopamine_lib.inference.offline import parties as alone
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.protocols.opening import GRADE
 from dopamine_lib.inference.workers import control, tls
@@ -35,7 +36,8 @@ class Answer:
     seconds_offline  spent on preparing this query; seconds_online: from the image to the answer
     rounds           times the patient waited for the provider, online
     bytes            ``online_sent`` and ``online_received`` by the patient; ``offline_to_provider`` from the
-                     crypto-provider, and once per session ``offline_to_patient``, the seed, and ``setup_to_patient``
+                     crypto-provider, and once per session ``offline_to_patient``, the seed, and ``setup_to_patient``;
+                     without a crypto-provider both offline ones are between the two, for each query
     exceeded         whether the image drove some value near the ring's end (``protocols.room``), so that the answer may
                      be wrong
     """
@@ -59,7 +61,7 @@ class PatientClient:
     """Sessions with a provider, one after the other. Use as a context manager, or call ``close``.
 
     credentials                the patient's own key
-    provider, crypto_provider  each (address, PEM certificate)
+    provider, crypto_provider  each (address, PEM certificate); None: patient and provider make the randomness alone
     wrap                       puts something around a session's channel to the provider, such as ``channel.Recorded``
 
     A session that the provider has closed, as it does after two minutes' silence, or that broke, is never resumed: a
@@ -71,7 +73,7 @@ class PatientClient:
         self,
         credentials: tls.Credentials,
         provider: tls.Endpoint,
-        crypto_provider: tls.Endpoint,
+        crypto_provider: tls.Endpoint | None,
         wrap: Callable[[Channel], Channel] = lambda channel: channel,
     ):
         self._credentials, self._provider, self._crypto_provider, self._wrap = (
@@ -89,11 +91,16 @@ class PatientClient:
         self._channel = self._wrap(tls.connect(address, self._credentials, certificate, "provider"))
         try:
             status = control.receive_number(self._channel, Tag.STATUS)
-            if status != Status.WELCOME:
+            if status != (Status.WELCOME if self._crypto_provider else Status.ALONE):
                 raise ChannelError(_refusal(status))
-            session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
+            if self._crypto_provider:
+                session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
             self.plan, self.grades = _read_card(control.receive_text(self._channel, Tag.CARD))
-            self._patient = Patient(self.plan, self._join(session), self._channel)
+            if self._crypto_provider:
+                self._patient = Patient(self.plan, self._join(session), self._channel)
+            else:
+                self._patient = alone.Patient(self.plan, self._channel)
+            before = self._channel.received
             self._patient.setup()
         except BaseException:
             self._channel.close()
@@ -102,7 +109,7 @@ class PatientClient:
         self._bytes = {
             "offline_to_provider": costs["offline_to_provider"],
             "offline_to_patient": control.SEED_BYTES,
-            "setup_to_patient": costs["setup_to_patient"],
+            "setup_to_patient": self._channel.received - before,
         }
         self._offline: list[float] = []
 
@@ -135,7 +142,11 @@ class PatientClient:
             control.send_number(self._channel, Tag.COMMAND, Command.PREPARE)
             if not control.receive_number(self._channel, Tag.GRANTED):
                 break
+            before = self._channel.sent, self._channel.received
             self._patient.prepare()  # while the provider does its part
+            if not self._crypto_provider:
+                self._bytes["offline_to_provider"] = self._channel.sent - before[0]
+                self._bytes["offline_to_patient"] = self._channel.received - before[1]
             control.receive_number(self._channel, Tag.READY)
             self._offline.append(time.perf_counter() - begin)
         return len(self._offline)
@@ -218,6 +229,10 @@ def _read_card(text: str) -> tuple[Plan, list[str]]:
 def _refusal(status: int) -> str:
     if status == Status.BUSY:
         return "the provider serves as many patients as it can; try again later"
+    if status == Status.ALONE:
+        return "the provider works without a crypto-provider; take --crypto-provider none"
+    if status == Status.WELCOME:
+        return "the provider needs the crypto-provider that it works with; give its address and certificate"
     if status == Status.NO_CRYPTO_PROVIDER:
         return "the provider could not reach the crypto-provider, which makes the randomness; ask its operator"
     return f"the provider refused with status {status}"

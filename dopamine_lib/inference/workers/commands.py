@@ -39,6 +39,8 @@ def add_infer(commands: Any) -> None:
     infer = commands.add_parser("infer", help="grade an image without showing it, by three processes on this machine")
     infer.add_argument("image", metavar="IMAGE", help="a PNG or JPEG file; only the patient's process opens it")
     _model_arguments(infer)
+    text = "what makes the randomness: a third process, or none, the other two alone (much slower; default: process)"
+    infer.add_argument("--crypto-provider", choices=("process", "none"), default="process", help=text)
     infer.add_argument("--json", action="store_true", help="print JSON")
     infer.set_defaults(call=_infer)
 
@@ -110,7 +112,10 @@ def _listen_argument(command, port: int) -> None:
 
 def _peer_arguments(command, role: str, port: int) -> None:
     text = f"where the {role} listens (default: 127.0.0.1:{port})"
-    words = (role, "hospital") if role == "crypto-provider" else (role,)
+    words = (role,)
+    if role == "crypto-provider":
+        text += "; none: the provider and each patient make the randomness alone"
+        words = (role, "hospital")
     address, certificate = ([f"--{word}{end}" for word in words] for end in ("", "-certificate"))
     command.add_argument(*address, default=f"127.0.0.1:{port}", metavar="HOST:PORT", help=text)
     command.add_argument(*certificate, metavar="FILE", help=f"the {role}'s .crt")
@@ -136,6 +141,7 @@ def _infer(arguments) -> None:
             size=arguments.size,
             answer=arguments.answer,
             model=arguments.model,
+            crypto_provider=arguments.crypto_provider != "none",
         ) as workers,
     ):
         _print(workers.infer(arguments.image), arguments.json)
@@ -220,8 +226,10 @@ def _credentials(arguments, role: str):
 
 
 def _endpoint(arguments, role: str):
-    """Address and certificate of another worker, from the command line."""
+    """Address and certificate of another worker, from the command line; None where there is to be none."""
     address = getattr(arguments, role.replace("-", "_"))
+    if address == "none" and role == "crypto-provider":
+        return None
     return parse_address(address), _certificate(arguments, role)
 
 
@@ -284,7 +292,8 @@ def _print(answer: dict, as_json: bool) -> None:
         print(f"warning: {EXCEEDED}")
     amounts = answer["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
+    ahead = [f"{amounts[f'offline_to_{role}'] / 1e6:.1f} MB for the {role}" for role in ("provider", "patient")]
     print(
         f"{answer['seconds_online']:.2f} s online ({online:.1f} MB, {answer['rounds']} rounds), "
-        f"{answer['seconds_offline']:.2f} s ahead ({amounts['offline_to_provider'] / 1e6:.1f} MB for the provider)"
+        f"{answer['seconds_offline']:.2f} s ahead ({', '.join(ahead)})"
     )

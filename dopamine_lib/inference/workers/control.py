@@ -6,6 +6,7 @@ Patient and provider (P: patient, S: service provider, C: crypto-provider):
     P -> C  JOIN               C -> P  SEED: 16 bytes, once
     P <> S  the protocol's setup: the masked model
     P -> S  COMMAND prepare    S -> P  GRANTED: 1, or 0 where too many lie ready; then READY when it is done
+                               without a crypto-provider, P <> S make the randomness in between; no SESSION, no JOIN
     P -> S  COMMAND infer      P <> S  the protocol's online part
     P -> S  COMMAND end
 
@@ -50,6 +51,7 @@ class Status(enum.IntEnum):
     WELCOME = 0
     BUSY = 1
     NO_CRYPTO_PROVIDER = 2
+    ALONE = 3  # welcome, to one that makes the randomness with the provider alone
 
 
 class Command(enum.IntEnum):

@@ -1,4 +1,4 @@
-"""The three workers as processes of this machine: started, introduced to each other, watched, and ended.
+"""The workers as processes of this machine: started, introduced to each other, watched, and ended.
 
     with Workers("FSCDP-0.safetensors") as workers:
         workers.prepare()
@@ -43,6 +43,7 @@ class Workers:
     answer    what the patient is told: the "scores" or the "grade" alone
     model     for weights that ``reproduce`` did not write: one of torchvision's networks, or ``module:function``
     patient   certificate of a patient in another process, which uses ``peers``: then none is started here
+    crypto_provider  False: none is started, and the other two make their randomness alone
     quiet     drop their log, which otherwise goes to this process's standard error
 
     They may be left alone for as long as one likes (see ``client.PatientClient``).
@@ -58,10 +59,12 @@ class Workers:
         answer: str = SCORES,
         model: str | None = None,
         patient: str | None = None,
+        crypto_provider: bool = True,
         quiet: bool = False,
     ):
         self._children: dict[str, Child] = {}
-        roles = ROLES if patient is None else ROLES[:-1]
+        left_out = {"crypto-provider": not crypto_provider, "patient": patient is not None}
+        roles = [role for role in ROLES if not left_out.get(role)]
         try:
             for role in roles:
                 self._children[role] = Child(__name__, role, quiet=quiet)
@@ -76,8 +79,9 @@ class Workers:
         except BaseException:
             self.close()
             raise
-        #: For a ``client.PatientClient``: (address, certificate) of the provider and of the crypto-provider.
-        self.peers = [(tuple(addresses[role]), certificates[role]) for role in ("provider", "crypto-provider")]
+        #: For a ``client.PatientClient``: (address, certificate) of the provider and of the crypto-provider, or None.
+        told = {"addresses": addresses, "certificates": certificates}
+        self.peers = [_endpoint(told, role) for role in ("provider", "crypto-provider")]
 
     def prepare(self, queries: int = 1) -> int:
         """Make correlated randomness for ``queries`` more; returns how many lie ready."""
@@ -171,8 +175,8 @@ def _provider(parent: Parent, credentials: tls.Credentials) -> None:
     _serve(parent, ProviderServer(LOOPBACK, credentials, patients, _endpoint(told, "crypto-provider"), *served))
 
 
-def _endpoint(told: dict, role: str) -> tls.Endpoint:
-    return tuple(told["addresses"][role]), told["certificates"][role]
+def _endpoint(told: dict, role: str) -> tls.Endpoint | None:
+    return (tuple(told["addresses"][role]), told["certificates"][role]) if role in told["addresses"] else None
 
 
 def _serve(parent: Parent, server) -> None:

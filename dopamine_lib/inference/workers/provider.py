@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from dopamine_lib.inference.network.parties import Provider
 from dopamine_lib.inference.network.plan import Plan, Weights
+from dopamine_lib.inference.offline import parties as alone
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
@@ -29,7 +30,7 @@ class ProviderServer(ThreadingServer):
 
     address, credentials  where to listen, and its own key
     patients              PEM certificates of the patients let in, by name
-    crypto_provider       (address, PEM certificate)
+    crypto_provider       (address, PEM certificate); None: it makes the randomness with each patient alone
     plan, weights         the compiled model
     grades                names of the model's answers, in the order of its logits
     sessions              patients served at once; as many again may wait. Where several patients are known, none of
@@ -47,7 +48,7 @@ class ProviderServer(ThreadingServer):
         address: tls.Address,
         credentials: tls.Credentials,
         patients: dict[str, str],
-        crypto_provider: tls.Endpoint,
+        crypto_provider: tls.Endpoint | None,
         plan: Plan,
         weights: Weights,
         grades: Sequence[str],
@@ -56,6 +57,8 @@ class ProviderServer(ThreadingServer):
         ahead: int = 2,
     ):
         super().__init__(address, credentials, patients)
+        if crypto_provider is None:
+            alone.check_plan(plan)
         self._credentials, self._crypto_provider = credentials, crypto_provider
         self._plan, self._weights = plan, weights
         self._card = json.dumps({"plan": plan.to_json(), "grades": list(grades)})
@@ -101,6 +104,11 @@ class ProviderServer(ThreadingServer):
         return True
 
     def _seated(self, channel, name: str) -> None:
+        if self._crypto_provider is None:
+            control.send_number(channel, Tag.STATUS, Status.ALONE)
+            control.send_text(channel, Tag.CARD, self._card)
+            self._serve(name, channel, alone.Provider(self._plan, self._weights, channel), None)
+            return
         address, certificate = self._crypto_provider
         try:
             crypto_provider = tls.connect(address, self._credentials, certificate, "crypto-provider")
@@ -115,13 +123,14 @@ class ProviderServer(ThreadingServer):
             control.send_number(channel, Tag.STATUS, Status.WELCOME)
             channel.send(Tag.SESSION, session_id)
             control.send_text(channel, Tag.CARD, self._card)
-            provider = Provider(self._plan, self._weights, seed, channel)
-            session = _PatientSession(channel, crypto_provider, provider, self._spare, self._idle)
-            served = session.run()
+            self._serve(name, channel, Provider(self._plan, self._weights, seed, channel), crypto_provider)
             control.send_number(crypto_provider, Tag.NEXT, 0)
-            log.info("%s: %s ended its session after %d queries", self.role, name, served)
         finally:
             crypto_provider.close()
+
+    def _serve(self, name: str, channel, provider: Provider | alone.Provider, crypto_provider) -> None:
+        served = _PatientSession(channel, crypto_provider, provider, self._spare, self._idle).run()
+        log.info("%s: %s ended its session after %d queries", self.role, name, served)
 
 
 class _PatientSession:
@@ -163,8 +172,11 @@ class _PatientSession:
 
     def _prepare(self) -> None:
         self._ready += 1
-        control.send_number(self._crypto_provider, Tag.NEXT, 1)
-        self._provider.prepare(self._crypto_provider)
+        if self._crypto_provider is None:
+            self._provider.prepare()
+        else:
+            control.send_number(self._crypto_provider, Tag.NEXT, 1)
+            self._provider.prepare(self._crypto_provider)
         control.send_number(self._channel, Tag.READY, self._ready)
 
     def _forget_one(self) -> None:
