@@ -78,19 +78,22 @@ def start(model, identities):
     """Start crypto-provider and provider in threads; returns a function that makes a client for patient number i."""
     with contextlib.ExitStack() as stack:
 
-        def begin(served=(model.plan, model.weights), **limits):
+        def begin(served=(model.plan, model.weights), alone=False, **limits):
             certificates = {name: identity.certificate for name, identity in identities.items()}
             patients = {name: certificates[name] for name in PATIENTS}
             crypto_provider = stack.enter_context(
                 CryptoProviderServer(LOOPBACK, identities["crypto-provider"], certificates["provider"], patients)
             )
             at = (crypto_provider.address, certificates["crypto-provider"])
+            used = None if alone else at
             provider = stack.enter_context(
-                ProviderServer(LOOPBACK, identities["provider"], patients, at, *served, GRADES, **limits)
+                ProviderServer(LOOPBACK, identities["provider"], patients, used, *served, GRADES, **limits)
             )
 
-            def client(i: int = 0) -> PatientClient:
+            def client(i: int = 0, at=used) -> PatientClient:
                 return PatientClient(identities[PATIENTS[i]], (provider.address, certificates["provider"]), at)
+
+            client.crypto_provider = at
 
             return SimpleNamespace(client=client, crypto_provider=crypto_provider, provider=provider)
 
@@ -468,6 +471,20 @@ def test_a_crypto_provider_that_is_gone(model, start):
     assert workers.provider._spare._value == 2
 
 
+def test_without_a_crypto_provider(model, start):
+    """The same session, and the same answers; a side that expects one is told so."""
+    workers = start(alone=True, ahead=0)
+    with workers.client(0) as client:
+        assert client.prepare(2) == 1
+        query(model, client, [0])
+        workers.provider._channels.copy().pop().close()
+        query(model, client, [1])  # in a new session
+    with pytest.raises(ChannelError, match="--crypto-provider none"):
+        workers.client(0, at=workers.client.crypto_provider)
+    with pytest.raises(ChannelError, match="give its address"):
+        start().client(0, at=None)
+
+
 def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
     workers = start()
     given = {}
@@ -659,6 +676,14 @@ def test_infer_prints_the_grade_alone_where_that_is_asked_for(files):
     assert said.splitlines()[0] == wanted and "%" not in said
     answer = json.loads(run("infer", files.image, "--weights", files.model, "--answer", "grade", "--json"))
     assert answer["grade"] == wanted and answer["probabilities"] is None and answer["logits"] is None
+
+
+@pytest.mark.slow
+def test_infer_without_a_crypto_provider(files):
+    """Two processes; what went ahead of the answer went between them."""
+    answer = json.loads(run("infer", files.image, "--weights", files.model, "--crypto-provider", "none", "--json"))
+    assert np.abs(np.array(answer["logits"]) - files.logits).max() < 1e-3 * np.ptp(files.logits)
+    assert min(answer["bytes"]["offline_to_patient"], answer["bytes"]["offline_to_provider"]) > 10**6
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ class Correlations:
         own.u[:], own.q[:] = products[:-1], products[-1:]
 
     def _linear(self, x: np.ndarray, matrix: np.ndarray) -> Words:
-        """Shares of matrix x mod 2^64: products with each bit of the patient's x; of the other's only the shape counts."""
+        """Shares of matrix x mod 2^64: products with each bit of the patient's x. The other's: shapes."""
         size = -(-len(x) // 8) * 8
         bits = np.zeros((64, size), np.uint8)
         bits[:, : len(x)] = x >> np.arange(64, dtype=np.uint64)[:, None] & np.uint64(1)

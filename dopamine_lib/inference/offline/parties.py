@@ -33,14 +33,14 @@ MADE = dict.fromkeys(FACTORS, Correlations.comparison) | {
 
 def check_plan(plan: Plan) -> None:
     """Raise InputError for a plan with an operation whose randomness the two parties cannot make."""
-    for number, operation in plan.operations:
+    for _, operation in plan.operations:
         if isinstance(operation, ConvolutionOperation):
             for branch in operation.layer.branches:
                 pack(branch, operation.input_shape)
         elif type(operation) not in MADE:
             raise InputError(
-                f"layer '{plan.layers[number].name}': nobody has written how two parties make its randomness alone: "
-                "use a crypto-provider"
+                f"the network has a {type(operation).__name__}, whose randomness two parties cannot make alone: use a "
+                "crypto-provider"
             )
 
 
