@@ -31,6 +31,8 @@ Threat model. Curious: follows the protocol and works out what it can. Active: s
     crypto-provider and provider     every image, from the patients' seeds. Not defended
     crypto-provider and a patient    all weights, from the provider's seed. Not defended
     provider and a patient           nothing of another patient's image
+    without a crypto-provider        patient and provider, curious: as above, unless they can break what ``offline``
+                                     rests on; active, ahead of a query: bits of the other's secrets. Not defended
     a stranger                       no session: certificates are pinned
 A picture unlike any that the scales were set on may take values out of the ring, which makes the answer wrong. The
 patient is told where one came near its end, and which such pictures are not noticed says ``protocols.room``;
@@ -43,6 +45,7 @@ protocol's file). Shares, masks and seeds live in memory only.
     CryptoProvider(plan)                                            network.parties     crypto-provider, one per session
     Patient(plan, seed, channel).infer(x)                           network.parties     patient
     Provider(plan, weights, seed, channel).serve()                  network.parties     provider
+    Patient(plan, channel), Provider(plan, weights, channel)        offline.parties     the same without the third
 
 To follow one query from image to logits, read ``Patient.infer`` in network.parties, ``Plan`` in network.plan, ``Layer``
 in protocols.operation, and then the layers, each with its protocol, steps first: protocols.convolution,

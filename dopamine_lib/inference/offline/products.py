@@ -82,7 +82,7 @@ def pack(branch: Branch, shape: tuple[int, int, int]) -> Packing:
 
     >>> packing = pack(Branch(64, (3, 3), (1, 1), (1, 1)), (16, 15, 15))
     >>> packing.area, packing.channels, packing.made, packing.polynomials
-    (289, 4, 7, (4, 10))
+    (289, 2, 14, (8, 5))
     """
     (kernel_rows, kernel_columns), (down, right) = branch.kernel, branch.stride
     height, width = (n + 2 * p for n, p in zip(shape[1:], branch.padding, strict=True))
