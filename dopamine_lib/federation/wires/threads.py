@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.federation.wires.relay import HospitalEnd, Relay, Seat
+from dopamine_lib.federation.wires.relay import HospitalEnd, Relay, Seat, who
 from dopamine_lib.federation.wires.wire import SessionOver, Wire
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Threads:
                 return do(wire) if number in numbers else None
             except Exception as error:
                 if not isinstance(error, SessionOver):
-                    self.relay.close(f"party {number} gave up")
+                    self.relay.close(f"{who(number)} gave up: {error}")
                 return error
             except Vanished:
                 self.vanish(number, calls.instance)
