@@ -22,6 +22,7 @@ def test_what_was_chosen_is_compared_with_what_came_out():
     assert guess.compare(40.0) == "No prediction was made. It is 40: about 100."  # nearest by ratio
     choose(guess, "about 10")
     assert guess.chosen == "about 10" and guess.compare(np.float64(10.83)) == "As you predicted, it is 10.8: about 10."
+    assert guess.compare(2565) == "You predicted: about 10. It is 2,565: about 100."
     assert guess.compare(0.5) == "You predicted: about 10. It is 0.5: about 1."
 
 

@@ -57,7 +57,9 @@ class Prediction:
         right = self._standing_for(result)
         if self._buttons is not None:
             self._buttons.disabled = True
-        said = f"{result:.3g}: {right}" if _is_number(result) else right
+        said = right
+        if _is_number(result):
+            said = f"{result:,}: {right}" if isinstance(result, int) else f"{result:.3g}: {right}"
         if self.chosen is None:
             return f"No prediction was made. It is {said}."
         if self.chosen == right:
