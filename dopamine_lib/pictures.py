@@ -81,10 +81,10 @@ def ticks(axis: Axis, *values: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def png(figure: Figure) -> bytes:
-    """The picture as a PNG file, sharp in Lab, and drawn once (Jupyter's own display measures, then draws again)."""
+def png(figure: Figure, dpi: int = 72) -> bytes:
+    """The picture as a PNG file, drawn once (Jupyter's own display measures, then draws again)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=FINE, pil_kwargs={"compress_level": 1})
+    figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 6 if dpi < FINE else 1})
     return buffer.getvalue()
 
 
@@ -134,7 +134,7 @@ def explorer(draw: Callable[..., Figure], **sliders: ipywidgets.ValueWidget) -> 
 
     def redraw(_=None):
         figure = draw(**{name: slider.value for name, slider in sliders.items()})
-        image.value, image.width = png(figure), str(round(figure.get_figwidth() * 100))
+        image.value, image.width = png(figure, FINE), str(round(figure.get_figwidth() * 100))
         image.tooltip = describe(figure)
 
     for slider in sliders.values():
