@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import lecture
 import nbformat
 import pytest
 
@@ -18,6 +19,8 @@ OPENING = ("What you will learn.", "What you need.", "Time and memory on 2 cores
 #: A path that exists on one machine only: Unix homes and work folders, a Windows drive.
 ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:home|tmp|work|root|Users)/|[A-Z]:\\+\w)")
 MOST_BYTES = 1_000_000
+#: What a lecture has room for; how it is counted is in ``lecture``.
+MOST_CELLS, MOST_WORDS, MOST_LINES, MOST_IMPORTS = 40, 3000, 30, 12
 
 
 def headings(notebook) -> list[tuple[int, str]]:
@@ -108,7 +111,9 @@ def clean_metadata(notebook, path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata.language_info) == {"name"}, "language_info is the name alone"
     for cell in notebook.cells:
-        assert set(cell.metadata) <= {"nbgrader", "tags", "jupyter"}, f"cell metadata {sorted(cell.metadata)}"
+        assert set(cell.metadata) <= {"nbgrader", "tags", "jupyter", "cellView"}, (
+            f"cell metadata {sorted(cell.metadata)}"
+        )
 
 
 def set_up_folded(notebook, path):
@@ -118,6 +123,15 @@ def set_up_folded(notebook, path):
         if re.match(r"# Google Colab|%matplotlib|import |from ", cell.source):
             folded = cell.metadata.get("jupyter", {}).get("source_hidden") is True  # in JupyterLab
             assert folded and {"hide-input", "remove-cell"} & set(cell.metadata.tags), "imports before the first idea"
+
+
+def folded_everywhere(notebook, path):
+    if path in HOMEWORK:
+        return
+    for cell in code(notebook):
+        on_the_site, in_lab = lecture.folded(cell), cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        in_colab = cell.metadata.get("cellView") == "form"
+        assert on_the_site == in_lab == in_colab, f"folded in one place and not in another: {cell.source[:60]!r}"
 
 
 def compared_cells_are_text(notebook, path):
@@ -146,6 +160,16 @@ def has_an_exercise(notebook, path):
         assert cell.source.count("### BEGIN SOLUTION") == cell.source.count("### END SOLUTION"), "markers in pairs"
 
 
+def exercise_is_blank_and_solution_folded(notebook, path):
+    if path in HOMEWORK:
+        return
+    for question, blank, solution in zip(notebook.cells, notebook.cells[1:], notebook.cells[2:], strict=False):
+        if solution.cell_type == "code" and "### BEGIN SOLUTION" in solution.source:
+            assert lecture.folded(solution), "the solution is folded"
+            assert re.search(r"^# Exercise \d: define \w", blank.source, re.MULTILINE), "before it a cell for an answer"
+            assert re.search(r"<summary>Hint</summary>\n\n.{10,}\n\n</details>", question.source, re.S), "and a hint"
+
+
 def take_away_and_three_questions(notebook, path):
     if path in HOMEWORK or path in CHAPTERS[:1]:  # what asks for answers itself, and the map
         return
@@ -159,6 +183,50 @@ def take_away_and_three_questions(notebook, path):
         assert len(told) == question.count("<details>"), "every answer is commented on"
 
 
+def fits_a_lecture(notebook, path):
+    if path in HOMEWORK:
+        return
+    assert len(lecture.shown(notebook)) <= MOST_CELLS, f"{len(lecture.shown(notebook))} cells that are not folded"
+    assert lecture.words(notebook) <= MOST_WORDS, f"{lecture.words(notebook)} words"
+
+
+def no_long_cell(notebook, path):
+    if path in HOMEWORK:
+        return
+    for cell in lecture.shown(notebook):
+        if cell.cell_type == "code":
+            assert lecture.lines(cell) <= MOST_LINES, f"{lecture.lines(cell)} lines: {cell.source[:80]!r}"
+
+
+def few_imports_first(notebook, path):
+    if path in HOMEWORK:
+        return
+    count = lecture.first_imports(notebook)
+    assert count <= MOST_IMPORTS, f"{count} imports before the first idea; import where it is used"
+
+
+def first_screen_shows(notebook, path):
+    if path in HOMEWORK:
+        return
+    for cell in code(notebook):
+        if cell.outputs:  # a picture, or numbers
+            shown = images(cell) or re.search(r"\d", str(cell.outputs))
+            assert shown, "the first output shows a picture or a number"
+            at = notebook.cells.index(cell)
+            assert sum(not lecture.folded(one) for one in notebook.cells[:at]) <= 3, "and soon"
+            return
+
+
+def honest_times(notebook, path):
+    if path in HOMEWORK:
+        return
+    asked = lecture.minutes(notebook)
+    said = lecture.stated(notebook.cells[0].source)
+    assert said and all(abs(one - other) <= 10 for one, other in zip(said, asked, strict=True)), (
+        f"minutes to read and study are {asked}, stated {said}: python tests/lecture.py writes them"
+    )
+
+
 RULES = (
     one_title,
     no_skipped_level,
@@ -170,12 +238,19 @@ RULES = (
     no_absolute_path,
     clean_metadata,
     set_up_folded,
+    folded_everywhere,
     compared_cells_are_text,
     references,
     one_epsilon,
     checks_itself,
     has_an_exercise,
+    exercise_is_blank_and_solution_folded,
     take_away_and_three_questions,
+    fits_a_lecture,
+    no_long_cell,
+    few_imports_first,
+    first_screen_shows,
+    honest_times,
 )
 
 
@@ -191,6 +266,13 @@ def test_notebook(path, rule):
     rule(notebook, path)
 
 
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_the_readme_says_the_same_minutes(path):
+    readme = (lecture.REPOSITORY / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| \[`{path.stem}`\][^|]*\|[^|]*\| (\d+) \| (\d+) \|", readme, re.MULTILINE)
+    assert tuple(map(int, row.groups())) == lecture.stated(nbformat.read(path, 4).cells[0].source)
+
+
 def test_there_are_notebooks_to_read():
     assert CHAPTERS and HOMEWORK
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem) for path in CHAPTERS)
@@ -198,10 +280,15 @@ def test_there_are_notebooks_to_read():
     assert all(path.stem.removesuffix("_homework") in chapters for path in HOMEWORK), "homework belongs to a chapter"
 
 
+#: A cell's metadata where its input is folded: on the site, in JupyterLab, in Colab.
+FOLDED = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+SAID = "This and that. To read: 0 minutes; to study, with exercises and questions: 20 minutes."
+
+
 def good():
     """A small notebook that keeps every rule."""
     v4 = nbformat.v4
-    opening = "\n\n".join(["# A chapter", *(f"**{block}** This and that." for block in OPENING)])
+    opening = "\n\n".join(["# A chapter", *(f"**{block}** {SAID}" for block in OPENING)])
     figure = v4.new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
     printed = v4.new_output("stream", name="stdout", text="0.125\n")
     cells = [
@@ -209,13 +296,17 @@ def good():
         v4.new_code_cell("draw()", execution_count=1, outputs=[figure]),
         v4.new_markdown_cell("*A curve that falls from left to right.*\n\n## Claim\n\n### Look"),
         v4.new_code_cell("# NBVAL_CHECK_OUTPUT\nprint(1 / 8)\nassert 1 < 2", execution_count=2, outputs=[printed]),
-        v4.new_code_cell("### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nassert x == 1", execution_count=3),
+        v4.new_markdown_cell("**1.** How many?\n\n<details>\n<summary>Hint</summary>\n\nFewer than two.\n\n</details>"),
+        v4.new_code_cell("# Exercise 1: define x", execution_count=3),
+        v4.new_code_cell(
+            "### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nassert x == 1", execution_count=4, metadata=FOLDED
+        ),
         v4.new_markdown_cell("## References\n\n- The paper, Eq. 1."),
     ]
     answer = "<details>\n<summary>{}. One</summary>\n\nNo, since it is two.\n\n</details>\n"
     questions = [f"**Question {n}.** How many?\n\n" + "".join(map(answer.format, "ABC")) for n in (1, 2, 3)]
     away = "## What to take away\n\n- One.\n- Two.\n- Three.\n\n### Three questions\n\n" + "\n".join(questions)
-    cells.insert(5, v4.new_markdown_cell(away))
+    cells.insert(7, v4.new_markdown_cell(away))
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
     return v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -236,13 +327,21 @@ def put(at, key, value):
     return lambda notebook: notebook.cells[at].update({key: value})
 
 
+def set_up(count):
+    """A folded cell with this many imports."""
+    return nbformat.v4.new_code_cell("import math\n" * count, metadata=FOLDED)
+
+
 FAULTS = [
     (one_title, replace(2, "## Claim", "# Claim")),
     (one_title, replace(0, "# A chapter", "## A chapter")),
     (no_skipped_level, replace(2, "### Look", "#### Look")),
     (no_skipped_level, replace(2, "## Claim", "### Claim")),
     (opening_block, replace(0, "**What you need.**", "What you need.")),
-    (opening_block, replace(0, "**Time and memory on 2 cores.** This and that.", "**Time and memory on 2 cores.**")),
+    (
+        opening_block,
+        lambda notebook: notebook.cells[0].update(source=notebook.cells[0].source.rpartition("** ")[0] + "**"),
+    ),
     (opening_block, lambda notebook: notebook.cells.insert(0, nbformat.v4.new_code_cell("import time"))),
     (text_for_every_figure, replace(2, "*A curve that falls from left to right.*\n\n", "")),
     (text_for_every_figure, replace(2, "*A curve that falls from left to right.*", "**Figure 1.**")),
@@ -266,18 +365,32 @@ FAULTS = [
     (clean_metadata, put(3, "metadata", nbformat.from_dict({"execution": {"iopub.status.busy": "now"}}))),
     (set_up_folded, replace(1, "draw()", "import math")),
     (compared_cells_are_text, add_output(3, "display_data", data={"image/png": "iVBORw0KGgo="})),
-    (references, replace(6, "## References", "## Further reading")),
-    (references, replace(6, "- The paper, Eq. 1.", "")),
+    (references, replace(8, "## References", "## Further reading")),
+    (references, replace(8, "- The paper, Eq. 1.", "")),
     (one_epsilon, replace(2, "## Claim", r"## Claim for $\epsilon$")),
     (checks_itself, replace(3, "assert 1 < 2", "print(1 < 2)")),
-    (has_an_exercise, replace(4, "### BEGIN SOLUTION\nx = 1\n### END SOLUTION", "x = 1")),
-    (has_an_exercise, replace(4, "### END SOLUTION\n", "")),
-    (take_away_and_three_questions, replace(5, "## What to take away", "## Summary")),
-    (take_away_and_three_questions, replace(5, "- Three.\n", "")),
-    (take_away_and_three_questions, replace(5, "**Question 3.**", "And:")),
-    (take_away_and_three_questions, replace(5, "<summary>B. One</summary>\n\nNo, since it is two.", "B. One")),
-    (take_away_and_three_questions, replace(5, "B. One", "B. $1$")),
-    (take_away_and_three_questions, replace(5, "No, since it is two.\n\n</details>", "\n\n</details>")),
+    (has_an_exercise, replace(6, "### BEGIN SOLUTION\nx = 1\n### END SOLUTION", "x = 1")),
+    (has_an_exercise, replace(6, "### END SOLUTION\n", "")),
+    (take_away_and_three_questions, replace(7, "## What to take away", "## Summary")),
+    (take_away_and_three_questions, replace(7, "- Three.\n", "")),
+    (take_away_and_three_questions, replace(7, "**Question 3.**", "And:")),
+    (take_away_and_three_questions, replace(7, "<summary>B. One</summary>\n\nNo, since it is two.", "B. One")),
+    (take_away_and_three_questions, replace(7, "B. One", "B. $1$")),
+    (take_away_and_three_questions, replace(7, "No, since it is two.\n\n</details>", "\n\n</details>")),
+    (folded_everywhere, lambda notebook: notebook.cells[6].metadata.pop("cellView")),
+    (folded_everywhere, lambda notebook: notebook.cells[6].metadata.jupyter.update(source_hidden=False)),
+    (exercise_is_blank_and_solution_folded, put(6, "metadata", nbformat.from_dict({}))),
+    (exercise_is_blank_and_solution_folded, replace(5, "# Exercise 1: define x", "x = 1")),
+    (exercise_is_blank_and_solution_folded, replace(4, "<summary>Hint</summary>", "Hint")),
+    (fits_a_lecture, lambda notebook: notebook.cells.extend([nbformat.v4.new_code_cell("x")] * MOST_CELLS)),
+    (fits_a_lecture, replace(2, "## Claim", "word " * MOST_WORDS + "\n\n## Claim")),
+    (no_long_cell, replace(3, "print(1 / 8)", "x = 1\n" * MOST_LINES)),
+    (few_imports_first, lambda notebook: notebook.cells.insert(1, set_up(MOST_IMPORTS + 1))),
+    (first_screen_shows, put(1, "outputs", [nbformat.v4.new_output("stream", name="stdout", text="ready")])),
+    (first_screen_shows, lambda notebook: notebook.cells.__setitem__(slice(1, 1), notebook.cells[2:3] * 3)),
+    (honest_times, replace(0, "study, with exercises and questions: 20", "study, with exercises and questions: 31")),
+    (honest_times, replace(2, "## Claim", "word " * 11 * lecture.WORDS + "\n\n## Claim")),
+    (honest_times, lambda notebook: notebook.cells[0].update(source=notebook.cells[0].source.replace("To read", ""))),
 ]
 
 

@@ -8,7 +8,8 @@ from dopamine_lib.data.dataset import Dataset
 
 def contact_sheet(dataset: Dataset, *, columns: int = 8) -> Figure:
     """The first training images of each grade, one row per grade."""
-    figure = Figure(figsize=(1.3 * columns, 1.4 * len(dataset.grades)), layout="constrained")
+    size = (1.3 * columns, 1.4 * len(dataset.grades))
+    figure = Figure(figsize=size, dpi=72, layout="constrained")  # photographs make large files
     axes = figure.subplots(len(dataset.grades), columns, squeeze=False)
     for grade, row in enumerate(axes):
         members = dataset.train[dataset.labels[dataset.train] == grade][:columns]
