@@ -1,18 +1,23 @@
 """Parties over threads and over gRPC: equal models, hospitals that vanish, come back or lie, a server that dies."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from wire_runs import Run, note_totals
+from wire_runs import Run, Wired, note_totals
 
-from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.encryption.certificates import Credentials
+from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation import settings
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.remote.service import check_address, longest_message
 from dopamine_lib.federation.wires import party
-from dopamine_lib.federation.wires.wire import UP
+from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, HospitalEnd, Refused
+from dopamine_lib.federation.wires.threads import LocalCalls, Threads
+from dopamine_lib.federation.wires.wire import UP, SessionOver, Silence, Wire
 
 K, EPOCHS, ROUNDS = 4, 10, 20
 KINDS = ("plain", "bfv", "masks")
@@ -125,3 +130,114 @@ def test_a_hospital_that_dies_in_any_step_leaves_the_round_to_the_others_and_com
     )
     assert any(line == "the session is over: hospital 1 is back" for line in run.said)
     assert not run.charged(1) and not list(tmp_path.glob("*/runs/*hospital*")), "all have done their part"
+
+
+@pytest.mark.parametrize("wired", [False, True], ids=["threads", "gRPC"])
+def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, options, tmp_path, noted):
+    """The epoch that was begun is charged and not run again."""
+    died = []
+
+    def doomed(number, life, message):
+        if number == SERVER or died or message[0] != UP or len(message) == 34:
+            return False
+        run.ups += 1
+        if run.ups > 4 * 9:  # of hospital messages: within the fifth epoch
+            died.append(number)
+            run.threads.vanish(SERVER)
+        return False
+
+    run = noted(options | {"aggregation": "bfv", "seed": None}, tmp_path, doomed=doomed, wired=wired)
+    run.ups = 0
+    check_whole(run.run())
+    assert died and len({number for _, number, _ in run.included}) < ROUNDS + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hospital_that_lies_is_named_and_left_out_for_good(kind, options, tmp_path, noted, monkeypatch):
+    sound, sent = Wire.send, []
+
+    def send(self, peer, message_kind, body):
+        if (self.number, peer, message_kind) == (1, SERVER, UP):
+            sent.append(1)
+            body = body[:-1] if len(sent) > 20 else body
+        sound(self, peer, message_kind, body)
+
+    monkeypatch.setattr(Wire, "send", send)
+    run = noted(options | {"aggregation": kind, "least": 2}, tmp_path).run()
+    check_whole(run)
+    (line,) = [line for line in run.said if line.startswith("hospital 1 ")]
+    assert line.startswith("hospital 1 lies: ") and "\n" not in line
+    assert list(run.errors) == [1] and isinstance(run.errors[1], Refused) and "lies" in str(run.errors[1])
+    assert run.included[-1][2] == (0, 2, 3)
+
+
+def test_too_few_hospitals_open_nothing_and_wait_for_the_others(options, tmp_path, noted):
+    """Without ``least`` all four are needed: the round in which one dies has no total, and the run goes on with it."""
+    run = noted(options | {"aggregation": "masks"}, tmp_path, doomed=ups_of(1, 4 * 5)).run()
+    check_whole(run)
+    assert all(hospitals == (0, 1, 2, 3) for _, _, hospitals in run.included)
+    assert "the session is over: 3 of the 4 hospitals that are needed are left" in run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_storm_of_deaths_and_delays(kind, options, tmp_path):
+    """``wire_storm`` with 300 rounds and five hospitals was tried, too: see there."""
+    from wire_storm import storm
+
+    found = storm(options | {"aggregation": kind}, tmp_path, rounds=60, seconds=200)
+    assert found["deaths"] > 0
+
+
+def greeted(threads, number):
+    """A hospital's end of a session in which the server is silent."""
+    calls = LocalCalls(threads, number)
+    return calls, HospitalEnd(number, threads.hospitals, calls, 5.0)
+
+
+def test_calls_that_are_repeated_count_once_and_others_are_refused():
+    threads = Threads(2, patience=5.0)
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(greeted, threads, number) for number in range(2)]
+        server = threads.relay.open(2, 0.0, 5.0, print)
+        (zero, one), (other, _) = (end.result() for end in ends)
+    session = threads.relay.seat.session
+    one.send(SERVER, b"first")
+    zero.put(session, 0, SERVER, b"first again")
+    one.send(SERVER, b"second")
+    assert server.here([0, 1]) == [0] and [server.take(0), server.take(0)] == [b"first", b"second"]
+    for count, peer in ((7, SERVER), (2, 0), (2, 9)):
+        with pytest.raises(SessionOver, match="not due"):
+            zero.put(session, count, peer, b"x")
+    with pytest.raises(SessionOver, match="another session"):
+        zero.put(bytes(16), 2, SERVER, b"x")
+    with pytest.raises(SessionOver, match="another session"):  # another life of the same hospital
+        LocalCalls(threads, 0).put(session, 2, SERVER, b"x")
+    with pytest.raises(SessionOver, match="under way"):
+        for count in range(MOST_UNDELIVERED + 1):
+            other.put(session, count, SERVER, b"x")
+    assert "under way" in server.lost([0, 1])[1] and 0 not in server.lost([0, 1])
+    threads.relay.close("the test is over")
+
+
+def test_who_is_not_pinned_gets_past_no_handshake_and_disturbs_nobody(refuses):
+    """Nor does a hospital talk to a server with another certificate, nor send more than the longest message."""
+    threads = Wired(2, 1000, patience=5.0)
+    stranger = Credentials.make("hospital-0", always=True)
+    try:
+        with pytest.raises(Silence, match="was not reached for 0.5 s"):
+            threads.dial(0, stranger, patience=0.5).join()
+        with pytest.raises(Silence, match="was not reached for 0.5 s"):
+            threads.dial(0, server=1, patience=0.5).join()  # hospital 1's certificate in the place of the server's
+        assert not threads.relay.waiting()
+        calls = threads.dial(0, times=2)
+        with pytest.raises(MessageError, match="refuses a call: .*larger than max"):
+            calls.put(bytes(16), 0, SERVER, bytes(longest_message(1000) + 1))
+        with pytest.raises(SessionOver, match="another session"):
+            calls.put(bytes(16), 0, SERVER, b"x")
+        calls.close()
+    finally:
+        threads.service.close()
+    for address in ("here", "127.0.0.1", "127.0.0.1:99999", ":1"):
+        with refuses("HOST:PORT"):
+            check_address(address, "--address")

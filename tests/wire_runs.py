@@ -49,11 +49,11 @@ class Wired(Threads):
         self.service = Service(self.relay, self.address, self.credentials[SERVER], certificates, limit, 0.5)
         self.address = self.service.address
 
-    def dial(self, number, credentials=None, server=SERVER, patience=30.0):
-        """A life of a hospital."""
+    def dial(self, number, credentials=None, server=SERVER, patience=30.0, times=1):
+        """A life of a hospital; it would send messages of so many times the longest."""
         certificate = self.credentials[server].certificate
         own = credentials or self.credentials[number]
-        return Dialled(self.address, own, certificate, longest_message(self.d), patience)
+        return Dialled(self.address, own, certificate, times * longest_message(self.d), patience)
 
     def vanish(self, number, instance=b""):
         """A server that is killed leaves its port; that a hospital is gone shows by itself."""
@@ -80,13 +80,8 @@ class Run:
         self.experiments = {n: Experiment.load(options, party=n, progress=False) for n in self.numbers}
         self.plan = self.experiments[0].plan(self.name)
         self.out, self.doomed, self.back = Path(out), doomed, back
-        self.said, self.errors, self.lives, self.included, self.results = (
-            [],
-            {},
-            dict.fromkeys(self.numbers, 0),
-            [],
-            None,
-        )
+        self.lives, self.results = dict.fromkeys(self.numbers, 0), None
+        self.said, self.errors, self.included, self.most = [], {}, [], {}
         least = party.needed(self.plan)
         terms = dict(needed=least, gather=0.05, patience=30.0, say=self.say)
         self.threads = Wired(self.hospitals, self.plan.d, **terms) if wired else Threads(self.hospitals, **terms)
@@ -165,7 +160,10 @@ def note_totals(patch, run_of):
 
     def one_round(self, number):
         for hospital in self.hospitals if hasattr(self.aggregation, "wire") else ():
-            assert run_of().charged(hospital.number) == self.progress.epoch + 1, "noise is drawn before it is charged"
+            on_disk, most = run_of().charged(hospital.number), run_of().most
+            assert on_disk == self.progress.epoch + 1, "noise is drawn before it is charged"
+            assert on_disk >= most.get(hospital.number, 0), "a charge was lost"
+            most[hospital.number] = on_disk
         return plain(self, number)
 
     patch.setattr(sums._Side, "_check", check)

@@ -24,7 +24,6 @@ _AGAIN = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
 _PAUSE = 0.2  # seconds between two tries
 

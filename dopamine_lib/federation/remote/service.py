@@ -129,7 +129,7 @@ class Service(grpc.GenericRpcHandler):
                 context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is no hospital's of this run")
             instance, session, count, peer = CALL.unpack_from(request)
             if not self._enters(number, instance, context):
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"hospital {number} makes too many calls at once")
+                context.abort(grpc.StatusCode.UNAVAILABLE, f"hospital {number} makes too many calls at once")
             try:
                 return call(number, instance, session, count, peer, request[CALL.size :])
             except SessionOver as over:
