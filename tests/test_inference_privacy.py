@@ -94,7 +94,7 @@ class Run:
                 if isinstance(operation, RangeOperation):
                     masks += [np.stack([o["bits"][7:].reshape(-1) for o in own])]
                 elif isinstance(operation, Comparison):
-                    six = [*range(6), 7, 8] if operation.watched else [*range(6)]
+                    six = [7, 8, *range(6)] if operation.watched else [*range(6)]
                     masks += [np.stack([o["bits"][part].reshape(-1) for o in own]) for part in (six, [6])]
                 for k, mask in enumerate(masks):
                     mine = self.messages[side, "sent", TAGS * i + k]

@@ -333,6 +333,8 @@ def test_compiled_kernels_give_the_same_bits():
         out, planes = np.empty(n, np.uint32), np.zeros((8, n // 8), np.uint8)
         same("look_up", (m, thermometer, planes), [planes])
         for number in (PATIENT, PROVIDER):
+            ends, rest = np.empty((2, n // 8), np.uint8), np.empty(n // 8, np.uint8)
+            same("look_up_end", (number, m, thermometer, rho, ends, rest), [ends, rest])
             same("finish_relu", (number, m, bits, rho, extra, 15, out), [out])
             same("finish_maximum", (number, extra[0, 3:], m, bits, r_0, rho, extra[1], out[3:]), [out])
         r, rho_bits, t, rho_1 = words(n), np.empty(n, np.uint8), np.empty_like(thermometer), words(n)

@@ -24,8 +24,9 @@ same m it is asked whether x lies outside [-2^30, 2^30), where msb(x + 2^30) = 1
 
     a. m' = m + 2^30 masks x + 2^30 by the same r. Of its two upper nibbles look up l2, l3 and e3; open l2 and e3 with
        step 2, each under a mask bit of its own.
-    b. o = msb(m') ^ msb(r) ^ l3 ^ e3 l2, with a share of the product of the two mask bits and of msb(r) = rho ^ sigma.
-       Each party keeps its share of o for the end (``room``). No message.
+    b. o = msb(m') ^ msb(r) ^ l3 ^ e3 l2, with a share of the product of the two mask bits, and msb(r) = rho ^ sigma:
+       the last bits of two shares of the number rho are shares of the bit. Each party keeps its share of o for the end
+       (``room``). No message.
 
 Why this hides x: two more bits are opened, under masks of their own. What is dropped: bits 0 … 22, so within 2^23 of
 the two bounds o may be either.
@@ -65,8 +66,8 @@ LIMIT = 2**31 - 2**DROPPED
 #: The six bits opened in step 2, in the order of their mask bits; l3 needs no mask, nothing is multiplied by it.
 L0, E1, L1, E2, L2, E3 = range(6)
 L3, SIGMA = 6, 6
-#: Mask bits of the question whether x is near the ring's end, and where that begins.
-RANGE, WATCHED = slice(7, 9), np.uint32(2**30)
+#: Mask bits of the question whether x is near the ring's end.
+RANGE = slice(7, 9)
 
 
 def _subsets(*bits) -> list[frozenset]:
@@ -149,30 +150,27 @@ class Comparison(Operation):
         """Steps 1 to 3 with the other party: m (n,) and beta (n,), n the padded count."""
         space = party.workspace
         m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
-        planes = self.look_up(m, own, space.array("planes", (8, self.padded // 8), np.uint8))
-        last = planes[L3]
+        planes = space.array("planes", (10, self.padded // 8), np.uint8)
+        self.look_up(m, own, planes[2:9])
         if self.watched:
-            last, (moved, last_moved) = last.copy(), self.look_up_moved(space, m, own, planes[6:])
-        opened = party.open(tag + 1, planes[: self.opened], np.bitwise_xor)
+            self.look_up_end(party.number, m, own, planes[:2], planes[9])
+        opened = party.open(tag + 1, planes[8 - self.opened : 8], np.bitwise_xor)
         if self.watched:
-            self.watch(party, moved, opened[6:], last_moved, own)
-        beta = party.open(tag + 2, self.decide(party.number, m, opened, last, own), np.bitwise_xor)
+            self.watch(party, opened[:2], planes[9], own)
+        beta = party.open(tag + 2, self.decide(party.number, m, opened[-6:], planes[2 + L3], own), np.bitwise_xor)
         return m, unpack(beta)
 
-    def look_up_moved(self, space: Workspace, m: Words, own: Own, masked: Bits) -> tuple[Words, Bits]:
-        """Step a: m' (n,) and this party's share of its l3; those of e3 and l2, masked, in ``masked`` (2, n / 8)."""
-        moved, planes = m + WATCHED, space.array("planes moved", (8, self.padded // 8), np.uint8)
-        kernels.active().look_up(moved, own.thermometer, planes)
-        np.bitwise_xor(planes[[E3, L2]], own.bits[RANGE], out=masked)
-        return moved, planes[L3]
+    def look_up_end(self, number: int, m: Words, own: Own, planes: Bits, rest: Bits) -> None:
+        """Step a: fill in this party's shares (2, n / 8) of e3 and l2 of m', masked, and the rest of o (n / 8,)."""
+        kernels.active().look_up_end(number, m, own.thermometer, own.rho, planes, rest)
+        planes ^= own.bits[RANGE]
 
-    def watch(self, party: Party, moved: Words, opened: Bits, last: Bits, own: Own) -> None:
-        """Step b, for ``opened`` (2, n / 8): hash this party's share of o, packed."""
+    def watch(self, party: Party, opened: Bits, rest: Bits, own: Own) -> None:
+        """Step b, for ``opened`` (2, n / 8) and ``rest`` (n / 8,): hash this party's share of o, packed."""
         (e3, l2), (mask_e3, mask_l2) = opened, own.bits[RANGE]
-        o = last ^ e3 & mask_l2 ^ l2 & mask_e3 ^ own.products[-1] ^ own.bits[SIGMA]
-        o ^= np.packbits(own.rho.view("u1")[::4] & 1, bitorder="little")  # the last bits of shares of rho add up to it
+        o = rest ^ e3 & mask_l2 ^ l2 & mask_e3 ^ own.products[-1] ^ own.bits[SIGMA]
         if party.number == PATIENT:
-            o ^= e3 & l2 ^ np.packbits(moved.view(np.int32) < 0, bitorder="little")
+            o ^= e3 & l2
         o = o[: -(-self.watched // 8)]
         o[-1] &= 0xFF >> -self.watched % 8
         party.outside.update(o)
@@ -193,9 +191,9 @@ class RangeOperation(Comparison):
         """Hash this party's share of whether x (count,) is near the ring's end."""
         space = party.workspace
         m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
-        masked = space.array("planes", (2, self.padded // 8), np.uint8)
-        moved, last = self.look_up_moved(space, m, own, masked)
-        self.watch(party, moved, party.open(tag + 1, masked, np.bitwise_xor), last, own)
+        planes = space.array("planes", (3, self.padded // 8), np.uint8)
+        self.look_up_end(party.number, m, own, planes[:2], planes[2])
+        self.watch(party, party.open(tag + 1, planes[:2], np.bitwise_xor), planes[2], own)
 
 
 def borrow(number: int, opened: np.ndarray, masks: np.ndarray, products: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ numba widens sums of uint32 to uint64, hence the casts. It compiles them for the
 """
 
 import numpy as np
-from numba import int64, njit, uint8, uint16, uint32, void
+from numba import int64, njit, uint8, uint16, uint32, uint64, void
 
 _U = np.uint32
 _ROW, _ROWS = uint32[::1], uint32[:, ::1]
@@ -49,6 +49,17 @@ def multiply(w, x, out):
                 out[i_2, start + j], out[i_3, start + j] = sum_2[j], sum_3[j]
 
 
+@njit(uint64(uint64))
+def _transposed(x):
+    """An 8 x 8 matrix of bits, rows and columns exchanged: single bits, then pairs, then fours are swapped."""
+    t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
+    x ^= t ^ (t << np.uint64(7))
+    t = (x ^ (x >> np.uint64(14))) & np.uint64(0x0000CCCC0000CCCC)
+    x ^= t ^ (t << np.uint64(14))
+    t = (x ^ (x >> np.uint64(28))) & np.uint64(0x00000000F0F0F0F0)
+    return x ^ t ^ (t << np.uint64(28))
+
+
 @njit(void(_ROW, uint16[:, ::1], uint8[:, ::1]))
 def look_up(m, thermometer, planes):
     """Seven bits an element into one byte, then eight bytes turned into one byte of each plane."""
@@ -71,17 +82,32 @@ def look_up(m, thermometer, planes):
             bits |= (w_3 & 1 ^ w_3 >> 1 & 1) << 5 | (w_3 & 2) << 5
             block[j] = np.uint8(bits)
         for k in range(n // 8):
-            # transpose of an 8 x 8 matrix of bits: swap single bits, then pairs, then fours
-            x = bytes_of[k]
-            t = (x ^ (x >> np.uint64(7))) & np.uint64(0x00AA00AA00AA00AA)
-            x ^= t ^ (t << np.uint64(7))
-            t = (x ^ (x >> np.uint64(14))) & np.uint64(0x0000CCCC0000CCCC)
-            x ^= t ^ (t << np.uint64(14))
-            t = (x ^ (x >> np.uint64(28))) & np.uint64(0x00000000F0F0F0F0)
-            bytes_of[k] = x ^ t ^ (t << np.uint64(28))
+            bytes_of[k] = _transposed(bytes_of[k])
         for p in range(7):
             for k in range(n // 8):
                 planes[p, start // 8 + k] = block[8 * k + p]
+
+
+@njit(void(int64, _ROW, uint16[:, ::1], _ROW, uint8[:, ::1], uint8[::1]))
+def look_up_end(number, m, thermometer, rho, planes, rest):
+    """As ``look_up``, three bits an element."""
+    block = np.empty(_TILE, np.uint8)
+    bytes_of = block.view(np.uint64)
+    t_2, t_3, own = thermometer[2], thermometer[3], _U(1 - number)
+    for start in range(0, len(m), _TILE):
+        n = min(_TILE, len(m) - start)
+        for j in range(n):
+            i = start + j
+            x = _U(m[i] + _U(2**30))
+            w_2 = _U(t_2[i] >> (x >> 23 & 15))
+            w_3 = _U(t_3[i] >> (x >> 27 & 15))
+            bits = (w_3 ^ w_3 >> 1) & 1 | w_2 & 2
+            block[j] = np.uint8(bits | ((w_3 >> 1 ^ rho[i] ^ (x >> 31) * own) & 1) << 2)
+        for k in range(n // 8):
+            bytes_of[k] = _transposed(bytes_of[k])
+            planes[0, start // 8 + k] = block[8 * k]
+            planes[1, start // 8 + k] = block[8 * k + 1]
+            rest[start // 8 + k] = block[8 * k + 2]
 
 
 @njit(void(int64, _ROW, uint8[::1], _ROW, _ROWS, int64, _ROW))

@@ -76,6 +76,19 @@ def look_up(m: np.ndarray, thermometer: np.ndarray, planes: np.ndarray) -> None:
             planes[2 * k, packed] = np.packbits(less == 2, bitorder="little")
 
 
+def look_up_end(number: int, m: Words, thermometer: np.ndarray, rho: Words, planes: Bits, rest: Bits) -> None:
+    """Steps a and b of ``comparison`` for opened m (n,), as packed bits: this party's shares of e3 and l2 of m'.
+
+    planes  uint8 (2, n / 8); rest (n / 8,): its share of msb(m') ^ rho ^ l3
+    """
+    for part in _blocks(len(m)):
+        packed, moved = slice(part.start // 8, part.stop // 8), m[part] + np.uint32(2**30)
+        next_word, word = (thermometer[k, part] >> (moved >> (15 + 4 * k) & 15).astype(np.uint16) for k in (2, 3))
+        last = word >> 1 ^ rho[part].astype(np.uint16) ^ (moved >> 31).astype(np.uint16) * np.uint16(1 - number)
+        for out, bits in ((planes[0], word ^ word >> 1), (planes[1], next_word >> 1), (rest, last)):
+            out[packed] = np.packbits(bits & 1 == 1, bitorder="little")
+
+
 def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shift: int, out: Words) -> None:
     """Step 5 of ``comparison``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
     for part in _blocks(len(m)):
