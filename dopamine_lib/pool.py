@@ -6,9 +6,9 @@
 
 A ``Child`` is a fresh interpreter, and ``Parent`` is its view of the process that started it. Between the two lies a
 pipe of its own: what a library prints goes to standard error and never stands between the messages. A message is one
-JSON object, so nothing is pickled, and no secret stands in an argument or in the environment. The pipe ends when the
-parent does, however it ends, and the child with it: none outlives its parent, and none goes on drawing noise that
-nobody is going to account for.
+JSON object or an array's bytes, so nothing is pickled, and no secret stands in an argument or in the environment. The
+pipe ends when the parent does, however it ends, and the child with it: none outlives its parent, and none goes on
+drawing noise that nobody is going to account for.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+
+import numpy as np
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import GB, cores, memory_size
@@ -75,6 +77,14 @@ class Child:
         if "wrong input" in message:
             raise InputError(message["wrong input"])
         return message
+
+    def take(self, out: np.ndarray) -> np.ndarray:
+        """Fill an array with the bytes that ``Parent.give`` sends next; returns it. Raises EOFError like ``hear``."""
+        try:
+            self._pipe.recv_bytes_into(memoryview(out).cast("B"))
+        except OSError as error:
+            raise EOFError(str(error)) from None
+        return out
 
     def fileno(self) -> int:
         """The pipe's descriptor, so that one can ``wait`` for several children."""
@@ -130,6 +140,13 @@ class Parent:
         """Send the parent one object; "wrong input" becomes an InputError there. Raises EOFError like ``hear``."""
         try:
             self._pipe.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise EOFError("the parent has ended") from error
+
+    def give(self, array: np.ndarray) -> None:
+        """Send the parent an array's bytes. Raises EOFError like ``hear``."""
+        try:
+            self._pipe.send_bytes(memoryview(np.ascontiguousarray(array)).cast("B"))
         except OSError as error:
             raise EOFError("the parent has ended") from error
 

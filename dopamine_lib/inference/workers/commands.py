@@ -165,8 +165,8 @@ def _provider(arguments) -> None:
     credentials = _credentials(arguments, "provider")
     if credentials is None:
         return
-    from dopamine_lib.inference.network.serving import load
     from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.compiling import compile_apart
     from dopamine_lib.inference.workers.provider import ProviderServer
 
     if arguments.weights is None:
@@ -176,8 +176,9 @@ def _provider(arguments) -> None:
             raise InputError(f"--{name} is {getattr(arguments, name)}, but must be at least {least}")
     crypto_provider = _endpoint(arguments, "crypto-provider")
     patients, address = _patients(arguments), parse_address(arguments.listen)
-    served = load(arguments.weights, arguments.backbone, arguments.size, arguments.answer, arguments.model)
-    kernels.active()
+    model = {name: getattr(arguments, name) for name in ("weights", "backbone", "size", "answer", "model")}
+    with _one_line_for_a_break():
+        served = compile_apart(**model, meanwhile=kernels.active)
     limits = {"sessions": arguments.sessions, "ahead": arguments.ahead}
     _serve(ProviderServer(address, credentials, patients, crypto_provider, *served, **limits))
 

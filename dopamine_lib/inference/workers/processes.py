@@ -162,13 +162,11 @@ def _crypto_provider(parent: Parent, credentials: tls.Credentials) -> None:
 
 
 def _provider(parent: Parent, credentials: tls.Credentials) -> None:
-    from dopamine_lib.inference.network.serving import load
     from dopamine_lib.inference.protocols import kernels
+    from dopamine_lib.inference.workers.compiling import compile_apart
     from dopamine_lib.inference.workers.provider import ProviderServer
 
-    model = parent.hear()
-    served = load(model["weights"], model["backbone"], model["size"], model["answer"], model["model"])
-    kernels.active()
+    served = compile_apart(**parent.hear(), meanwhile=kernels.active)
     told = parent.hear()
     certificates = told["certificates"]
     patients = {"patient": certificates["patient"]}
