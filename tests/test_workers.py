@@ -24,7 +24,7 @@ from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import Provider
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError
-from dopamine_lib.inference.workers import control, tls
+from dopamine_lib.inference.workers import compiling, control, tls
 from dopamine_lib.inference.workers import crypto_provider as crypto_provider_module
 from dopamine_lib.inference.workers import provider as provider_module
 from dopamine_lib.inference.workers import server as server_module
@@ -611,8 +611,7 @@ def test_three_processes(files, refuses, monkeypatch, tmp_path):
         time.sleep(1.5)  # a student reads: the provider gives the session up
         assert workers.infer(files.image)["grade"] == answer["grade"]  # neither that nor the bad file is noticed
         loaded = {role: Path(f"/proc/{pid}/maps").read_text() for role, pid in workers.pids.items()}
-        assert "libtorch" in loaded["provider"]
-        assert "libtorch" not in loaded["crypto-provider"] + loaded["patient"]
+        assert "libtorch" not in "".join(loaded.values())  # a fourth process compiled the model
         for role, pid in workers.pids.items():
             told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
             assert b"PRIVATE" not in told and b"eye.png" not in told and b"model.safetensors" not in told, role
@@ -729,3 +728,44 @@ def test_addresses(text, refuses):
     assert parse_address("127.0.0.1:7100") == ("127.0.0.1", 7100) and parse_address("[::1]:0") == ("::1", 0)
     with refuses("is no address"):
         parse_address(text)
+
+
+#: What a provider's process does with a model: compiles it apart, and says what came of it.
+APART = """
+import sys
+from dopamine_lib.inference.workers.compiling import compile_apart
+from dopamine_lib.inference.workers.provider import ProviderServer
+called = []
+plan, weights, grades = compile_apart(sys.argv[1], None, None, "scores", None, meanwhile=lambda: called.append(1))
+print(plan.digest().hex(), digest(weights), *called, "torch" in sys.modules, *grades, sep=",")
+"""
+DIGEST = """
+def digest(weights):
+    import hashlib
+    arrays = [array for number in sorted(weights.matrices) for part in weights.of(number) for array in part]
+    return hashlib.sha256(b"".join(array.dtype.str.encode() + array.tobytes() for array in arrays)).hexdigest()
+"""
+
+
+def test_a_model_compiled_apart_is_the_same_and_leaves_no_torch_behind():
+    from dopamine_lib.inference.network.serving import load
+    from dopamine_lib.page.served_model import SERVED
+
+    ended = subprocess.run(
+        [sys.executable, "-c", DIGEST + APART, str(SERVED)], capture_output=True, text=True, check=True, timeout=300
+    )
+    (plan, weights, grades), scope = load(SERVED), {}
+    exec(DIGEST, scope)
+    assert ended.stdout.strip() == ",".join([plan.digest().hex(), scope["digest"](weights), "1", "False", *grades])
+
+
+def test_the_process_that_compiles_refuses_and_breaks_in_one_line(tmp_path, refuses, monkeypatch):
+    with refuses("missing.safetensors"):
+        compiling.compile_apart(tmp_path / "missing.safetensors", None, None, "scores", None)
+    children, make = [], compiling.Child
+    monkeypatch.setattr(compiling, "Child", lambda module: children.append(make(module)) or children[0])
+    with pytest.raises(ChannelError, match="ended without a word"):
+        compiling.compile_apart(
+            tmp_path / "x", None, None, "scores", None, meanwhile=lambda: os.kill(children[0].pid, signal.SIGKILL)
+        )
+    assert not children[0].alive
