@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.network import graph
 from dopamine_lib.inference.network.gains import MARGIN, RING_BITS, Gains, limit, ranges_of
 from dopamine_lib.inference.network.graph import Branches, Step, each_channel, readers, steps_of
-from dopamine_lib.inference.network.plan import LAYERS, Plan, Weights
+from dopamine_lib.inference.network.kinds import check_known, layer_for
+from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.network.quantise import quantise
 from dopamine_lib.inference.protocols.comparison import ReLU, ReLU6
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, pair
@@ -35,18 +35,6 @@ NOISE = 14
 #: channels, would come out coarse. All follow from the architecture alone.
 ACTIVATION_BITS = {576: 16, 1152: 15, math.inf: 14}
 MOST_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
-#: Kinds that are no layer, and why; the remedy is the same for all.
-REFUSED = {
-    **dict.fromkeys(
-        ("GroupNorm", "LayerNorm", "InstanceNorm2d", "LocalResponseNorm"),
-        "it divides by the spread of secret values; published weights with batch normalisation can be served",
-    ),
-    **dict.fromkeys(
-        ("SiLU", "GELU", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh", "ELU", "Softmax"),
-        "it is made of neither comparisons nor sums",
-    ),
-}
-REMEDY = "use a network with ReLU, such as resnet18, densenet121 or mobilenet_v2"
 
 
 def compile_model(
@@ -136,7 +124,7 @@ class Compiler:
     def run(self, steps: list[Step]) -> None:
         """Append the layers that the steps become, in order."""
         for step in steps[1:]:
-            self._check_known(step)
+            check_known(step, tuple(kind for kind, _ in _NO_LAYER))
         self.gains = Gains(steps, ranges_of(steps, self.value.images))
         self._values, self._reading = {steps[0]: self.value}, readers(steps)
         for step in steps[1:]:
@@ -147,7 +135,7 @@ class Compiler:
                 method(self, step.name, step.module)
             else:
                 try:
-                    self._layer_for(step).from_torch(self, step.name, step.module)
+                    layer_for(step, self.normalised).from_torch(self, step.name, step.module)
                 except RuntimeError as error:  # torch's, such as for shapes that do not fit
                     raise InputError(f"layer '{step.name}': {str(error).splitlines()[0]}") from error
             self._values[step] = self.value
@@ -155,30 +143,6 @@ class Compiler:
                 self._reading[source].remove(step)
                 if not self._reading[source]:  # images that nobody reads any more take memory
                     del self._values[source]
-
-    def _check_known(self, step: Step) -> None:
-        kinds = tuple(_module_class(kind) for layer in LAYERS for kind in layer.torch_layers)
-        if isinstance(step.module, kinds + tuple(kind for kind, _ in _NO_LAYER)):
-            return
-        kind = type(step.module).__name__
-        why = next((why for refused, why in REFUSED.items() if isinstance(step.module, getattr(nn, refused))), None)
-        if why:
-            raise InputError(f"layer '{step.name}' ({kind}) cannot be evaluated privately: {why}; {REMEDY}")
-        raise self._unknown(step)
-
-    def _unknown(self, step: Step) -> InputError:
-        known = ", ".join(known for layer in LAYERS if not layer.on_normalised for known in layer.torch_layers)
-        return InputError(
-            f"layer '{step.name}' ({type(step.module).__name__}) cannot be evaluated privately here; known are "
-            f"{known}, BatchNorm2d, Flatten, Dropout, and NormalisedFeatures before the last Linear"
-        )
-
-    def _layer_for(self, step: Step) -> type[Layer]:
-        for layer in LAYERS:
-            kinds = tuple(_module_class(kind) for kind in layer.torch_layers)
-            if layer.on_normalised == self.normalised and isinstance(step.module, kinds):
-                return layer
-        raise self._unknown(step)
 
     # modules that are no layer of their own
 
@@ -325,10 +289,6 @@ def activation_bits(module: nn.Module) -> int:
         return min(map(activation_bits, module))
     count = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 1
     return next(bits for most, bits in ACTIVATION_BITS.items() if count <= most)
-
-
-def _module_class(kind: str) -> type[nn.Module]:
-    return getattr(nn, kind, None) or getattr(graph, kind)
 
 
 _NO_LAYER = (
