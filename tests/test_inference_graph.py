@@ -361,7 +361,7 @@ def test_a_plan_cannot_make_a_party_hold_more_than_was_counted(refuses):
 
 def test_of_a_thousand_classes_five_are_printed(capsys):
     odds, classes = np.arange(1000) / 999 / 500, [f"class {i}" for i in range(1000)]
-    amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider"), 0)
+    amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider", "offline_to_patient"), 0)
     answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
     answer |= {"seconds_online": 1, "seconds_offline": 1}
     _print(answer | {"exceeded": False}, as_json=False)
