@@ -44,6 +44,13 @@ The result is x / 2^shift rounded down or up, at random with the right mean. If 
 would be wrong by 2^(32 - shift) with probability |x| / 2^32. A negative x above -2^15 may come out as x >> shift
 instead of 0: at most 2^(15 - shift) units. Needs |x| < 2^31 - 2^15. ``pooling`` takes maxima by the same comparison.
 ReLU6 is max(x, 0) - max(x - 6, 0): two such, side by side, where 6 is the provider's secret to subtract.
+
+Why three rounds. Tables can be read at m only once m is open; step 3 multiplies bits that step 2 opens; and shares of
+a number [x >= 0] take beta in the open. Larger tables do not help until they are too large: with two bytes in place of
+four nibbles (256 bits each) one product is left, which takes the same round, and a single table has 2^16 bits an
+element. The input of a convolution follows from beta, so its message comes after it; two candidates sent ahead, one for
+each beta, would differ by what the shares hide. So a network takes three messages one behind another for each
+comparison, and one for each convolution: 108 for SqueezeNet, then ``room``'s and the answer, each half a round trip.
 """
 
 from dataclasses import dataclass
