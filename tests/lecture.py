@@ -20,7 +20,7 @@ _TIMES = re.compile(r"To read: (\d+) minutes; to study, with exercises and quest
 
 def folded(cell) -> bool:
     """Whether a reader sees a cell's input only after asking for it."""
-    return bool({"hide-input", "remove-cell"} & set(cell.metadata.get("tags", [])))
+    return bool({"hide-input", "hide-cell", "remove-cell"} & set(cell.metadata.get("tags", [])))
 
 
 def shown(notebook) -> list:

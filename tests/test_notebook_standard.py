@@ -165,7 +165,10 @@ def exercise_is_blank_and_solution_folded(notebook, path):
         return
     for question, blank, solution in zip(notebook.cells, notebook.cells[1:], notebook.cells[2:], strict=False):
         if solution.cell_type == "code" and "### BEGIN SOLUTION" in solution.source:
-            assert lecture.folded(solution), "the solution is folded"
+            hidden = solution.metadata.get("jupyter", {}).get("outputs_hidden", False)
+            assert "hide-cell" in solution.metadata.get("tags", []) and hidden, (
+                "the solution is folded, and what it prints"
+            )
             assert re.search(r"^# Exercise \d: define \w", blank.source, re.MULTILINE), "before it a cell for an answer"
             assert re.search(r"<summary>Hint</summary>\n\n.{10,}\n\n</details>", question.source, re.S), "and a hint"
 
@@ -282,6 +285,7 @@ def test_there_are_notebooks_to_read():
 
 #: A cell's metadata where its input is folded: on the site, in JupyterLab, in Colab.
 FOLDED = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+SOLVED = FOLDED | {"tags": ["hide-cell"], "jupyter": {"source_hidden": True, "outputs_hidden": True}}
 SAID = "This and that. To read: 0 minutes; to study, with exercises and questions: 20 minutes."
 
 
@@ -299,7 +303,7 @@ def good():
         v4.new_markdown_cell("**1.** How many?\n\n<details>\n<summary>Hint</summary>\n\nFewer than two.\n\n</details>"),
         v4.new_code_cell("# Exercise 1: define x", execution_count=3),
         v4.new_code_cell(
-            "### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nassert x == 1", execution_count=4, metadata=FOLDED
+            "### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nassert x == 1", execution_count=4, metadata=SOLVED
         ),
         v4.new_markdown_cell("## References\n\n- The paper, Eq. 1."),
     ]
@@ -380,6 +384,8 @@ FAULTS = [
     (folded_everywhere, lambda notebook: notebook.cells[6].metadata.pop("cellView")),
     (folded_everywhere, lambda notebook: notebook.cells[6].metadata.jupyter.update(source_hidden=False)),
     (exercise_is_blank_and_solution_folded, put(6, "metadata", nbformat.from_dict({}))),
+    (exercise_is_blank_and_solution_folded, lambda notebook: notebook.cells[6].metadata.update(tags=["hide-input"])),
+    (exercise_is_blank_and_solution_folded, lambda notebook: notebook.cells[6].metadata.jupyter.pop("outputs_hidden")),
     (exercise_is_blank_and_solution_folded, replace(5, "# Exercise 1: define x", "x = 1")),
     (exercise_is_blank_and_solution_folded, replace(4, "<summary>Hint</summary>", "Hint")),
     (fits_a_lecture, lambda notebook: notebook.cells.extend([nbformat.v4.new_code_cell("x")] * MOST_CELLS)),
