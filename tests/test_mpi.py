@@ -124,6 +124,14 @@ def test_a_round_with_one_hospital_left_is_spent_by_all_ranks_alike(options, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, kind", [("FPDP", "own_code:median"), ("FSCDP", "bfv")])
+def test_code_of_ones_own_gives_the_model_of_one_process(name, kind, options, tmp_path, monkeypatch):
+    own, run = options | {"optimizer": "own_code:adam"}, (name, kind, "float", 3)
+    start(own, [run], tmp_path)
+    check_same(own, tmp_path, run, monkeypatch)
+
+
+@pytest.mark.slow
 def test_every_setting_and_aggregation(options, tmp_path):
     start(options, SLOW, tmp_path)
     for run in SLOW:
