@@ -88,6 +88,7 @@ def test_crypten_may_print_and_its_death_is_heard(noisy_python, tmp_path, monkey
 def test_the_benchmark_runs_and_its_sizes_hold(tmp_path, monkeypatch):
     """Without CrypTen. Times are for whoever reads them; bytes and memory must hold on any machine."""
     monkeypatch.setattr(inference, "_crypten_folder", lambda: None)
+    monkeypatch.setattr(inference, "ALONE", None)
     result = inference.run(tmp_path / "bench.json", size=64, repeats=2, warm_up=1)
     assert json.loads((tmp_path / "bench.json").read_text()) == result
     rows = {row["name"]: row for row in result["rows"]}
@@ -96,3 +97,12 @@ def test_the_benchmark_runs_and_its_sizes_hold(tmp_path, monkeypatch):
     assert rows["online, 64 px"]["value"] > 0 and rows["rounds online"]["value"] > 50
     afar = [row for row in rows.values() if row["peer"] == "messages alone"]
     assert len(afar) == 2 and all(row["value"] > row["peer_value"] > 0.5 for row in afar), afar
+
+
+@pytest.mark.slow
+def test_the_rows_without_a_crypto_provider():
+    """Two processes, and ahead of the query some hundred times what a crypto-provider sends."""
+    rows = {row["name"]: row["value"] for row in inference._without_crypto_provider(32, queries=1)}
+    name = "without a crypto-provider, 32 px"
+    assert rows[f"{name}, offline"] > rows[f"{name}, online"] > 0
+    assert 20 < rows[f"{name}, both directions offline"] < 200

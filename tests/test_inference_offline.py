@@ -140,6 +140,17 @@ def test_shares_of_a_product_add_up_to_it_exactly():
         assert np.array_equal(multiplied(pair, operation, a, weights).sum(0, dtype=np.uint32), wanted)
 
 
+def test_compiled_transforms_give_the_same_residues(monkeypatch):
+    pytest.importorskip("numba")
+    plain = products.scheme().ring
+    monkeypatch.setattr(kernels, "active", lambda: None)
+    ring, primes = products.scheme().ring, np.array(plain.primes)[:, None]
+    residues = np.concatenate([RNG.integers(0, primes, (2, len(primes), N)), (primes - 1 + np.zeros((1, 1, N), int))])
+    assert type(ring) is not type(plain)
+    assert np.array_equal(ring.transform(residues), plain.transform(residues))
+    assert np.array_equal(ring.inverse(residues), plain.inverse(residues))
+
+
 def test_a_packing_keeps_the_noise_below_what_drowns_it(refuses):
     branch = Branch(4096, (1, 1), (1, 1), (0, 0))
     packing = pack(branch, (25088, 1, 1))

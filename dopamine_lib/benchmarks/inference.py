@@ -5,6 +5,8 @@ measured if ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); else its rows 
 randomness within the query, so it is compared with offline plus online time, not with online time alone.
 At 224 pixels one turn of CrypTen takes about a minute; at 64, the default, some seconds.
 
+At 64 pixels the same without a crypto-provider, whose randomness patient and provider then make ahead.
+
 Then the same over a network, made by a ``link`` between patient and provider that delays and throttles; beside it, what
 the messages themselves take on it: half a round trip for each that must wait for another, and the patient's bytes.
 """
@@ -30,6 +32,8 @@ CRYPTEN_TARGETS = {64: 30, 224: 100}
 CRYPTEN_PARTIES = 2
 #: Networks between patient and provider: seconds of a round trip, bits a second, and the most seconds at 224 pixels.
 NETWORKS = ((0.02, 100e6, 4), (0.05, 20e6, None))
+#: The size at which the randomness is also made without a crypto-provider.
+ALONE = 64
 PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
 #: Only Linux shows other processes; elsewhere memory and processor time are left out.
 PROC = Path("/proc/self/smaps_rollup").exists()
@@ -88,7 +92,31 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
     if "crypten" in functions:
         peer = functions["crypten"].seconds[warm_up:]
         rows += _against_crypten(statistics.median(peer), online, total, size)
+    if size == ALONE:
+        rows += _without_crypto_provider(size)
     return write(rows + _over_networks(size, max(1, repeats // 3)), path)
+
+
+def _without_crypto_provider(size: int, queries: int = 2) -> list[dict]:
+    """What ``queries`` cost between two processes: medians."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
+        model, image, *_ = _model_and_image(folder, size)
+        workers = stack.enter_context(Workers(model, crypto_provider=False))
+        before = _processor_seconds(workers.pids.values()) if PROC else 0
+        answers = [workers.infer(image) for _ in range(queries)]
+        spent = (_processor_seconds(workers.pids.values()) - before) / queries if PROC else 0
+    offline, online = (
+        statistics.median(answer[f"seconds_{when}"] for answer in answers) for when in ("offline", "online")
+    )
+    name, amounts = f"without a crypto-provider, {size} px", answers[-1]["bytes"]
+    ahead = (amounts["offline_to_provider"] + amounts["offline_to_patient"]) / 1e6
+    rows = [
+        at_most(f"{name}, offline", offline, "s", 60 if size == ALONE else None),
+        at_most(f"{name}, online", online, "s", 0.2 if size == ALONE else None),
+        at_most(f"{name}, both directions offline", ahead, "MB", 400 if size == ALONE else None),
+    ]
+    return [*rows, row(f"{name}, processor time of the two, a query", spent, "s")] if PROC else rows
 
 
 def _over_networks(size: int, repeats: int) -> list[dict]:

@@ -2,7 +2,7 @@
 
     transfer      oblivious transfer: 128 by X25519, any number more by AES
     correlations  from those, what comparisons, truncations and the head need
-    products      from BFV, shares of a convolution of the patient's mask with the provider's weights
+    products      from BFV, shares of a convolution of the patient's mask with the provider's weights (compiled_ring)
     parties       the two sides of a session; online they do what they do with a crypto-provider
 
 What there is to be made for one query of SqueezeNet-1.1 at 64 pixels:
@@ -12,7 +12,8 @@ What there is to be made for one query of SqueezeNet-1.1 at 64 pixels:
                   processor time. Tables of 2^16 entries instead of four of 2^4 would be 65 kilobytes an element, and
                   gates of 31-bit adders on triples 1.5 kilobytes and 31 rounds.
     convolutions  21.5 million products, as 895 products of polynomials of 8192 coefficients; 193 ciphertexts to the
-                  provider and 134 back, of 0.39 MB: 128 MB, 40 s of processor time, nearly all in transforms.
+                  provider and 134 back, of 0.39 MB: 128 MB, 13 s of processor time, most of it in transforms (40 s
+                  where numba cannot compile them).
                   By transfers, 32 bits of every mask with a word for every weight it meets, it would be 2.7 GB.
 
 Semi-honest: both parties follow the protocol. What it rests on besides: ring-LWE, Diffie-Hellman on Curve25519, and AES

@@ -26,6 +26,7 @@ import numpy as np
 from dopamine_lib.encryption.bfv import Bfv, Parameters
 from dopamine_lib.encryption.ring import ntt_primes
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Channel
 from dopamine_lib.inference.protocols.convolution import Branch, ConvolutionOperation
 from dopamine_lib.inference.protocols.sharing import random_ring, signed
@@ -43,6 +44,16 @@ _IN, _OUT = 5, 7
 def parameters() -> Parameters:
     """n = 8192, t = 2^32, and a q of 186 bits."""
     return Parameters(N, 2**32, ntt_primes(N, 31, LIMBS))
+
+
+def scheme(seed: int | None = None) -> Bfv:
+    """Chapter 3's scheme with these parameters; its transforms are compiled where ``kernels`` are."""
+    bfv = Bfv(parameters(), seed)
+    if kernels.active() is not kernels:
+        from dopamine_lib.inference.offline.compiled_ring import CompiledRing
+
+        bfv.ring = CompiledRing(N, parameters().primes)
+    return bfv
 
 
 class Packing(NamedTuple):
@@ -177,7 +188,7 @@ class PatientProducts:
     """The patient's side, for one session: makes the key and sends its public part."""
 
     def __init__(self, channel: Channel, tag: int, seed: int | None = None):
-        self._channel, self._tag, self._scheme = channel, tag, Bfv(parameters(), seed)
+        self._channel, self._tag, self._scheme = channel, tag, scheme(seed)
         self._secret = self._scheme.secret_key()
         self._public = self._scheme.public_key(self._secret)
         channel.send(tag, np.stack(self._public).astype("<u4"))
@@ -199,7 +210,7 @@ class ProviderProducts:
     """The provider's side, for one session: has the patient's public key."""
 
     def __init__(self, channel: Channel, tag: int, seed: int | None = None):
-        self._channel, self._tag, self._scheme = channel, tag, Bfv(parameters(), seed)
+        self._channel, self._tag, self._scheme = channel, tag, scheme(seed)
         self._ring, self._p = self._scheme.ring, np.array(parameters().primes)[:, None]
         self._public = self._ring.transform(_receive(channel, tag))
 
@@ -233,10 +244,10 @@ class ProviderProducts:
         return ciphertext
 
 
-def flood(scheme: Bfv) -> np.ndarray:
+def flood(bfv: Bfv) -> np.ndarray:
     """Fresh noise (L, N), each coefficient uniform on 0 … 2^FLOOD - 1."""
-    ring, noise = scheme.ring, np.int64(0)
-    for digit in scheme.source.uniform(2**DIGIT, (FLOOD // DIGIT, N)):
+    ring, noise = bfv.ring, np.int64(0)
+    for digit in bfv.source.uniform(2**DIGIT, (FLOOD // DIGIT, N)):
         noise = ring.add(ring.scale(noise, 2**DIGIT), ring.reduce(digit))
     return noise
 
