@@ -189,6 +189,28 @@ def test_hospitals_go_on_only_with_all_that_was_charged(lost, make, tmp_path):
         assert all(who(number) in found and "begin anew" in found for found in said.values())
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"epoch": 21},
+        {"reserved": 19, "epoch": 20},
+        {"charged": [0]},
+        {"epoch": -1},
+        {"epoch": 10**9, "reserved": 10**9},
+    ],
+)
+def test_nobody_goes_on_from_a_state_whose_model_is_ahead_of_its_ledger(lie, make):
+    """All others had then trained without charging a step, as often as a hospital that lies begins a session."""
+    ahead, other = (make(seed=None).training("FSCDP") for _ in range(2))
+    ahead.reserve(20)
+    ahead.progress.epoch = 20
+    vectors, record = ahead.state()
+    other.restore(vectors, record)
+    with pytest.raises(ValueError, match="in the ledger|steps charged"):
+        other.restore(vectors, record | lie)
+    assert other.progress.reserved == 20 and other.ledgers[0].charged == ahead.ledgers[0].charged
+
+
 class Says:
     """The wire of hospital 0 of two, of which the other and the server say ``body`` whatever is asked."""
 

@@ -7,11 +7,12 @@ import pytest
 
 from dopamine_lib.encryption.aggregation import BfvSum, set_up
 from dopamine_lib.encryption.masks import MaskSum
-from dopamine_lib.encryption.messages import SERVER, MessageError
+from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.wires import agreement, sums
 from dopamine_lib.federation.wires.threads import Threads
+from dopamine_lib.federation.wires.wire import DONE
 
 HOSPITALS = 3
 
@@ -168,6 +169,23 @@ def test_the_last_totals_are_compared_too():
     assert set(alike.values()) == {None}
     said = all_parties(lambda end: agreement.agree_on_model(end, b"two" if end.number == 1 else b"one"), ALL)
     assert all("told them different totals" in text for text in said.values())
+
+
+def test_a_server_cannot_escape_the_comparison_by_calling_everybody_else_gone():
+    """It had told each hospital that it alone is present, whose model was then compared with nobody's."""
+
+    def party(wire, fewest):
+        if wire.number != SERVER:
+            wire.fewest = fewest
+            wire.barrier()
+            return agreement.agree_on_model(wire, b"%d" % wire.number)
+        for k, _ in wire.arrivals(ALL, DONE):
+            wire.send(k, DONE, pack_numbers([k]))
+
+    said = {k: one for k, one in all_parties(lambda wire: party(wire, fewest=2)).items() if k in ALL}
+    assert any("of which 2 must be: it is refused" in str(text) for text in said.values()) and None not in said.values()
+    planted = all_parties(lambda wire: party(wire, fewest=1))
+    assert set(planted.values()) == {None}, "without the bound three models pass for one"
 
 
 @pytest.mark.parametrize("kind", ["bfv", "masks"])

@@ -138,7 +138,8 @@ class Training:
     def reserve(self, epochs: int) -> None:
         """Enter the steps of the first ``epochs`` epochs into the ledgers, where they are not in them yet."""
         for epoch in range(self.progress.reserved, epochs):
-            self._charge(self._rounds(epoch))
+            for k, ledger in enumerate(self.ledgers):  # lines 17 to 20
+                ledger.charge(self._steps_of(k, [epoch]))
             self.progress.reserved += 1
 
     def epsilons(self, accountant: str) -> list[float]:
@@ -156,15 +157,21 @@ class Training:
     def restore(self, vectors: dict[str, Tensor], record: dict) -> None:
         """Go on from a ``state``; without its vectors where this party has no hospital, and so no model.
 
-        Raises KeyError or ValueError for a state of something else.
+        Raises KeyError or ValueError for a state of something else, and for one whose model is ahead of its ledger:
+        its rounds would go on without being charged.
         """
+        record = {"centred": "centre" in vectors} | record  # checkpoints of older versions do not say it
+        progress = Progress(**{key: record[key] for key in vars(self.progress)})
+        if not 0 <= progress.epoch <= progress.reserved <= self.plan.setting.epochs:
+            raise ValueError(f"{progress.epoch} epochs in the model, and {progress.reserved} in the ledger")
+        if record["charged"] != [self._steps_of(k, range(progress.reserved)) for k in range(len(self.ledgers))]:
+            raise ValueError(f"{record['charged']} steps charged, which is not what {progress.reserved} epochs take")
         if vectors or self.hospitals:
             self.server.restore(vectors, record)
         self.server.steps = record["server_steps"]
         for ledger, charged in zip(self.ledgers, record["charged"], strict=True):
             ledger.charged = charged
-        record = {"centred": "centre" in vectors} | record  # checkpoints of older versions do not say it
-        self.progress = Progress(**{key: record[key] for key in vars(self.progress)})
+        self.progress = progress
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
 
@@ -173,11 +180,10 @@ class Training:
         first, last = (self.plan.setting.round_after(epoch + ahead) for ahead in (0, 1))
         return range(first, min(last, len(self.schedule)))
 
-    def _charge(self, rounds: range) -> None:
-        """Enter the steps of ``rounds`` into the ledgers before their noise is used (lines 17 to 20)."""
-        for k, ledger in enumerate(self.ledgers):
-            taken = sum(k in self.schedule[number] for number in rounds)
-            ledger.charge(taken * self.plan.setting.noisy_steps)
+    def _steps_of(self, k: int, epochs: Iterable[int]) -> int:
+        """The noisy steps that ledger ``k`` is charged for these epochs."""
+        taken = sum(k in self.schedule[number] for epoch in epochs for number in self._rounds(epoch))
+        return taken * self.plan.setting.noisy_steps
 
     @torch.no_grad()
     def _round(self, number: int) -> None:

@@ -119,6 +119,7 @@ def _train(experiment: Experiment, wire: Wire, out: Path, resume: bool) -> None:
     wire.barrier()  # the server has claimed the directory
     run = agree_on_experiment(wire, experiment, name)
     training, checkpoint = party_training(experiment, name, wire), run_files(out, name, 0)[1]
+    wire.fewest = min(wire.fewest, needed(training.plan))
     charge = OwnCharge(out / "runs" / f"{name}-0-hospital-{wire.number}.json", asked(experiment))
     keeps = wire.number == 0 or wire.carrier.reopens
     _go_on(training, wire, checkpoint if keeps else None, charge, resume)

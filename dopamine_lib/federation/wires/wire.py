@@ -85,6 +85,7 @@ class Wire:
     identity  this party's key pair; ``publics`` holds everybody's public keys, the server's under ``SERVER``
     say       is told, in a line, of hospitals that are left out
     members   the hospitals of this session; ``present`` those that are not known to have left it
+    fewest    how many of them a hospital lets the server call present: all, unless it is set lower
     sent, received  bytes so far, seals included
     All members make theirs at the same time: they greet each other.
     """
@@ -98,6 +99,7 @@ class Wire:
     ):
         self.carrier, self.number, self.hospitals = carrier, carrier.number, carrier.hospitals
         self.members = self.present = tuple(carrier.members)
+        self.fewest = len(self.members)
         self.identity, self.say = identity, say
         self.publics = {number: publics[number] for number in [*self.members, SERVER]}
         self.sent = self.received = 0
@@ -149,8 +151,11 @@ class Wire:
         if self.number != SERVER:
             self.send(SERVER, DONE, b"")
             present = unpack_numbers(self.receive(SERVER, DONE))
-            if self.number not in present or not set(present) <= set(self.members):
-                raise MessageError(f"the server calls hospitals {list(present)} present: it is refused")
+            known = self.number in present and set(present) <= set(self.members)
+            if not known or len(set(present)) < self.fewest:  # whom one takes for gone, one compares nothing with
+                raise MessageError(
+                    f"the server calls hospitals {list(present)} present, of which {self.fewest} must be: it is refused"
+                )
             self.present = present
             return
         for _ in self.arrivals(self.present, DONE):
