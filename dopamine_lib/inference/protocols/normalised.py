@@ -114,12 +114,17 @@ class NormalisedLinear(Layer):
 
     @classmethod
     def from_torch(cls, compiler: Any, name: str, module: Any) -> None:
-        x, scale = compiler.value.images, compiler.value.scale
+        """Features whose q might leave the ring, with the room that all values have, are truncated first."""
+        x = compiler.value.images
         compiler.check_weights(name, module, x.shape[1])
         weight = module.weight.double() - module.weight.double().mean(1, keepdim=True)
         bias = module.bias.double() if module.bias is not None else weight.new_zeros(len(weight))
         centred = x.flatten(1).double() - x.flatten(1).double().mean(1, keepdim=True)
-        norm = float(centred.norm(dim=1).max()) * scale
+        norm = float(centred.norm(dim=1).max())
+        spread = 2 * (compiler.margin + math.log2(max(norm * compiler.value.scale, 1.0))) + math.log2(x.shape[1])
+        if spread > 63:
+            compiler.narrow(name, compiler.value.bits - max(2, math.ceil((spread - 63) / 2)))
+        norm *= compiler.value.scale
         inverse_bits = INVERSE_PRECISION + math.ceil(compiler.margin + math.log2(max(norm, 1.0)))
         largest = float((weight.norm(dim=1) + bias.abs()).max())  # no logit can be larger
         weight_bits = 62 - inverse_bits - math.ceil(math.log2(max(largest, 2.0**-8)))

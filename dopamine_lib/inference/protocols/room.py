@@ -16,6 +16,8 @@ are not 0, and with F it determines S. So the patient learns the bit and nothing
 
 What the bit does not say: a value that is wrong by a whole turn of the ring looks like one that is not, so values all
 of which lie between 3/2 and 5/2 of the ring's half (or around another turn) pass, where none lies between 1/2 and 3/2.
+The spread q of a normalised head is not asked about: it fits while the features' norm is below four times the largest
+on public images.
 Two different strings have the same hash with a probability of 2^-64. The bit is one more thing that the provider's
 weights can be asked about: an active patient, which may shift any hidden value by what it sends, learns one bit a query
 of where it lies.
