@@ -1,5 +1,6 @@
 """Totals between processes against a server that cheats: one model and one list of hospitals for all, or no total."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 
 from dopamine_lib.encryption.aggregation import BfvSum, set_up
 from dopamine_lib.encryption.masks import MaskSum
-from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers
+from dopamine_lib.encryption.messages import SERVER, AggregationAborted, MessageError, pack_numbers
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.wires import agreement, sums
 from dopamine_lib.federation.wires.threads import Threads
-from dopamine_lib.federation.wires.wire import DONE
+from dopamine_lib.federation.wires.wire import DONE, SessionOver
 
 HOSPITALS = 3
 
@@ -169,6 +170,22 @@ def test_the_last_totals_are_compared_too():
     assert set(alike.values()) == {None}
     said = all_parties(lambda end: agreement.agree_on_model(end, b"two" if end.number == 1 else b"one"), ALL)
     assert all("told them different totals" in text for text in said.values())
+
+
+def test_of_hospitals_that_the_server_keeps_out_masks_open_nothing():
+    """With ``least`` 2 a session of two out of five had a total, where the statement says that three must collude."""
+    plan = replace(plan_of("masks"), sizes=(16,) * 5, least=2)
+    threads = Threads(5, needed=2, gather=0.0)
+
+    def party(number):
+        wire = threads.connect(number)
+        side = sums.make_wire_aggregation(plan, wire)
+        return side.total(1, list(range(5)), {} if number == SERVER else {number: np.full(D, number)})
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(party, number) for number in (3, 4, SERVER)]
+    assert isinstance(ends[0].exception(), AggregationAborted) and isinstance(ends[2].exception(), SessionOver)
+    assert sums.fewest(plan) == 3 and sums.fewest(replace(plan, aggregation="plain")) == 2
 
 
 def test_a_server_cannot_escape_the_comparison_by_calling_everybody_else_gone():

@@ -34,7 +34,7 @@ from dopamine_lib.federation.wires.agreement import (
     asked,
     furthest,
 )
-from dopamine_lib.federation.wires.sums import make_wire_aggregation, read_vector
+from dopamine_lib.federation.wires.sums import fewest, make_wire_aggregation, read_vector
 from dopamine_lib.federation.wires.wire import DONE, MODEL, STATE, SessionOver, Silence, Wire
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
 
@@ -52,7 +52,7 @@ def check_plan(plan: Plan) -> None:
 
 def needed(plan: Plan) -> int:
     """How many hospitals a session needs: all, or as many as ``--least`` says."""
-    return plan.hospitals if plan.least is None else plan.least_in_a_total
+    return plan.hospitals if plan.least is None else fewest(plan)
 
 
 def party_training(experiment: Experiment, name: str, wire: Wire) -> Training:

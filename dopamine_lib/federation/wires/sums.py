@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dopamine_lib.encryption.links import sender_of
+from dopamine_lib.encryption.masking import threshold
 from dopamine_lib.encryption.messages import (
     SERVER,
     AggregationAborted,
@@ -198,6 +199,15 @@ class BfvServerSide(_ServerSide):
             self.wire.send(k, DOWN, aggregate)
 
 
+def fewest(plan: Plan) -> int:
+    """The fewest hospitals that a total is opened of, however few of them the server says are in a session.
+
+    Masks need more than half of those that a round invites: of ten hospitals whom a server calls three, they would else
+    open a total of two.
+    """
+    return threshold(plan.invited, plan.least_in_a_total) if plan.aggregation == "masks" else plan.least_in_a_total
+
+
 class MaskHospitalSide(_Side):
     """A hospital that masks."""
 
@@ -205,7 +215,7 @@ class MaskHospitalSide(_Side):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskHospital
 
-        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, plan.d, least=plan.least_in_a_total)
+        self.hospital = MaskHospital(wire.number, wire.identity, wire.publics, plan.d, least=fewest(plan))
         wire.send(SERVER, KEYS, self.hospital.hello())
         hellos = wire.receive(SERVER, KEYS)
         size = len(self.hospital.hello())
@@ -238,7 +248,7 @@ class MaskServerSide(_ServerSide):
         super().__init__(wire, plan)
         from dopamine_lib.encryption.masks import MaskServer
 
-        self.server = MaskServer(wire.identity, wire.publics, plan.d, least=plan.least_in_a_total)
+        self.server = MaskServer(wire.identity, wire.publics, plan.d, least=fewest(plan))
         hellos = [self.server.hello(), *(hello for _, hello in wire.arrivals(wire.members, KEYS))]
         self.server.join(hellos)
         for k in wire.members:
