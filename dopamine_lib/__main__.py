@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     copies.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="with grade: what came back, a folder for each student"
     )
-    copies.add_argument("--year", type=int, metavar="Y", help="whose numbers the tests have (default: 2026)")
+    copies.add_argument("--year", type=int, metavar="Y", help="whose exercises and numbers (default: 2026)")
     copies.add_argument("--course", metavar="DIR", help="nbgrader's folder, for that year's solved notebooks")
     copies.add_argument("--to", metavar="DIR", help="with grade: where grades.csv and feedback go (FOLDER-graded)")
     copies.set_defaults(call=_homework)
@@ -220,21 +220,22 @@ def _bench(arguments) -> None:
 
 
 def _homework(arguments) -> None:
+    from dopamine_lib.course.exercises import YEAR
+
+    year = YEAR if arguments.year is None else arguments.year
     if arguments.folder is not None or arguments.to is not None:
         if arguments.out != "grade" or arguments.folder is None:
             raise InputError("a second folder and --to are for grading; write: homework grade FOLDER --to DIR")
-        if arguments.year is not None or arguments.course is not None:
-            raise InputError("--year and --course are for students' copies; submissions of all years are graded alike")
+        if arguments.course is not None:
+            raise InputError("--course is for students' copies; write: homework grade FOLDER --year Y --to DIR")
         from dopamine_lib.course.grading import grade_folder
 
         out = arguments.to or f"{os.path.normpath(arguments.folder)}-graded"
-        grade_folder(arguments.folder, out, report=lambda line: print(line, flush=True))
-        print(f"grades.csv and the pages of feedback are in {out}")
+        grade_folder(arguments.folder, out, year=year, report=lambda line: print(line, flush=True))
+        print(f"grades.csv, by_hand.html and the pages of feedback are in {out}")
         return
-    from dopamine_lib.course.exercises import YEAR
     from dopamine_lib.course.homework import students_copies
 
-    year = YEAR if arguments.year is None else arguments.year
     for copy in students_copies(arguments.out, year=year, course=arguments.course):
         print(copy)
 

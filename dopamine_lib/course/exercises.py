@@ -1,4 +1,7 @@
-"""A homework as its solved notebook has it: what every exercise asks for, its solution and its tests."""
+"""A homework as its solved notebook has it: what every exercise asks for, its solution and its tests.
+
+Some cells are tagged ``choice-POOL-NUMBER``: of each pool a year's students get one alternative and not the others.
+"""
 
 import ast
 import re
@@ -17,6 +20,10 @@ from dopamine_lib.errors import InputError
 SOURCES = Path(__file__).parents[2] / "notebooks" / "homework" / "source"
 #: The year of the students' copies in ``notebooks/homework``, and of others where none is asked for.
 YEAR = 2026
+#: The tag of a cell that not every year has.
+_CHOICE = re.compile(r"choice-(\d+)-(\d+)")
+#: What nbgrader writes where an answer in words is to stand.
+BLANK = "YOUR ANSWER HERE"
 #: What a solved notebook's set-up has to draw numbers itself, and no other.
 _DRAWS = re.compile(r"\n*### BEGIN DRAWS\n.*?### END DRAWS\n", re.DOTALL)
 
@@ -38,23 +45,49 @@ class Exercise:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question that is answered in words and marked by hand, after a rubric."""
+
+    name: str
+    title: str
+    text: str
+    rubric: str
+    points: int
+
+
+@dataclass(frozen=True)
 class Homework:
-    """A whole homework: its file's name without ending, its title, the cells before the exercises, the exercises."""
+    """A whole homework: its file's name without ending, its title, the cells before the exercises, and what it asks.
+
+    others    functions that are asked for in other years
+    headings  of all its sections, in order
+    """
 
     name: str
     title: str
     setup: tuple[str, ...]
     exercises: tuple[Exercise, ...]
+    questions: tuple[Question, ...]
+    others: frozenset[str]
+    headings: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: str | PathLike) -> "Homework":
-        """The homework of a solved notebook. Raises InputError where a test has no exercise before it."""
+    def read(cls, path: str | PathLike, year: int | None = YEAR) -> "Homework":
+        """The homework of a solved notebook, as a year's students have it, or with all that any year has.
+
+        Raises InputError where a test has no exercise before it.
+        """
         path = Path(path)
         cells = nbformat.read(path, 4).cells
-        setup, answers, exercises, title = [], [], [], ""
-        for cell in cells:
+        asked = cells if year is None else of_year(cells, year)
+        setup, answers, exercises, questions, title, text, headings = [], [], [], [], "", "", []
+        for cell in asked:
             own = cell.metadata.get("nbgrader", {})
-            if cell.cell_type == "markdown":
+            if cell.cell_type == "markdown" and own.get("grade"):
+                questions.append(Question(own["grade_id"], title, text, cell.source, int(own["points"])))
+            elif cell.cell_type == "markdown":
+                text = cell.source
+                headings += re.findall(r"^## (.*)$", text, re.MULTILINE)
                 title = (re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE) or [title])[0]
             elif own.get("solution"):
                 answers.append(cell.source)
@@ -67,7 +100,11 @@ class Homework:
             elif "google.colab" not in cell.source:
                 setup.append(without_draws(cell.source))
         heading = next(cell.source for cell in cells if cell.cell_type == "markdown").splitlines()[0]
-        return cls(path.stem, heading.lstrip("# "), tuple(setup), tuple(exercises))
+        mine = {name for exercise in exercises for name in exercise.functions}
+        solved = [cell.source for cell in cells if cell.metadata.get("nbgrader", {}).get("solution")]
+        others = {name for source in solved for name in functions_of(source)} - mine
+        parts = (tuple(part) for part in (setup, exercises, questions))
+        return cls(path.stem, heading.lstrip("# "), *parts, frozenset(others), tuple(headings))
 
     @property
     def functions(self) -> frozenset[str]:
@@ -88,8 +125,28 @@ class Homework:
 
 
 def draws_and_solution(name: str, year: int = YEAR) -> tuple[Draws, SimpleNamespace]:
-    """What a solved notebook of the kit calls ``draw`` and ``right``."""
-    return Draws(year), Homework.read(SOURCES / f"{name}.ipynb").right()
+    """What a solved notebook of the kit calls ``draw`` and ``right``; ``right`` knows the exercises of all years."""
+    return Draws(year), Homework.read(SOURCES / f"{name}.ipynb", None).right()
+
+
+def of_year(cells: list[nbformat.NotebookNode], year: int) -> list[nbformat.NotebookNode]:
+    """The cells that a year's students get: of each pool one alternative.
+
+    The year is read as a number whose last digit chooses from the first pool, the next from the second and so on. So
+    each year has other exercises than the one before, and all combinations come up.
+    """
+    places = [next(filter(None, map(_CHOICE.fullmatch, cell.metadata.get("tags", []))), None) for cell in cells]
+    pools: dict[int, int] = {}
+    for place in filter(None, places):
+        pools[int(place[1])] = max(int(place[2]), pools.get(int(place[1]), 0))
+    chosen = {}
+    for pool, alternatives in sorted(pools.items()):
+        year, chosen[pool] = divmod(year, alternatives)
+    return [
+        cell
+        for cell, place in zip(cells, places, strict=True)
+        if place is None or chosen[int(place[1])] == int(place[2]) - 1
+    ]
 
 
 def without_draws(source: str) -> str:

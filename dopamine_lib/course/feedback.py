@@ -1,6 +1,7 @@
 """A student's page of feedback: points, and for every test that failed its hint, an input and what was expected there.
 
-One HTML file without scripts, pictures or addresses of other machines. What a student's code said is shown as text.
+And a page for whoever marks answers in words: each question with its rubric, and what all students wrote. Each is one
+HTML file without scripts, pictures or addresses of other machines. What a student wrote is shown as text.
 """
 
 from html import escape
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
 _STYLE = (
     "body{max-width:50em;margin:2em auto;padding:0 1em;font:16px/1.5 sans-serif;color:#222}"
     "code{background:#f3f3f3;padding:0 .2em;overflow-wrap:anywhere}h2,h3{margin-bottom:.2em}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid #888;padding-left:.7em}"
     "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}code{background:#2a2a2a}}"
 )
+_LONGEST = 10_000  # characters of an answer in words
 
 
 def page(student: str, graded: "list[Graded]") -> str:
@@ -30,7 +33,26 @@ def page(student: str, graded: "list[Graded]") -> str:
             parts.append(f"<h3>{escape(verdict.exercise.title)}: {verdict.points} of {verdict.exercise.points}</h3>")
             failed = [_said(number + 1, test) for number, test in enumerate(verdict.tests) if not test.passed]
             parts.append(f"<ul>{''.join(failed)}</ul>" if failed else "<p>All tests hold.</p>")
-    title = f"Homework of {escape(student)}"
+        for question, answer in one.answers.items():
+            said = f"{question.points} points, by hand" if answer else f"0 of {question.points}, no answer"
+            parts.append(f"<h3>{escape(question.title)}: {said}</h3>")
+    return _html(f"Homework of {student}", parts)
+
+
+def page_by_hand(graded: "list[Graded]") -> str:
+    """The page for marking by hand, as HTML: by question, not by student, so that all are marked alike."""
+    asked = {(one.assignment, question): None for one in graded for question in one.answers}
+    parts = ["<h1>To be graded by hand</h1>"] + ["<p>Nothing is.</p>"] * (not asked)
+    for assignment, question in asked:
+        parts.append(f"<h2>{escape(assignment)}: {escape(question.title)}</h2><pre>{escape(question.rubric)}</pre>")
+        for one in graded:
+            if answer := one.answers.get(question) if one.assignment == assignment else "":
+                parts.append(f"<h3>{escape(one.student)}</h3><pre>{escape(answer[:_LONGEST])}</pre>")
+    return _html("To be graded by hand", parts)
+
+
+def _html(title: str, parts: list[str]) -> str:
+    title = escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     body = "".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>'

@@ -1,4 +1,4 @@
-"""Grading a folder of submissions: a table of points, and a page of feedback for each student.
+"""Grading a folder of submissions: a table of points, a page of feedback for each student, one for marking by hand.
 
     python -m dopamine_lib homework grade FOLDER
 
@@ -13,36 +13,45 @@ from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.course.calls import MEMORY, SECONDS
-from dopamine_lib.course.exercises import SOURCES, Homework, functions_of
-from dopamine_lib.course.feedback import page
+from dopamine_lib.course.exercises import SOURCES, YEAR, Homework, Question, functions_of
+from dopamine_lib.course.feedback import page, page_by_hand
 from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import Judge, Verdict
 from dopamine_lib.course.submissions import Submission, find_submissions
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 
-COLUMNS = ("assignment", "student_id", "score", "max_score", "exercises", "note")
+COLUMNS = ("assignment", "student_id", "score", "max_score", "exercises", "note", "by_hand")
 
 
 @dataclass
 class Graded:
-    """One student's homework: what each exercise earned; ``verdicts`` is None where it could not be graded."""
+    """One student's homework: what each exercise earned; ``verdicts`` is None where it could not be graded.
+
+    answers  to the questions in words; empty where there is none
+    """
 
     student: str
     assignment: str
     verdicts: list[Verdict] | None = None
+    answers: dict[Question, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stopped: dict[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> int:
-        """The points of all exercises."""
+        """The points of all exercises, without what is marked by hand."""
         return sum(verdict.points for verdict in self.verdicts or ())
 
     @property
+    def by_hand(self) -> int:
+        """The points that are left to give by hand."""
+        return sum(question.points for question, answer in self.answers.items() if answer)
+
+    @property
     def most(self) -> int:
-        """The points that there were."""
-        return sum(verdict.exercise.points for verdict in self.verdicts or ())
+        """The points that there were, those by hand among them."""
+        return sum(one.points for one in (*(verdict.exercise for verdict in self.verdicts or ()), *self.answers))
 
     def row(self) -> dict:
         """Its row of ``grades.csv``: without verdicts the score is empty, not 0."""
@@ -50,7 +59,9 @@ class Graded:
         if self.verdicts is None:
             return row
         parts = [f"{verdict.exercise.name} {verdict.points}/{verdict.exercise.points}" for verdict in self.verdicts]
-        return row | {"score": self.score, "max_score": self.most, "exercises": ", ".join(parts)}
+        parts += [f"{one.name} {'?' if said else 0}/{one.points}" for one, said in self.answers.items()]
+        whole = {"score": self.score, "max_score": self.most, "exercises": ", ".join(parts)}
+        return row | whole | {"by_hand": self.by_hand or ""}
 
 
 def grade_folder(
@@ -58,14 +69,16 @@ def grade_folder(
     out: str | PathLike,
     *,
     sources: str | PathLike | None = None,
+    year: int = YEAR,
     seconds: float = SECONDS,
     memory: int = MEMORY,
     report: Callable[[str], object] = lambda line: None,
 ) -> list[Graded]:
-    """Grade the submissions of ``folder``, and write ``grades.csv`` and ``feedback/STUDENT.html`` into ``out``.
+    """Grade the submissions of ``folder`` into ``out``: ``grades.csv``, ``by_hand.html``, ``feedback/STUDENT.html``.
 
     folder   ``STUDENT/…/ANY.ipynb``, such as nbgrader's ``submitted``, or ``STUDENT.ipynb``
     sources  the solved notebooks (default: the kit's)
+    year     whose exercises were handed out
     seconds  for one cell and for one test; memory  bytes of a student's process
     report   hears a line for each submission
 
@@ -75,7 +88,7 @@ def grade_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another with --to, or empty it")
     students = find_submissions(folder)
-    homeworks = [Homework.read(path) for path in find_homework(SOURCES if sources is None else Path(sources))]
+    homeworks = [Homework.read(path, year) for path in find_homework(SOURCES if sources is None else Path(sources))]
     judges: dict[str, Judge] = {}
     graded: dict[str, list[Graded]] = {}
     for student, paths in students.items():
@@ -89,6 +102,9 @@ def grade_folder(
                     one.verdicts, stopped = judges[homework.name].judge(submission.cells, seconds, memory)
                     one.stopped = _by_answer(submission, homework, stopped)
                     one.notes += [f"the cell of {names} stopped" for names in one.stopped]
+                    one.answers = {asked: submission.answer(asked, homework.headings) for asked in homework.questions}
+                    if waiting := sum(map(bool, one.answers.values())):
+                        one.notes.append(f"not final: {waiting} answers wait to be graded by hand")
                 except Exception as error:  # nothing in one student's work may cost another a grade
                     one.verdicts = None
                     one.notes.append(f"not graded: the judge stopped with {type(error).__name__}: {error}")
@@ -105,10 +121,13 @@ def grade_folder(
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(one.row() for own in graded.values() for one in own)
+    everything = [one for own in graded.values() for one in own]
+    with atomic_path(out / "by_hand.html") as temporary:
+        temporary.write_text(page_by_hand(everything), encoding="utf-8", errors="replace")
     for student, own in graded.items():
         with atomic_path(out / "feedback" / f"{student}.html") as temporary:
             temporary.write_text(page(student, own), encoding="utf-8", errors="replace")
-    return [one for own in graded.values() for one in own]
+    return everything
 
 
 def _choose(paths: list[Path], homeworks: list[Homework]) -> list[tuple[Homework | None, Submission | None, list[str]]]:

@@ -1,7 +1,7 @@
 """The students' copies of the homework, made by nbgrader: without solutions, outputs and hidden tests.
 
-The numbers in the tests are a year's own (``dopamine_lib.course.draws``). nbgrader wants a course tree: it is made in a
-temporary folder, and no gradebook is written.
+The exercises and the numbers in their tests are a year's own (``dopamine_lib.course.draws``). nbgrader wants a course
+tree: it is made in a temporary folder, and no gradebook is written.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 
 from dopamine_lib.course.draws import Draws, run_with_numbers
-from dopamine_lib.course.exercises import SOURCES, YEAR, without_draws
+from dopamine_lib.course.exercises import SOURCES, YEAR, of_year, without_draws
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import need_home
 
@@ -28,7 +28,7 @@ def students_copies(
 ) -> list[Path]:
     """Write a student's copy of every notebook of ``sources`` (default: ``SOURCES``) into the folder ``out``.
 
-    year    whose numbers the tests have
+    year    whose exercises and numbers they have
     course  a folder of nbgrader's, where ``source/NAME/NAME.ipynb`` is to be that year's solved notebook
 
     Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use, ``course`` has such sources
@@ -51,14 +51,18 @@ def students_copies(
 
 
 def numbered(notebook: Path, year: int) -> nbformat.NotebookNode:
-    """A solved notebook with a year's numbers where its tests draw some or ask the solution for some.
+    """A solved notebook with a year's exercises, and its numbers where tests draw some or ask the solution for some.
 
     Raises InputError where a cell stops, or a test does not pass.
     """
     found = nbformat.read(notebook, 4)
     names: dict[str, Any] = {"draw": Draws(year)}
     names["right"] = _Solution(names)
+    found.cells = of_year(found.cells, year)
     for cell in found.cells:
+        cell.metadata.tags = [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("choice-")]
+        if not cell.metadata.tags:
+            del cell.metadata["tags"]
         if cell.cell_type == "code":
             cell.source, cell.outputs, cell.execution_count = without_draws(cell.source), [], None
             try:

@@ -5,17 +5,23 @@ define ``passes`` anew. So the judge never runs it. In the tests, which are thos
 submission, a call of a student's function goes to a process of the student's own (``dopamine_lib.course.answers``),
 and plain values come back.
 
-An exercise has a point for each test, whatever the others say, with three exceptions. A function that says the same to
+An exercise has a point for each test, whatever the others say, with four exceptions. A function that says the same to
 everything, where the right answers differ, proves nothing: tests that rest on such functions alone give no points. That
-a function refuses bad input counts where it answers good input rightly, once at least. And where functions change what
+a function refuses bad input counts where it answers good input rightly, once at least. A test whose inputs are always
+the same, which can be learned by heart, counts where its functions are right on drawn input, once at least. And where
+functions change what
 they are given, the solution is still asked on inputs as they were drawn; a test that does not ask it must then hold
 once more on inputs as changed, since it may be the one that looks for changes.
 """
 
 import ast
+import contextlib
+import json
 import secrets
+import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,19 +63,47 @@ class Verdict:
         return sum(test.passed for test in self.tests)
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Stop what takes this process more processor time: a test that counts up to an answer, say.
+
+    It works in the main thread of Linux and macOS; elsewhere there is no such limit. Raises TimeoutError.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"the test took longer than {seconds:g} s with this answer")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def run_tests(
-    test: str, names: dict[str, Any], begin: Callable[[], None], calls: Callable[[], list[Call]]
+    test: str,
+    names: dict[str, Any],
+    begin: Callable[[], None],
+    calls: Callable[[], list[Call]],
+    seconds: float = SECONDS,
 ) -> list[Test]:
     """The tests of a cell: each ``assert`` and each ``passes`` is one, and none stops another.
 
     test   the cell's source; names  what it works with, ``passes`` excepted
     begin  is told where a new test begins; calls  gives the calls since then
+    seconds  of processor time for each
     """
     found: list[Test] = []
 
     def passes(check: Callable[[], object], hint: str = "") -> int:
         try:
-            passed, error = bool(check()), ""
+            with within(seconds):
+                passed, error = bool(check()), ""
         except Exception as stop:
             passed, error = False, f"{type(stop).__name__}: {stop}"
         found.append(Test(passed, hint, error, calls(), asks_right="right." in ast.unparse(statement)))
@@ -102,7 +136,7 @@ class Judge:
         recorded: list[Call] = []
 
         def record(name: str, arguments: tuple) -> Any:
-            recorded.append(call := Call(name, None))
+            recorded.append(call := Call(name, json.dumps(pack(list(arguments), lambda value: 0))))
             try:
                 value = self._right[name](*arguments)
             except Exception as error:
@@ -113,8 +147,18 @@ class Judge:
 
         self._vary: dict[str, set[str]] = {}
         self._valued: dict[str, set[str]] = {}
-        for verdict in self._verdicts(record, recorded.clear, recorded.copy):
+        self._drawn: dict[str, list[bool]] = {}
+        asked = [
+            [[[(call.name, call.arguments) for call in test.calls] for test in verdict.tests] for verdict in verdicts]
+            for verdicts in (self._verdicts(record, recorded.clear, recorded.copy, seed) for seed in (1, 2))
+        ]
+        for verdict, *calls in zip(self._verdicts(record, recorded.clear, recorded.copy), *asked, strict=True):
             exercise = verdict.exercise
+            self._drawn[exercise.name] = [one != other for one, other in zip(*calls, strict=True)]
+            if same := {call.name for test in verdict.tests for call in test.calls} - self._proven(verdict):
+                raise InputError(
+                    f"{homework.name}: {exercise.name} asks {min(same)} the same every time; draw its input"
+                )
             if not verdict.points == len(verdict.tests) == exercise.points:
                 passed = f"{verdict.points} of {len(verdict.tests)} tests, for {exercise.points} points"
                 raise InputError(f"{homework.name}: the solution of {exercise.name} passes {passed}; correct it")
@@ -128,10 +172,10 @@ class Judge:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what tests compute from wrong answers
             with Answers([*setup, *cells], seconds, memory) as answers:
-                verdicts = self._verdicts(answers.call, answers.begin, lambda: answers.calls)
+                verdicts = self._verdicts(answers.call, answers.begin, lambda: answers.calls, seconds=seconds)
             if any(call.changed for verdict in verdicts for test in verdict.tests for call in test.calls):
                 with Answers([*setup, *cells], seconds, memory, change=True) as again:
-                    changed = self._verdicts(again.call, again.begin, lambda: again.calls)
+                    changed = self._verdicts(again.call, again.begin, lambda: again.calls, seconds=seconds)
                 for verdict, other in zip(verdicts, changed, strict=True):
                     for test, same in zip(verdict.tests, other.tests, strict=False):
                         if test.passed and not (same.passed or test.asks_right):
@@ -141,13 +185,20 @@ class Judge:
                 self._explain(verdict)
         return verdicts, {number - first: why for number, why in answers.stopped.items() if number >= first}
 
-    def _verdicts(self, call: Callable, begin: Callable[[], None], calls: Callable[[], list[Call]]) -> list[Verdict]:
+    def _verdicts(
+        self,
+        call: Callable,
+        begin: Callable[[], None],
+        calls: Callable[[], list[Call]],
+        seed: int | None = None,
+        seconds: float = SECONDS,
+    ) -> list[Verdict]:
         """All tests, on ``call(name, arguments)`` in the place of the functions that they test."""
-        names, _ = self.homework.begin(self._seed)
+        names, _ = self.homework.begin(self._seed if seed is None else seed)
         verdicts = []
         for exercise in self.homework.exercises:
             names |= {name: lambda *given, name=name: call(name, given) for name in exercise.functions}
-            verdicts.append(Verdict(exercise, run_tests(exercise.test, names, begin, calls)))
+            verdicts.append(Verdict(exercise, run_tests(exercise.test, names, begin, calls, seconds)))
         return verdicts
 
     def _doubt(self, verdict: Verdict) -> None:
@@ -156,11 +207,21 @@ class Judge:
         for test in verdict.tests:
             if test.passed and {call.name for call in test.calls} <= idle:
                 test.passed, test.error = False, "the same answer to everything proves nothing"
+        proven = self._proven(verdict)
+        for test, fresh in zip(verdict.tests, self._drawn[verdict.exercise.name], strict=False):
+            if test.passed and not fresh and not {call.name for call in test.calls} <= proven:
+                test.passed, test.error = False, "what is asked every year counts where other input is answered rightly"
         unproven = self._valued[verdict.exercise.name] - _answering(verdict)
         for test in verdict.tests:
             refusing = all(call.error for call in test.calls)
             if test.passed and refusing and unproven.intersection(call.name for call in test.calls):
                 test.passed, test.error = False, "a refusal counts where good input is answered rightly"
+
+    def _proven(self, verdict: Verdict) -> set[str]:
+        """The functions asked in a test that holds and whose inputs are drawn."""
+        drawn = self._drawn[verdict.exercise.name]
+        held = (test for test, fresh in zip(verdict.tests, drawn, strict=False) if fresh and test.passed)
+        return {call.name for test in held for call in test.calls}
 
     def _explain(self, verdict: Verdict) -> None:
         """Say of failed tests on which input an answer differs from the solution's."""

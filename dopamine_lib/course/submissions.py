@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 
-from dopamine_lib.course.exercises import Homework, functions_of
+from dopamine_lib.course.exercises import BLANK, Homework, Question, functions_of
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import parse_json
 
@@ -24,10 +24,11 @@ _LARGEST = 2**25  # bytes of a file
 
 @dataclass
 class Submission:
-    """A student's notebook: its code cells, which of them are whose answer, and what was mended."""
+    """A student's notebook: its code cells, its cells of text, and what was mended."""
 
     path: Path
     cells: list[str]
+    texts: list[str]
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -51,7 +52,8 @@ class Submission:
                 warnings.simplefilter("ignore")  # of cells without an id, which need none here
                 cells = nbformat.reads(text, 4).cells
             code = [cell for cell in cells if cell.cell_type == "code"]
-            return cls(path, [_python(cell.source) for cell in code if not _is_test(cell)], notes)
+            texts = [cell.source for cell in cells if cell.cell_type != "code"]
+            return cls(path, [_python(cell.source) for cell in code if not _is_test(cell)], texts, notes)
         except Exception as error:  # nbformat and JSON have many kinds
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise InputError(f"the file is no notebook ({said}): ask for it once more") from None
@@ -61,16 +63,32 @@ class Submission:
         """The functions that its cells define, in order; a name may come twice."""
         return [name for source in self.cells for name in functions_of(source)]
 
+    def answer(self, question: Question, headings: tuple[str, ...]) -> str:
+        """What stands below a question's text, up to the next of the homework's ``headings``; empty if nothing does."""
+        found, here = [], False
+        for text in self.texts:
+            if begun := {line.removeprefix("## ").strip() for line in text.splitlines()}.intersection(headings):
+                here = question.title in begun
+                text = text.replace(question.text, "")
+            found += [text] * here
+        return "\n\n".join(found).replace(BLANK, "").strip()
+
     def homework(self, among: list[Homework]) -> Homework:
         """The homework that it answers, known by the functions. Raises InputError if it is none of them."""
+
+        def known(one: Homework) -> frozenset[str]:
+            return one.functions | one.others
+
         defined = set(self.functions)
-        best = max(among, key=lambda one: (len(one.functions & defined), one.name == self.path.stem))
-        if not best.functions & defined:
+        best = max(among, key=lambda one: (len(known(one) & defined), one.name == self.path.stem))
+        if not known(best) & defined:
             raise InputError("no function in it is asked for in any homework: ask for the right file")
         if self.path.stem != best.name:
             self.notes.append(f"{self.path.name} was taken for {best.name}")
         for name in sorted(best.functions - defined):
             self.notes.append(f"{name} is not in it")
+        for name in sorted(best.others & defined):
+            self.notes.append(f"{name} is asked for in other years: see --year")
         for name in sorted(name for name in best.functions if self.functions.count(name) > 1):
             self.notes.append(f"{name} is written more than once, and the last counts")
         return best
