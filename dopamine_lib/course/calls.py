@@ -18,7 +18,7 @@ from dopamine_lib.pool import Child
 #: Seconds for one cell, and for all the calls of one test; bytes of memory.
 SECONDS, MEMORY = 20.0, 2 * GB
 _START = 120.0  # seconds until a fresh interpreter is there, on a busy machine
-_LARGEST = 2**26  # bytes of one answer
+_LARGEST, _PARTS = 2**26, 10**5  # bytes of one answer, and its numbers outside of arrays
 _LONGEST_ERROR = 300  # characters
 _UNREADABLE = "what came back cannot be read"
 
@@ -68,6 +68,8 @@ class _Student(Child):
             data = self._pipe.recv_bytes(_LARGEST)
         except (OSError, EOFError):
             raise EOFError from None
+        if data.count(b",") > _PARTS:  # before anything is made of it: a long list costs the judge seconds in each test
+            return {"error": f"an answer of more than {_PARTS} parts"}
         try:
             message = json.loads(data)
             if (

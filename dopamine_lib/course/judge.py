@@ -205,7 +205,8 @@ class Judge:
         """Take away what the same answer to everything earned, and refusals of what is answered wrongly."""
         idle = self._vary[verdict.exercise.name] - _varying(verdict)
         for test in verdict.tests:
-            if test.passed and {call.name for call in test.calls} <= idle:
+            asked = self._vary[verdict.exercise.name].intersection(call.name for call in test.calls)
+            if test.passed and asked and asked <= idle:
                 test.passed, test.error = False, "the same answer to everything proves nothing"
         proven = self._proven(verdict)
         for test, fresh in zip(verdict.tests, self._drawn[verdict.exercise.name], strict=False):
