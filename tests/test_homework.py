@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.course import homework
+from dopamine_lib.course.exercises import BLANK, Homework
 
 SOURCES = homework.find_homework(homework.SOURCES)
 ANSWERS = re.compile(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)\n.*?### END (?:SOLUTION|HIDDEN TESTS)", re.DOTALL)
@@ -55,8 +56,10 @@ class Course:
         self.check(self.api.autograde(name, student))
         with self.api.gradebook as gradebook:
             grades = gradebook.find_submission(name, student).notebooks[0].grades
-            assert not any(grade.needs_manual_grade for grade in grades)
-            return {grade.cell.name: (grade.score, grade.max_score) for grade in grades}
+            assert not any(grade.needs_manual_grade for grade in grades if grade.cell.cell_type == "code")
+            return {
+                grade.cell.name: (grade.score, grade.max_score) for grade in grades if grade.cell.cell_type == "code"
+            }
 
     @staticmethod
     def check(result: dict) -> None:
@@ -108,26 +111,39 @@ def test_source_is_valid_for_nbgrader(source):
     names = [one["grade_id"] for one in ours]
     assert len(set(names)) == len(names)
     assert all(one["schema_version"] == 3 for one in ours)
-    tests = [cell for cell in notebook.cells if metadata(cell).get("grade")]
-    assert 5 <= len(tests) and all(metadata(cell)["points"] > 0 and metadata(cell)["locked"] for cell in tests)
-    assert sum("BEGIN HIDDEN TESTS" in cell.source for cell in tests) >= 5
+    tests = [cell for cell in notebook.cells if code(cell) and metadata(cell).get("grade")]
+    assert 4 <= len(tests) and all(metadata(cell)["points"] > 0 and metadata(cell)["locked"] for cell in tests)
+    assert all("BEGIN HIDDEN TESTS" in cell.source for cell in tests)
+
+
+def points_of(notebook) -> dict[str, int]:
+    """The points of each exercise."""
+    tests = [metadata(cell) for cell in notebook.cells if code(cell) and metadata(cell).get("grade")]
+    return {own["grade_id"].removesuffix("-test"): own["points"] for own in tests}
 
 
 @every
+@pytest.mark.filterwarnings("error")
 def test_source_passes_all_its_tests(source):
-    """Executed from a clean kernel; a graded cell that returns a number returns its full points, without warnings."""
+    """With the exercises of all years, without a warning."""
+    notebook = nbformat.read(source, 4)
+    assert marks(notebook) == points_of(notebook)
+
+
+@pytest.mark.parametrize("source", SOURCES[:1], ids=lambda path: path.stem)
+def test_a_kernel_gives_the_same_marks(source):
     notebook = nbformat.read(source, 4)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    for cell in notebook.cells:
+    for cell in filter(code, notebook.cells):
         if metadata(cell).get("grade"):
             results = [o.data["text/plain"] for o in cell.outputs if o.output_type == "execute_result"]
-            assert not results or float(results[0]) == metadata(cell)["points"], metadata(cell)["grade_id"]
-            assert not any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs)
+            assert [float(one) for one in results] == [metadata(cell)["points"]], metadata(cell)["grade_id"]
+        assert not any(o.output_type == "stream" and o.name == "stderr" for o in cell.outputs)
 
 
 @every
 def test_students_copy_has_no_answers(source, copies):
-    notebook, blank = nbformat.read(source, 4), nbformat.read(copies[source.stem], 4)
+    notebook, blank = homework.numbered(source, homework.YEAR), nbformat.read(copies[source.stem], 4)
     assert not any(marker in copies[source.stem].read_text(encoding="utf-8") for marker in LEFTOVERS)
     shown = "\n".join(cell.source for cell in blank.cells)
     allowed = "\n".join(ANSWERS.sub("", cell.source) for cell in notebook.cells)
@@ -136,32 +152,43 @@ def test_students_copy_has_no_answers(source, copies):
             line.strip() for line in answer.splitlines() if len(line.strip()) > 12 and line.strip() not in allowed
         ]
         assert not [line for line in secret if line in shown]
+    rubrics = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and metadata(cell)["grade"]]
+    assert rubrics and not [line for one in rubrics for line in one.splitlines() if line and line in shown]
+    assert sum(cell.source == BLANK for cell in blank.cells) == len(rubrics)
     assert all(not cell.outputs for cell in blank.cells if cell.cell_type == "code")
     stubs = sum("YOUR CODE HERE" in cell.source for cell in blank.cells if cell.cell_type == "code")
-    assert stubs == sum(bool(metadata(cell).get("solution")) for cell in notebook.cells)
+    assert stubs == sum(bool(metadata(cell).get("solution")) for cell in notebook.cells if code(cell))
+    for cell in filter(code, blank.cells):  # what is longer is folded
+        assert cell.source.count("\n") < 30 or cell.metadata.jupyter.source_hidden, metadata(cell)["grade_id"]
+    assert not any("choice-" in tag for cell in blank.cells for tag in cell.metadata.get("tags", []))
 
 
 @every
 def test_exactly_the_cells_meant_to_fail_do(source, copies):
     """Graded cells, and solution cells whose stub is not inside a function."""
-    notebook = nbformat.read(copies[source.stem], 4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    failed = {cell.id for cell in code if any(output.output_type == "error" for output in cell.outputs)}
-    bare = {cell.id for cell in code if re.search(r"^raise NotImplementedError", cell.source, re.MULTILINE)}
-    assert failed == bare | {cell.id for cell in code if metadata(cell).get("grade")}
+    cells = list(filter(code, nbformat.read(copies[source.stem], 4).cells))
+    failed, names = set(), {}
+    for cell in cells:
+        try:
+            exec(cell.source, names)
+        except Exception:
+            failed.add(cell.id)
+    bare = {cell.id for cell in cells if re.search(r"^raise NotImplementedError", cell.source, re.MULTILINE)}
+    assert failed == bare | {cell.id for cell in cells if metadata(cell).get("grade")}
 
 
 @graded
-def test_full_marks_for_the_solution_and_none_for_the_blank_copy(source, course, copies):
+def test_full_marks_for_the_solution_and_none_for_the_blank_copy(source, course, copies, made):
+    source = made / "course" / "source" / source.stem / source.name  # of the year that is handed out
     solved, blank = (course.grade(source, *who) for who in (("solver", source), ("sleeper", copies[source.stem])))
     assert solved and all(score == most for score, most in solved.values()), solved
     assert blank.keys() == solved.keys() and all(score == 0 for score, _ in blank.values()), blank
 
 
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize("source", SOURCES[-1:], ids=lambda path: path.stem)
 def test_half_of_the_exercises_give_their_points_and_no_others(source, course, copies, tmp_path):
+    """By nbgrader; the judge is asked the same about every homework (test_homework_grading.py)."""
     answers = {metadata(c)["grade_id"]: c.source for c in nbformat.read(source, 4).cells if metadata(c).get("solution")}
     half = list(answers)[: len(answers) // 2]
     submission = nbformat.read(copies[source.stem], 4)
@@ -188,13 +215,13 @@ def test_damaged_copies_as_the_readme_says(course, copies, tmp_path):
             cell.source = str(metadata(cell)["points"])  # "full points for me"
     assert all(score == 0 for score, _ in marks("cheat", cheat))
 
-    copied = nbformat.read(source, 4)
+    copied = homework.numbered(source, homework.YEAR)
     first = next(cell for cell in copied.cells if metadata(cell).get("solution"))
     copied.cells.insert(1, nbformat.from_dict({**first, "id": "twin"}))
     with pytest.raises(AssertionError, match="old version"):
         marks("copied", copied)
 
-    gap = nbformat.read(source, 4)
+    gap = homework.numbered(source, homework.YEAR)
     gap.cells = [cell for cell in gap.cells if not metadata(cell).get("grade")]
     course.api.config.OverwriteCells.add_missing_cells = True
     found = marks("gap", gap)
@@ -260,19 +287,37 @@ def test_the_copies_in_the_repository_are_those_of_the_sources(source, copies):
     assert checksums[0] == checksums[1]
 
 
-@graded
-def test_a_year_has_numbers_of_its_own(source):
+@every
+def test_a_year_has_numbers_and_exercises_of_its_own(source):
     """In every exercise's visible tests; with them the solution passes, and nobody is asked for any."""
-    years = [homework.numbered(source, year) for year in (2026, 2027, 2027)]
-    assert nbformat.writes(years[1]) == nbformat.writes(years[2])
-    for ours, next_one in zip(years[0].cells, years[1].cells, strict=True):
-        if metadata(ours).get("grade"):
-            assert ANSWERS.sub("", ours.source) != ANSWERS.sub("", next_one.source), metadata(ours)["grade_id"]
-    assert not any(re.search(r"\b(draw|right)\.|dopamine_lib", cell.source) for cell in years[1].cells if code(cell))
-    most = {
-        metadata(cell)["grade_id"]: metadata(cell)["points"] for cell in years[1].cells if metadata(cell).get("grade")
-    }
-    assert marks(years[1]) == {name.removesuffix("-test"): points for name, points in most.items()}
+    years = [homework.numbered(source, year) for year in (2026, 2027, 2028, 2029, 2027)]
+    assert nbformat.writes(years[1]) == nbformat.writes(years[-1])
+    visible = [
+        {metadata(cell)["grade_id"]: ANSWERS.sub("", cell.source) for cell in year.cells if metadata(cell)["grade"]}
+        for year in years[:-1]
+    ]
+    asked = [frozenset(one) for one in visible]
+    assert len(set(asked)) == 4, "each year has other exercises, until all combinations came up"
+    for ours, next_one in zip(visible, visible[1:], strict=False):
+        for name in ours.keys() & next_one.keys():
+            assert ours[name] != next_one[name] or not name.endswith("-test"), name
+    total = {sum(metadata(cell)["points"] for cell in year.cells if metadata(cell)["grade"]) for year in years}
+    assert len(total) == 1, "whichever is chosen, there are as many points"
+    for year in years[:-1]:
+        titles = [line for cell in year.cells for line in re.findall(r"^## (\d+)\.", cell.source, re.MULTILINE)]
+        assert titles == [str(number + 1) for number in range(len(titles))]
+        assert not any(re.search(r"\b(draw|right)\.|dopamine_lib", cell.source) for cell in year.cells if code(cell))
+    for year in years[:2]:
+        assert marks(year) == points_of(year)
+
+
+@every
+def test_every_question_in_words_has_a_rubric(source):
+    questions = Homework.read(source, None).questions
+    assert len(questions) >= 2
+    for question in questions:
+        assert question.title.endswith(f"in words ({question.points} points)") and "*Rubric" in question.rubric
+        assert question.rubric.count("\n- ") >= question.points and "$" not in question.title
 
 
 def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsys):
@@ -280,10 +325,14 @@ def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
     monkeypatch.setenv("PATH", "/nowhere")  # an environment that was never activated
+    (tmp_path / "sources").mkdir()
+    for source in SOURCES[:2]:
+        shutil.copy(source, tmp_path / "sources")
+    monkeypatch.setattr(homework, "SOURCES", tmp_path / "sources")
     assert main(["homework", "../out"]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in SOURCES}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in SOURCES[:2]}
     assert not list((tmp_path / "here").iterdir())
-    assert len(capsys.readouterr().out.splitlines()) == len(SOURCES)
+    assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["homework", "../out", "--year", "2027", "--to", "../there"]) == 2
     assert "--to are for grading" in capsys.readouterr().err
     assert main(["homework", "../out"]) == 2
@@ -313,7 +362,7 @@ def test_refusals(tmp_path, refuses, monkeypatch):
     ],
 )
 def test_a_broken_source_is_refused_whole(fault, said, tmp_path, refuses):
-    notebook = nbformat.read(SOURCES[0], 4)
+    notebook = nbformat.read(SOURCES[1], 4)
     solutions = [cell for cell in notebook.cells if metadata(cell).get("solution")]
     tests = [cell for cell in notebook.cells if metadata(cell).get("grade")]
     if fault == "twice":

@@ -7,7 +7,7 @@ from homework_marks import marks
 from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "08_auditing_homework.ipynb", 4)
-POINTS = {"roc": 6, "lira": 6, "bound": 7, "empirical": 6, "invert": 6, "groups": 6}
+POINTS = {"roc": 6, "lira": 6, "bound": 7, "empirical": 6, "invert": 6, "bare": 4, "runs": 4}
 
 
 def test_the_solution_has_full_marks():
@@ -54,13 +54,11 @@ def test_the_solution_has_full_marks():
         ("invert", "same[j].sum() >= 2", "same[j].sum() >= 1"),
         ("invert", " and not same[j, :j].any()", ""),
         ("invert", "told = bias_gradient != 0", "told = bias_gradient > 0"),
-        ("groups", 'if name != "" and len(own) >= least:', "if len(own) >= least:"),
-        ("groups", "len(own) >= least", "len(own) > 1"),
-        ("groups", "if len(found) < 2:", "if len(found) < 1:"),
-        ("groups", "max(accuracies) - min(accuracies)", "max(accuracies) - sum(accuracies) / len(accuracies)"),
-        ("groups", "rng.choice(own, len(own))", "rng.choice(own, len(own), replace=False)"),
-        ("groups", "rng.choice(own, len(own))", "rng.choice(own, 30)"),
-        ("groups", "(0.025, 0.975)", "(0.16, 0.84)"),
+        ("bare", "if one[k] == again[k] != without[k]", "if one[k] == again[k]"),
+        ("bare", "if one[k] == again[k] != without[k]", "if one[k] != without[k]"),
+        ("runs", "(risk / 2) ** (1 / runs)", "risk ** (1 / runs)"),
+        ("runs", "max(0.0, float(np.log(t / (1 - t))))", "float(np.log(t / (1 - t)))"),
+        ("runs", "< epsilon:", "<= epsilon + 0.01:"),
     ],
     ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
 )

@@ -7,7 +7,7 @@ from homework_marks import marks
 from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "03_bfv_homework.ipynb", 4)
-POINTS = {"expand": 5, "ring": 5, "scheme": 9, "noise": 6, "slots": 6, "range": 7}
+POINTS = {"expand": 5, "ring": 5, "scheme": 9, "noise": 6, "slots": 6, "range": 7, "last": 4, "prime": 4}
 
 
 def test_the_solution_has_full_marks():
@@ -43,6 +43,11 @@ def test_the_solution_has_full_marks():
         ("range", "not np.all(np.abs(integers) <= ", "np.any(np.abs(integers) > "),
         ("range", "return (t - 1) // 2 // hospitals", "return (t - 1) // 2"),
         ("range", "/ (scale * hospitals)", "/ scale"),
+        ("last", "low, high = 0, most + 1", "low, high = 0, most"),
+        ("last", "low, high = 0, most + 1", "low, high = 1, most + 1"),
+        ("prime", "< 2 * hospitals * largest + 1", "< 2 * hospitals * largest - 2 * n"),
+        ("prime", "range(2, int(t**0.5) + 1)", "range(2, int(t**0.5))"),
+        ("prime", "t += 2 * n", "t += n"),
     ],
     ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
 )

@@ -15,8 +15,9 @@ import nbformat
 import numpy as np
 import pytest
 
-from dopamine_lib.course.calls import Answers, _do
+from dopamine_lib.course.calls import AnswerError, Answers, _do
 from dopamine_lib.course.exercises import SOURCES, YEAR, Homework
+from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import _WIDE, Judge, run_tests, show
 from dopamine_lib.course.submissions import Submission
 from dopamine_lib.course.wire import LONGEST, pack, unpack
@@ -29,6 +30,8 @@ def laplace_scale(sensitivity, epsilon):
     return sensitivity / epsilon
 """
 EARNED = 4
+#: Where there is time; the first in every run.
+SLOWLY = [pytest.param(path, marks=[pytest.mark.slow] * (at > 0)) for at, path in enumerate(find_homework(SOURCES))]
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +173,44 @@ def test_tampering_earns_nothing(judge, cheat):
     assert points(judge, textwrap.dedent(cheat), HONEST, seconds=3) == {"count": EARNED}
 
 
-def test_constants_of_the_visible_tests_earn_nothing(judge, monkeypatch):
-    """A table of what a student's copy of a year asks and expects; it would do if grading drew no other numbers."""
+@pytest.mark.parametrize("source", SLOWLY, ids=lambda path: path.stem)
+@pytest.mark.parametrize("answer", ["given[0]", "0.0", "(given[0], given[0])"])
+def test_answers_without_a_thought_earn_nothing(source, answer):
+    """What was given, a 0, and a pair: in no homework and no year is that a point."""
+    every = Judge(Homework.read(source, None))
+    cell = "".join(f"def {name}(*given):\n    return {answer}\n" for name in every.homework.functions)
+    assert points(every, cell) == {}
+
+
+def test_a_test_that_counts_up_to_an_answer_ends():
+    """And not by the clock: it is the test's own work that has an end."""
+    test = "points = 0\npoints += passes(lambda: sum(1 for _ in range(answer())) == 1)\npoints += passes(lambda: True)"
+    found = run_tests(test, {"answer": lambda: 10**12}, lambda: None, list, seconds=0.2)
+    assert [one.passed for one in found] == [False, True] and "took longer than 0.2 s" in found[0].error
+
+
+def test_a_long_list_is_no_answer():
+    with Answers(["def one():\n    return [1] * 10**6\n\n\ndef two():\n    return np.ones(10**6)"]) as answers:
+        answers.begin()
+        with pytest.raises(AnswerError, match="more than 100000 parts"):
+            answers.call("one", ())
+
+
+def test_what_is_asked_every_year_is_worth_nothing_by_itself():
+    """A table of every answer, hidden tests included, from a solution that was passed on."""
+    judge = Judge(Homework.read(SOURCES / "02_gaussian_mechanism_homework.ipynb"))
+    cells = [exercise.answer for exercise in judge.homework.exercises]
+    known = (
+        "rightly = spent\ndef spent(*given):\n"
+        "    return rightly(*given) if given in ((5, 1, 1), (0.02, 800, 1)) else 0.5"
+    )
+    wrong = judge.judge([*cells, known])[0][1]
+    assert wrong.exercise.name == "spent" and wrong.points == 0
+    assert "counts where other input" in str([test.error for test in wrong.tests])
+
+
+def test_constants_of_the_tests_earn_nothing(judge, monkeypatch):
+    """A table of what a year's copy asks and expects; it would do if grading drew no other numbers."""
     learned: dict[str, dict] = {}
 
     def known(name, function):
@@ -189,8 +228,7 @@ def test_constants_of_the_visible_tests_earn_nothing(judge, monkeypatch):
     names, _ = judge.homework.begin(YEAR)
     for exercise in judge.homework.exercises:
         names |= {name: known(name, getattr(names["right"], name)) for name in exercise.functions}
-        visible = re.sub("### BEGIN HIDDEN TESTS.*### END HIDDEN TESTS", "", exercise.test, flags=re.DOTALL)
-        assert all(test.passed for test in run_tests(visible, names, lambda: None, list))
+        assert all(test.passed for test in run_tests(exercise.test, names, lambda: None, list))
     table = "".join(
         f"def {name}(*given):\n    answer = {name}_says.get(show(given), 0.0)\n"
         "    if isinstance(answer, str):\n        raise ValueError\n    return answer\n"

@@ -1,4 +1,4 @@
-"""Homework 4 takes points off what is nearly right: each usual mistake, planted into the solution, costs some."""
+"""Homework 4 and 5 take points off what is nearly right: each usual mistake, planted into the solution, costs some."""
 
 import nbformat
 import pytest
@@ -6,12 +6,14 @@ from homework_marks import marks
 
 from dopamine_lib.course.homework import SOURCES
 
-SOURCE = nbformat.read(SOURCES / "04_federated_algorithm_homework.ipynb", 4)
-POINTS = {"clip": 5, "message": 5, "step": 6, "left": 5, "masks": 7, "integers": 6}
+ALGORITHM = nbformat.read(SOURCES / "04_federated_algorithm_homework.ipynb", 4)
+AGGREGATION = nbformat.read(SOURCES / "05_secure_aggregation_homework.ipynb", 4)
+POINTS = {"clip": 5, "message": 5, "step": 6, "left": 5, "memory": 4, "effect": 4}
+POINTS |= {"masks": 7, "integers": 6, "shamir": 5, "exposed": 5, "bits": 4, "flaw": 4}
 
 
-def test_the_solution_has_full_marks():
-    assert marks(SOURCE) == POINTS
+def test_the_solutions_have_full_marks():
+    assert marks(ALGORITHM) | marks(AGGREGATION) == POINTS
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,26 @@ def test_the_solution_has_full_marks():
         ("integers", "(sigma * C * scale) ** 2 / least", "(sigma * C * scale) ** 2"),
         ("integers", "(sigma * C * scale) ** 2", "(sigma * C) ** 2"),
         ("integers", "round_at_random(clipped_sum * scale, u)", "round_at_random(clipped_sum, u)"),
+        ("memory", "    hospital(np.full(d, -7.0))\n", ""),
+        ("memory", "np.array_equal(first, hospital(np.zeros(d)))", "np.allclose(first, hospital(np.zeros(d)), atol=1)"),
+        ("memory", "return not np.array_equal(first,", "return np.any(first) or not np.array_equal(first,"),
+        ("effect", '"a larger learning rate": "stays"', '"a larger learning rate": "rises"'),
+        ("effect", '"a larger delta": "falls"', '"a larger delta": "rises"'),
+        ("shamir", "if len(coefficients) > holders - 1:", "if len(coefficients) > holders:"),
+        ("shamir", "value * other * pow(other - x, -1, p)", "value * other * pow(x - other, -1, p)"),
+        ("shamir", "return total % p", "return total % p if len(shares) < 4 else 0"),
+        ("exposed", "- set(colluding), []", ", []"),
+        ("exposed", "for a, b in (pair, pair[::-1]) if", "for a, b in (pair,) if"),
+        ("exposed", "if len(group) == 1)", "if len(group) <= 2)"),
+        ("bits", "2 ** (b - 1) - 1 < most", "2 ** (b - 1) < most"),
+        ("bits", "hospitals * (batch * C * scale + 1)", "hospitals * batch * C * scale + 1"),
+        ("bits", "+ deviations * sigma", "+ hospitals * deviations * sigma"),
+        ("flaw", '"added twice": vector + vector', '"added twice": -vector - vector'),
+        ("flaw", "if total.any() and ", "if "),
     ],
     ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
 )
 def test_a_mistake_costs_points(fault):
-    given = marks(SOURCE, fault)
+    notebook = ALGORITHM if fault[0] in ("clip", "message", "step", "left", "memory", "effect") else AGGREGATION
+    given = marks(notebook, fault)
     assert given[fault[0]] < POINTS[fault[0]]

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import html
 import json
 import os
 import re
@@ -10,30 +11,34 @@ import nbformat
 import pytest
 
 from dopamine_lib.__main__ import main
-from dopamine_lib.course.exercises import SOURCES, Homework
+from dopamine_lib.course.exercises import BLANK, SOURCES, YEAR, Homework, of_year
 from dopamine_lib.course.grading import grade_folder
 from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import Judge
 
 SOURCE = SOURCES / "01_differential_privacy_homework.ipynb"
-NAME, MOST = SOURCE.stem, 29
+NAME, POINTS, MOST = SOURCE.stem, 33, 37  # those of the exercises, and with those by hand
 
 
 def own(cell) -> dict:
     return cell.metadata.get("nbgrader", {})
 
 
-def handed_in(*answered: str) -> nbformat.NotebookNode:
-    """A student's copy with the solutions of some exercises."""
+def handed_in(*answered: str, words: str = BLANK, year: int = YEAR) -> nbformat.NotebookNode:
+    """A student's copy with the solutions of some exercises, and an answer in words."""
     notebook = nbformat.read(SOURCE, 4)
+    notebook.cells = of_year(notebook.cells, year)
     for cell in notebook.cells:
-        if own(cell).get("solution") and own(cell)["grade_id"] not in answered:
+        if cell.cell_type == "markdown" and own(cell).get("solution"):
+            cell.source = words
+        elif own(cell).get("solution") and own(cell)["grade_id"] not in answered:
             cell.source = re.sub("### BEGIN.*?### END SOLUTION", "raise NotImplementedError()", cell.source, flags=re.S)
     return notebook
 
 
 ALL = tuple(own(cell)["grade_id"] for cell in nbformat.read(SOURCE, 4).cells if own(cell).get("solution"))
 TWO = ("count", "group")  # 8 points
+(QUESTION,) = Homework.read(SOURCE).questions
 
 
 def cell_of(notebook, name):
@@ -50,6 +55,14 @@ def without_metadata(notebook):
 def lost(notebook):
     notebook.cells.remove(cell_of(notebook, "group"))
     notebook.cells.remove(cell_of(notebook, "count-test"))
+    return notebook
+
+
+def below(notebook):
+    """An answer in words that was written into the cell of the question, and a cell of notes that is none."""
+    asked = next(cell for cell in notebook.cells if cell.source.startswith("## 8."))
+    asked.source += "\n\nTen times 0.5."
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("My notes."))
     return notebook
 
 
@@ -76,7 +89,14 @@ def text(notebook) -> bytes:
 
 #: What lies in the folder, and the points and the note that come of it; None where it cannot be graded.
 FILES = {
-    f"solver/{NAME}.ipynb": (lambda: SOURCE.read_bytes(), MOST, ""),
+    f"solver/{NAME}.ipynb": (lambda: SOURCE.read_bytes(), POINTS, "not final: 1 answers wait"),
+    f"other year/{NAME}.ipynb": (
+        lambda: text(handed_in("size", year=YEAR + 1)),
+        0,
+        "least_patients is asked for in other",
+    ),
+    f"words/{NAME}.ipynb": (lambda: text(handed_in("count", words="Ten times <b>0.5</b>.")), 4, "not final: 1 answers"),
+    f"words below/{NAME}.ipynb": (lambda: text(below(without_metadata(handed_in("count")))), 4, "not final: 1 answers"),
     f"sleeper/{NAME}.ipynb": (lambda: text(handed_in()), 0, ""),
     f"half/{NAME}.ipynb": (lambda: text(handed_in(*TWO)), 8, ""),
     f"tree/{NAME}/{NAME}.ipynb": (lambda: text(handed_in("count")), 4, ""),
@@ -105,7 +125,7 @@ def test_a_folder_of_submissions(tmp_path, capsys):
     older.write_bytes(SOURCE.read_bytes())
     os.utime(older, (0, 0))
     assert main(["homework", "grade", str(tmp_path / "in")]) == 0
-    assert f"solver  {NAME}  {MOST} of {MOST}\n" in capsys.readouterr().out
+    assert f"solver  {NAME}  {POINTS} of {MOST}; not final: 1 answers wait" in capsys.readouterr().out
     with open(tmp_path / "in-graded" / "grades.csv", newline="", encoding="utf-8") as file:
         rows = {row["student_id"]: row for row in csv.DictReader(file)}
     expected = {name.removesuffix(".ipynb").partition("/")[0]: what for name, (_, *what) in FILES.items()}
@@ -119,6 +139,14 @@ def test_a_folder_of_submissions(tmp_path, capsys):
         assert "http" not in page and "<script" not in page
     assert "first try.ipynb was left aside" in rows["half"]["note"]
     assert "stick 0/5" in rows["half"]["exercises"] and "group 4/4" in rows["half"]["exercises"]
+    asked = QUESTION.name
+    assert f"{asked} 0/4" in rows["half"]["exercises"] and rows["half"]["by_hand"] == ""
+    assert f"{asked} ?/4" in rows["words"]["exercises"] and rows["words"]["by_hand"] == "4"
+    by_hand = (tmp_path / "in-graded" / "by_hand.html").read_text(encoding="utf-8")
+    assert "Ten times &lt;b&gt;0.5&lt;/b&gt;." in by_hand and "My notes" not in by_hand and "http" not in by_hand
+    assert by_hand.count("<h2>") == 1 and html.escape(QUESTION.rubric) in by_hand
+    for student in ("words", "words below", "solver"):
+        assert by_hand.count(f"<h3>{student}</h3>") == 1
     assert main(["homework", "grade", str(tmp_path / "in")]) == 2
     assert "in-graded is not an empty folder; name another with --to" in capsys.readouterr().err
 
@@ -127,13 +155,19 @@ def test_a_folder_of_submissions(tmp_path, capsys):
     "source",
     [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path != SOURCE)) for path in find_homework(SOURCES)],
 )
-def test_every_solution_has_full_marks_and_a_stub_none(source):
-    judge = Judge(Homework.read(source))
+def test_every_solution_has_full_marks_half_of_it_half_and_a_stub_none(source):
+    """With the exercises of all years; a judge refuses a homework of a year that its solution does not pass."""
+    for year in range(YEAR, YEAR + 4) if source == SOURCE else ():
+        Judge(Homework.read(source, year))
+    judge = Judge(Homework.read(source, None))
     answers = [exercise.answer for exercise in judge.homework.exercises]
     verdicts, stopped = judge.judge(answers)
     assert not stopped
     for verdict in verdicts:
         assert verdict.points == verdict.exercise.points, (verdict.exercise.name, verdict.tests)
+    half = answers[: len(answers) // 2]
+    for number, verdict in enumerate(judge.judge(half)[0]):
+        assert verdict.points == (number < len(half)) * verdict.exercise.points, verdict.exercise.name
     stubs = [f"def {name}(*given):\n    raise NotImplementedError()" for name in judge.homework.functions]
     assert not any(verdict.points for verdict in judge.judge(stubs)[0])
 

@@ -7,7 +7,7 @@ from homework_marks import marks
 from dopamine_lib.course.homework import SOURCES
 
 SOURCE = nbformat.read(SOURCES / "06_private_inference_homework.ipynb", 4)
-POINTS = {"share": 6, "beaver": 6, "fixed": 7, "layer": 6, "reuse": 6, "sees": 6}
+POINTS = {"share": 6, "beaver": 6, "fixed": 7, "layer": 6, "reuse": 6, "sees": 6, "dealer": 4, "traffic": 4}
 
 
 def test_the_solution_has_full_marks():
@@ -52,6 +52,11 @@ def test_the_solution_has_full_marks():
         ("sees", "> 255 + 6 * np.sqrt(2 * 255)", "< 255 + 6 * np.sqrt(2 * 255)"),
         ("sees", "> 255 + 6 * np.sqrt(2 * 255)", "> 255 * 10**6"),
         ("sees", "> 255 + 6 * np.sqrt(2 * 255)", "> 100"),
+        ("dealer", "        seen[mask] = j\n", "        seen = {mask: j}\n"),
+        ("dealer", "return seen[mask], j", "return j, seen[mask]"),
+        ("traffic", "4 * m * n, 8 * m * images", "4 * m * n * images, 8 * m * images"),
+        ("traffic", "8 * m * images", "4 * m * images"),
+        ("traffic", "return m + 1", "return m"),
     ],
     ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
 )

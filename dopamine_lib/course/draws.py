@@ -5,12 +5,14 @@ A test of a solved notebook asks ``draw`` for its inputs and ``right``, the solu
     s, e = draw.real(1, 9), draw.real(0.1, 3)
     assert math.isclose(laplace_scale(s, e), right.laplace_scale(s, e))
 
-In the students' copy of a year the numbers stand in their place. So constants that somebody learned by heart, from a
-copy or from a friend of last year, are worth nothing.
+For several inputs, ``right.each("laplace_scale", pairs)`` gives the list. In the students' copy of a year the numbers
+stand in their place. So constants that somebody learned by heart, from a copy or from a friend of last year, are worth
+nothing.
 """
 
 import ast
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,15 @@ class Draws:
     def pick(self, *choices: Any) -> Any:
         """One of these."""
         return self._random.choice(choices)
+
+
+def each(functions: dict[str, Any]) -> Callable[[str, list[tuple]], list]:
+    """What gives a function's answers, known by its name, to a list of arguments.
+
+    >>> each({"add": sum})("add", [([1, 2],), ([3, 4],)])
+    [3, 7]
+    """
+    return lambda name, cases: [functions[name](*case) for case in cases]
 
 
 def literal(value: Any) -> str:

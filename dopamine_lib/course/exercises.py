@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 
-from dopamine_lib.course.draws import Draws, run_with_numbers
+from dopamine_lib.course.draws import Draws, each, run_with_numbers
 from dopamine_lib.errors import InputError
 
 #: The repository's solved homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
@@ -117,11 +117,11 @@ class Homework:
         return names, [run_with_numbers(source, names) for source in self.setup]
 
     def right(self) -> SimpleNamespace:
-        """The functions of the solution."""
+        """The functions of the solution, and ``each``."""
         names: dict[str, Any] = {"draw": Draws(0)}
         for source in (*self.setup, *(exercise.answer for exercise in self.exercises)):
             exec(source, names)
-        return SimpleNamespace(**{name: names[name] for name in self.functions})
+        return SimpleNamespace(**{name: names[name] for name in self.functions}, each=each(names))
 
 
 def draws_and_solution(name: str, year: int = YEAR) -> tuple[Draws, SimpleNamespace]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 
-from dopamine_lib.course.draws import Draws, run_with_numbers
+from dopamine_lib.course.draws import Draws, each, run_with_numbers
 from dopamine_lib.course.exercises import SOURCES, YEAR, of_year, without_draws
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import need_home
@@ -81,7 +81,7 @@ class _Solution:
         self._names = names
 
     def __getattr__(self, name: str) -> Any:
-        return self._names[name]
+        return each(self._names) if name == "each" else self._names[name]
 
 
 def find_homework(sources: Path) -> list[Path]:
