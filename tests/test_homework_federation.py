@@ -63,7 +63,7 @@ def test_the_solutions_have_full_marks():
         ("integers", "(sigma * C * scale) ** 2 / least", "(sigma * C * scale) ** 2"),
         ("integers", "(sigma * C * scale) ** 2", "(sigma * C) ** 2"),
         ("integers", "round_at_random(clipped_sum * scale, u)", "round_at_random(clipped_sum, u)"),
-        ("memory", "    hospital(np.full(d, -7.0))\n", ""),
+        ("memory", "return not np.array_equal", "return np.array_equal"),
         ("memory", "np.array_equal(first, hospital(np.zeros(d)))", "np.allclose(first, hospital(np.zeros(d)), atol=1)"),
         ("memory", "return not np.array_equal(first,", "return np.any(first) or not np.array_equal(first,"),
         ("effect", '"a larger learning rate": "stays"', '"a larger learning rate": "rises"'),
@@ -78,7 +78,7 @@ def test_the_solutions_have_full_marks():
         ("bits", "hospitals * (batch * C * scale + 1)", "hospitals * batch * C * scale + 1"),
         ("bits", "+ deviations * sigma", "+ hospitals * deviations * sigma"),
         ("flaw", '"added twice": vector + vector', '"added twice": -vector - vector'),
-        ("flaw", "if total.any() and ", "if "),
+        ("flaw", '"added twice": vector + vector', '"added twice": 3 * vector'),
     ],
     ids=lambda fault: f"{fault[0]}: {fault[2][:40]}",
 )

@@ -163,4 +163,4 @@ def _add_missing(graded: dict[str, list[Graded]]) -> None:
     for student, own in graded.items():
         if not any(not one.assignment for one in own):  # what could not be read may be any of them
             have = {one.assignment for one in own}
-            own += [Graded(student, name, [], ["not handed in"]) for name in names if name not in have]
+            own += [Graded(student, name, [], notes=["not handed in"]) for name in names if name not in have]
