@@ -89,7 +89,7 @@ def text(notebook) -> bytes:
 
 #: What lies in the folder, and the points and the note that come of it; None where it cannot be graded.
 FILES = {
-    f"solver/{NAME}.ipynb": (lambda: SOURCE.read_bytes(), POINTS, "not final: 1 answers wait"),
+    f"solver/{NAME}.ipynb": (lambda: text(handed_in(*ALL, words="Five.")), POINTS, "not final: 1 answers wait"),
     f"other year/{NAME}.ipynb": (
         lambda: text(handed_in("size", year=YEAR + 1)),
         0,
