@@ -7,7 +7,7 @@ from torch import nn
 
 from dopamine_lib import data
 from dopamine_lib.data.synthetic import make_population
-from dopamine_lib.inference.network import compiler
+from dopamine_lib.inference.network import kinds as kinds_module
 from dopamine_lib.inference.network import plan as network_plan
 from dopamine_lib.inference.network import quantise as quantise_file
 from dopamine_lib.inference.network.compiler import compile_model
@@ -187,7 +187,7 @@ class Double(Layer):
 
 def test_a_new_layer_is_a_class_and_a_name_in_the_list(monkeypatch):
     kinds = (*network_plan.LAYERS, Double)
-    for module in (network_plan, compiler):
+    for module in (network_plan, kinds_module):
         monkeypatch.setattr(module, "LAYERS", kinds)
     net = seeded(layers(conv(3, 5, 2), nn.ReLU, nn.Softsign, nn.Flatten, lambda: nn.Linear(45, 3)))
     x = images((3, 4, 4))

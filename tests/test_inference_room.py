@@ -11,6 +11,7 @@ from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import Plan, evaluate
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once, deal
 from dopamine_lib.inference.network.serving import calibration_images, extremes, load
+from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
 from dopamine_lib.inference.protocols.comparison import RangeOperation, ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
@@ -83,6 +84,7 @@ def test_a_picture_made_to_leave_the_ring_is_reported_and_its_pixels_in_another_
 def reported(plan, weights, pictures):
     """Whether each picture is said to come near the ring's end, by the real parties in one session."""
     said = []
+    kernels.active()  # compiled now rather than while a message is waited for
     with Rehearsal(plan, weights) as session:
         for picture in pictures:
             session.infer(plan.to_input(picture))
