@@ -18,6 +18,7 @@ from matplotlib.ticker import NullLocator
 if TYPE_CHECKING:
     import ipywidgets
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import Image
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), and greys. RED is what they call vermilion.
 BLACK, BLUE, RED, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
@@ -97,6 +98,13 @@ def describe(figure: Figure) -> str:
     'A picture. Panel "budget": epsilon against steps; shown: spent.'
     """
     return figure.get_label() or " ".join(["A picture.", *map(_panel_in_words, figure.axes)])
+
+
+def as_image(figure: Figure) -> Image:
+    """The picture for a notebook, small enough for one with many, with ``describe`` as its alternative text."""
+    from IPython.display import Image
+
+    return Image(png(figure), alt=describe(figure))
 
 
 def _panel_in_words(axes: Axes) -> str:

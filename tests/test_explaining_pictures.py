@@ -164,8 +164,10 @@ def test_a_notebook_keeps_a_description_of_every_figure():
 
     code = nbformat.v4.new_code_cell
     draw = "from dopamine_lib.pictures import panels\nfigure, (axes,) = panels()\naxes.set(xlabel='steps')\nfigure"
-    notebook = nbformat.v4.new_notebook(cells=[code("%load_ext dopamine_lib.pictures"), code(draw)])
+    small = "from dopamine_lib.pictures import as_image\nas_image(figure)"
+    notebook = nbformat.v4.new_notebook(cells=[code("%load_ext dopamine_lib.pictures"), code(draw), code(small)])
     NotebookClient(notebook).execute()
+    assert notebook.cells[2].outputs[0].metadata["image/png"]["alt"] == "A picture. Panel: steps."
     (shown,) = notebook.cells[1].outputs
     assert shown.metadata["image/png"]["alt"] == shown.data["text/plain"] == "A picture. Panel: steps."
 
