@@ -170,7 +170,7 @@ WAITED_FOR = ("modules replaced", "looking for the seed", "half a message", "a c
     [pytest.param(TAMPERING[name], id=name, marks=[pytest.mark.slow] * (name in WAITED_FOR)) for name in TAMPERING],
 )
 def test_tampering_earns_nothing(judge, cheat):
-    assert points(judge, textwrap.dedent(cheat), HONEST, seconds=3) == {"count": EARNED}
+    assert points(judge, textwrap.dedent(cheat), HONEST, seconds=1) == {"count": EARNED}
 
 
 #: Four tests, on averages and on what is left alone, hold for what returns its input: still open.

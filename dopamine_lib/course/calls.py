@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from dopamine_lib.course.wire import LONGEST, pack, unpack
 from dopamine_lib.machine import GB
 from dopamine_lib.pool import Child
 
-#: Seconds for one cell, and for all the calls of one test; bytes of memory.
+#: Seconds of a processor for one cell, and for all the calls of one test; bytes of memory.
 SECONDS, MEMORY = 20.0, 2 * GB
+#: Times as long that may pass on a busy machine, or asleep.
+_PATIENCE = 4.0
 _START = 120.0  # seconds until a fresh interpreter is there, on a busy machine
 _LARGEST, _PARTS = 2**26, 10**5  # bytes of one answer, and its numbers outside of arrays
 _LONGEST_ERROR = 300  # characters
@@ -51,19 +54,38 @@ class Call:
 class _Student(Child):
     """The process of the answers. What it says is taken for nothing but an answer, and only up to a length."""
 
+    late = False
+
     @contextlib.contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
         """Kill it if it is not done by then, whatever it holds up: a message may stop in the middle, too."""
-        watch = threading.Timer(seconds, self._process.kill)
+
+        def kill() -> None:
+            self.late = True
+            self._process.kill()
+
+        watch = threading.Timer(_PATIENCE * seconds + 1, kill)
         watch.start()
         try:
             yield
         finally:
             watch.cancel()
 
-    def hear(self, timeout: float | None = None) -> dict:
-        if not self._pipe.poll(timeout):
-            raise TimeoutError
+    def worked(self) -> float:
+        """Seconds for which it has had a processor: a busy machine costs nobody an answer."""
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:  # it has ended
+            return 0.0
+        return times.user + times.system
+
+    def hear(self, seconds: float | None = None) -> dict:
+        """As ``Child.hear``. Raises TimeoutError once it has worked for ``seconds``, or kept one waiting far longer."""
+        begin, end = self.worked(), None if seconds is None else time.monotonic() + _PATIENCE * seconds
+        while not self._pipe.poll(None if seconds is None else min(0.5, max(0.0, seconds))):
+            if self.worked() - begin >= seconds or time.monotonic() >= end:
+                self.late = True
+                raise TimeoutError
         try:
             data = self._pipe.recv_bytes(_LARGEST)
         except (OSError, EOFError):
@@ -97,7 +119,7 @@ class Answers:
         #: The calls since the test began.
         self.calls: list[Call] = []
         self._given_up: dict[str, str] = {}
-        self._deadline = 0.0
+        self._left = seconds
         self._child: _Student | None = None
 
     def __enter__(self) -> "Answers":
@@ -108,7 +130,7 @@ class Answers:
 
     def begin(self) -> None:
         """A new test begins: its time, and its list of calls."""
-        self._deadline, self.calls = time.monotonic() + self.seconds, []
+        self._left, self.calls = self.seconds, []
 
     def call(self, name: str, arguments: tuple) -> Any:
         """What the student's function ``name`` gives.
@@ -141,28 +163,29 @@ class Answers:
             return {"error": self._given_up[name]}
         if self._child is None:
             self._start()
+        child, begin = self._child, self._child.worked()
         try:
-            with self._child.watched(max(0.0, self._deadline - time.monotonic()) + 1):
-                self._child.say({"call": name, "arguments": message})
-                while "ask" in (answer := self._child.hear(max(0.0, self._deadline - time.monotonic()))):
-                    self._child.say(_do(kept, answer))
+            with child.watched(self._left):
+                child.say({"call": name, "arguments": message})
+                while "ask" in (answer := child.hear(self._left + begin - child.worked())):
+                    child.say(_do(kept, answer))
+                self._left -= max(0.0, child.worked() - begin)
                 return answer
         except (TimeoutError, EOFError):
-            late = time.monotonic() >= self._deadline
+            late = child.late
             self._given_up[name] = f"it took longer than {self.seconds:g} s" if late else "it ended its process"
             self._end()
             return {"error": self._given_up[name]}
 
     def _start(self) -> None:
         """Run all cells in a fresh process, without those that ended or held up an earlier one."""
-        since = time.monotonic()
         while self._child is None:
             child = _Student("dopamine_lib.course.answers", quiet=True)
             at, limit = None, _START
             try:
                 child.say({"memory": self.memory, "cells": self.cells})
                 for _ in range(2 * len(self.cells) + 1):  # whoever says more holds up the judge
-                    with child.watched(limit + 1):
+                    with child.watched(limit):
                         answer = child.hear(limit)
                     if "ready" in answer:
                         break
@@ -174,13 +197,12 @@ class Answers:
                     raise TimeoutError
                 self._child = child
             except (TimeoutError, EOFError) as error:
+                late = child.late or isinstance(error, TimeoutError)
                 child.close()
                 if at is None:
                     raise RuntimeError("a fresh process for answers does not start") from error
-                late = isinstance(error, TimeoutError)
                 self.stopped[at] = f"it took longer than {self.seconds:g} s" if late else "it ended its process"
                 self.cells[at] = ""
-        self._deadline += time.monotonic() - since
 
     def _end(self) -> None:
         if self._child is not None:
