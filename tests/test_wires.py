@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.remote.service import check_address, longest_message
 from dopamine_lib.federation.wires import party
+from dopamine_lib.federation.wires.identities import make_identity, read_certificates
 from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, HospitalEnd, Refused
 from dopamine_lib.federation.wires.threads import LocalCalls, Threads
 from dopamine_lib.federation.wires.wire import UP, SessionOver, Silence, Wire
@@ -241,3 +243,23 @@ def test_who_is_not_pinned_gets_past_no_handshake_and_disturbs_nobody(refuses):
     for address in ("here", "127.0.0.1", "127.0.0.1:99999", ":1"):
         with refuses("HOST:PORT"):
             check_address(address, "--address")
+
+
+def test_two_parties_with_one_certificate_are_refused(tmp_path, refuses):
+    """The holder of the second would lock out the holder of the first."""
+    for name in ("server", "hospital-0", "hospital-1"):
+        make_identity(tmp_path, name)
+    assert len(read_certificates(tmp_path, 2)) == 3
+    mine, other = (tmp_path / f"hospital-{k}.pub" for k in (0, 1))
+    other.write_text("\n".join([other.read_text().splitlines()[0], *mine.read_text().splitlines()[1:], ""]))
+    with refuses("hospital-0.pub", "hospital-1.pub", "same certificate"):
+        read_certificates(tmp_path, 2)
+
+
+def test_a_ledger_longer_than_the_run_is_refused(monkeypatch, refuses):
+    """An honest hospital would charge a billion epochs one by one."""
+    monkeypatch.setattr(party, "agree_on_charge", lambda wire, own, taken: 10**9 - 1)
+    charge = SimpleNamespace(read=lambda resume: 0, taken={})
+    training = SimpleNamespace(plan=SimpleNamespace(setting=settings.SETTINGS["FSCDP"]))
+    with refuses("999999999 epochs", f"has {EPOCHS}"):
+        party._go_on(training, None, None, charge, False)

@@ -16,8 +16,9 @@ values. Why t is more than half: otherwise the server could give two groups of t
 Step 3 stops a server that mixes lists to learn the sum of fewer than t. What is sealed in steps 1 and 3 is bound to
 the round, the invited or the survivors, and a ``context`` such as a hash of the model: hospitals that were given
 different models (one of them a useful one, the others one at which their gradients vanish, so that the sum is one
-hospital's update: Pasquini et al. 2022) refuse each other's shares, and nothing is masked. All of
-this holds while fewer than 2t - n of the n hospitals collude with the server; t of them together rebuild everything.
+hospital's update: Pasquini et al. 2022) refuse each other's shares, and nothing is masked. All of this holds while
+fewer than 2t - n of the n hospitals collude with the server. To t - 1 who collude, a sum of t is that of one hospital;
+t of them together rebuild everything.
 
 Why, by simulation (Bonawitz et al. 2017, theorem 6.5, with the models of Pasquini et al. 2022): whatever the server and
 a set C of hospitals, |C| < 2t - n, send and see, a simulator can show them that knows no honest values but one sum.

@@ -17,9 +17,9 @@ HOW = {
     "plain": "This run added the messages in the clear, as a simulation.",
     "bfv": "Messages were added under BFV, all parties in one process. All hospitals share the secret key: one of them "
     "and the server together read every message.",
-    "masks": "Messages were added behind pairwise masks, all parties in one process. Of K hospitals t, the larger of "
-    "--least and K // 2 + 1, must collude with the server to read one; 2 t - K are enough if it tells different "
-    "stories.",
+    "masks": "Messages were added behind pairwise masks, all parties in one process. Of K hospitals t - 1 must collude "
+    "with the server to read one, t the larger of --least and K // 2 + 1: it counts nobody else in; 2 t - K are enough "
+    "if it tells different stories.",
 }
 APART = {
     kind: said.replace("all parties in one process", "each party a process of its own") for kind, said in HOW.items()

@@ -136,18 +136,21 @@ def read_identity(folder: str | Path, number: int, publics: dict[int, bytes]) ->
 def read_certificates(folder: str | Path, hospitals: int) -> dict[int, str]:
     """The PEM certificates of the server and K hospitals, by number.
 
-    Raises InputError for one that is missing or damaged, and for a ``.pub`` file of an older version, without one.
+    Raises InputError for one that is missing, damaged or another party's too, and for a ``.pub`` file of an older
+    version, without one.
     """
-    certificates = {}
+    certificates, holders = {}, {}
     for number in [*range(hospitals), SERVER]:
         path = Path(folder) / f"{party_name(number)}.pub"
         _, certificates[number] = _read(path, "get it from its owner")
         if not certificates[number]:
             raise InputError(f"{path} holds no certificate, which gRPC needs: its owner makes new keys")
         try:
-            certificate_fingerprint(certificates[number])
+            first = holders.setdefault(certificate_fingerprint(certificates[number]), path)
         except InputError:
             raise InputError(f"{path} holds a damaged certificate: get it from its owner") from None
+        if first != path:
+            raise InputError(f"{first} and {path} hold the same certificate: get each from its owner")
     return certificates
 
 

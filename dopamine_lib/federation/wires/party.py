@@ -161,6 +161,8 @@ def _go_on(training: Training, wire: Wire, checkpoint: Path | None, charge: OwnC
             load_checkpoint(checkpoint, training)
         own = min(own, training.progress.reserved)
     most = agree_on_charge(wire, own, charge.taken)
+    if most > training.plan.setting.epochs:
+        raise InputError(f"{most} epochs are said to be charged, but the run has {training.plan.setting.epochs}: end")
     first = furthest(wire, training.progress.epoch)
     if wire.number == first:
         training.reserve(most)
