@@ -173,17 +173,13 @@ def test_tampering_earns_nothing(judge, cheat):
     assert points(judge, textwrap.dedent(cheat), HONEST, seconds=1) == {"count": EARNED}
 
 
-#: Four tests, on averages and on what is left alone, hold for what returns its input: still open.
-ECHO_EARNS = {"05": {"integers": 1}, "06": {"share": 2, "sees": 1}}
-
-
 @pytest.mark.parametrize("source", SLOWLY, ids=lambda path: path.stem)
 @pytest.mark.parametrize("answer", ["given[0]", "0.0"])
 def test_answers_without_a_thought_earn_nothing(source, answer):
-    """What was given, and a 0: no point but for the few named above."""
+    """What was given, and a 0."""
     every = Judge(Homework.read(source, None))
     cell = "".join(f"def {name}(*given):\n    return {answer}\n" for name in every.homework.functions)
-    assert points(every, cell) == (ECHO_EARNS.get(source.stem[:2], {}) if answer == "given[0]" else {})
+    assert points(every, cell) == {}
 
 
 def test_a_test_that_counts_up_to_an_answer_ends():
