@@ -23,11 +23,13 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.machine import GB, cores, memory_size
+
+if TYPE_CHECKING:
+    import numpy as np  # the command line starts without it
 
 MAX_WORKERS = 2
 #: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
@@ -78,7 +80,7 @@ class Child:
             raise InputError(message["wrong input"])
         return message
 
-    def take(self, out: np.ndarray) -> np.ndarray:
+    def take(self, out: "np.ndarray") -> "np.ndarray":
         """Fill an array with the bytes that ``Parent.give`` sends next; returns it. Raises EOFError like ``hear``."""
         try:
             self._pipe.recv_bytes_into(memoryview(out).cast("B"))
@@ -143,10 +145,10 @@ class Parent:
         except OSError as error:
             raise EOFError("the parent has ended") from error
 
-    def give(self, array: np.ndarray) -> None:
+    def give(self, array: "np.ndarray") -> None:
         """Send the parent an array's bytes. Raises EOFError like ``hear``."""
         try:
-            self._pipe.send_bytes(memoryview(np.ascontiguousarray(array)).cast("B"))
+            self._pipe.send_bytes(array.tobytes())
         except OSError as error:
             raise EOFError("the parent has ended") from error
 
