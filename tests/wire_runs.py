@@ -24,7 +24,13 @@ class Doomed:
         wired = isinstance(run.threads, Wired)
         self.calls = run.threads.dial(number) if wired else LocalCalls(run.threads, number)
         self._run, self._number, self.instance = run, number, self.calls.instance
-        self.join, self.get = self.calls.join, self.calls.get
+        self.get = self.calls.get
+
+    def join(self):
+        """As ``Calls.join``; a run that is over is as a server whose port is closed."""
+        if self._run.results is not None:
+            raise InputError("the run is over")
+        return self.calls.join()
 
     def put(self, session, count, peer, message):
         """As ``Calls.put``."""
@@ -136,9 +142,9 @@ class Run:
                     return
                 time.sleep(self.back)
             except Exception as error:
-                self.errors[number] = error
                 if isinstance(error, InputError) and number != SERVER and "the run is over" in str(error):
                     return
+                self.errors[number] = error
                 if number == SERVER:
                     self.threads.relay.close(f"the server gave up: {error}")
                 else:

@@ -177,6 +177,11 @@ def _go_on(training: Training, wire: Wire, checkpoint: Path | None, charge: OwnC
             raise InputError(
                 f"{wire.names([first])} says {training.progress.reserved} epochs are charged, but {most} are: end"
             )
+    if most:  # before others note that this hospital charges more: it may die again before it does
+        charge.save(most)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, training)
+    wire.barrier()
 
 
 def _take_up(training: Training, wire: Wire, first: int) -> None:
@@ -206,6 +211,7 @@ def _serve(
     agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
     _take_up(training, wire, furthest(wire, None))
+    wire.barrier()  # hospitals have on disk what they go on from
     say(f"{name}, {len(wire.members)} hospitals, from epoch {training.progress.epoch}")
 
     def after(epoch: int) -> None:
