@@ -135,7 +135,10 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def explorer(draw: Callable[..., Figure], **sliders: ipywidgets.ValueWidget) -> ipywidgets.VBox:
-    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go, and described."""
+    """Sliders above the picture that ``draw(**values)`` returns, redrawn when a slider is let go.
+
+    Nothing here has a tooltip: JupyterLab shows no Image, and no box, that has one (ipywidgets 8.1).
+    """
     import ipywidgets
 
     image = ipywidgets.Image(format="png")
@@ -143,7 +146,6 @@ def explorer(draw: Callable[..., Figure], **sliders: ipywidgets.ValueWidget) -> 
     def redraw(_=None):
         figure = draw(**{name: slider.value for name, slider in sliders.items()})
         image.value, image.width = png(figure, FINE), str(round(figure.get_figwidth() * 100))
-        image.tooltip = describe(figure)
 
     for slider in sliders.values():
         slider.observe(redraw, names="value")
