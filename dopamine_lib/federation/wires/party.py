@@ -184,6 +184,12 @@ def _go_on(training: Training, wire: Wire, checkpoint: Path | None, charge: OwnC
     wire.barrier()
 
 
+def _go_along(training: Training, wire: Wire) -> None:
+    """The server's part while hospitals ``_go_on``."""
+    _take_up(training, wire, furthest(wire, None))
+    wire.barrier()  # hospitals have on disk what they go on from
+
+
 def _take_up(training: Training, wire: Wire, first: int) -> None:
     """Go on from the state that hospital ``first`` sends. Raises InputError where that is none of this run."""
     body = wire.receive(first, STATE)
@@ -210,8 +216,7 @@ def _serve(
     wire.barrier()
     agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
-    _take_up(training, wire, furthest(wire, None))
-    wire.barrier()  # hospitals have on disk what they go on from
+    _go_along(training, wire)
     say(f"{name}, {len(wire.members)} hospitals, from epoch {training.progress.epoch}")
 
     def after(epoch: int) -> None:
