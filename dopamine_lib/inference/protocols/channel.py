@@ -8,6 +8,7 @@ goes on with half a message, so masks that were used by then are never used agai
 """
 
 import contextlib
+import selectors
 import socket
 import ssl
 import struct
@@ -16,10 +17,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 HEADER = struct.Struct("<II")
-CHUNK = 128 * 1024  # bytes each side sends before it reads
+CHUNK = 128 * 1024  # bytes handed to the socket at once, before it is read
 BUFFER = 4 * 2**20  # bytes of kernel buffer we ask for, per direction
 FIRST = 16 * 1024  # a header and the payload's beginning share one packet and one TLS record of this size
 TIMEOUT = 60.0  # seconds a whole message may take
+#: Not epoll, which a socket leaves without a word when another thread closes it.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 #: Bytes, a bytearray, or a C-contiguous array of any shape.
 Buffer = Any
 
@@ -59,9 +62,8 @@ class SocketChannel(Channel):
     peer     the other side's name in errors, such as ``provider``
     timeout  seconds a whole message may take, or None to wait for ever
 
-    ``exchange`` works in lock-step: send a chunk, read a chunk. At most four chunks are then sent by one side and not
-    yet read by the other; with chunks of a sixteenth of the socket buffer (the kernel counts its overhead too) they
-    fit, so two sides that both send first never block each other.
+    ``exchange`` sends what the socket takes and reads what it has, neither waiting for the other: two sides that both
+    send first do not block each other, whatever the kernel buffers, and a long line is full in both directions.
     Raises ChannelError where the other side is gone, is late, or sends something unexpected.
     """
 
@@ -71,23 +73,12 @@ class SocketChannel(Channel):
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # may be less than was asked for
-        self._chunk = min(CHUNK, granted // 16)
+        sock.setblocking(False)
         self.sent = self.received = self.rounds = 0
         self._received_last = False
-        self._first = bytearray(min(FIRST, self._chunk))
+        self._first = bytearray(FIRST)
         self._header = bytearray(HEADER.size)
         self.timeout = timeout
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds a whole message may take; None waits for ever."""
-        return self._timeout
-
-    @timeout.setter
-    def timeout(self, seconds: float | None) -> None:
-        self._timeout = seconds
-        self._sock.settimeout(seconds)
 
     def send(self, tag: int, data: Buffer) -> None:
         self._swap(tag, _bytes_of(data), None)
@@ -105,32 +96,35 @@ class SocketChannel(Channel):
         self._sock.close()
 
     def _swap(self, tag, outgoing, incoming) -> None:
-        """Send and receive in lock-step; either may be None. Every error ends here, as a ChannelError."""
+        """Send and receive at once; either may be None. Every error ends here, as a ChannelError."""
         if incoming is not None and (outgoing is not None or not self._received_last):
             self.rounds += 1
         self._received_last = outgoing is None
-        self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        patience = self.timeout
+        # of the whole message, not of one read: a sender of single bytes would never be late
+        end = None if patience is None else time.monotonic() + patience
         try:
-            out_done = self._begin(tag, outgoing) if outgoing is not None else 0
-            if incoming is not None:
-                self._expect(tag, len(incoming))
-            out_size, in_size, in_done = len(outgoing or b""), len(incoming or b""), 0
-            while out_done < out_size or in_done < in_size:
-                if out_done < out_size:
-                    part = outgoing[out_done : out_done + self._chunk]
-                    self._sock.sendall(part)
-                    out_done += len(part)
-                if in_done < in_size:
-                    part = incoming[in_done : in_done + self._chunk]
-                    self._fill(part)
-                    in_done += len(part)
-                self._check_time()
+            ahead = [] if outgoing is None else self._packets(tag, outgoing)
+            awaited = [] if incoming is None else [memoryview(self._header), incoming]
+            while ahead or awaited:
+                sent, wait_to_send = self._try(self._sock.send, ahead[0][:CHUNK]) if ahead else (0, 0)
+                got, wait_to_read = self._try(self._sock.recv_into, awaited[0]) if awaited else (0, 0)
+                if awaited and not got and not wait_to_read:
+                    raise ConnectionError
+                _advance(ahead, sent)
+                before = len(awaited)
+                if _advance(awaited, got) < 2 == before:
+                    self._check_header(tag, len(incoming))
+                if not sent and not got:
+                    self._wait(wait_to_send | wait_to_read, end)
+                if end is not None and time.monotonic() > end:
+                    raise TimeoutError
         except ChannelError:
             self.close()
             raise
         except TimeoutError:
             self.close()
-            late = f"the {self.peer} did not go on within {self._timeout:g} s; is it still running?"
+            late = f"the {self.peer} did not go on within {patience:g} s; is it still running?"
             raise ChannelError(late) from None
         except ConnectionError:  # a reset is what an end looks like where something of ours was still unread
             self.close()
@@ -138,38 +132,48 @@ class SocketChannel(Channel):
         except (OSError, ValueError) as error:  # ValueError: the channel was closed by another thread
             self.close()
             raise ChannelError(f"the connection to the {self.peer} broke ({_reason(error)})") from None
-        self.sent += out_size
-        self.received += in_size
+        self.sent += len(outgoing or b"")
+        self.received += len(incoming or b"")
 
-    def _begin(self, tag: int, outgoing) -> int:
-        """Send the header with as much of the payload as fits into one packet; returns how much that was."""
-        head = min(len(outgoing), len(self._first) - HEADER.size)
+    def _packets(self, tag: int, outgoing: memoryview) -> list[memoryview]:
+        """The header with as much of the payload as fits into one packet, and the rest."""
+        head = min(len(outgoing), FIRST - HEADER.size)
         HEADER.pack_into(self._first, 0, tag, len(outgoing))
         self._first[HEADER.size : HEADER.size + head] = outgoing[:head]
-        self._sock.sendall(memoryview(self._first)[: HEADER.size + head])
-        return head
+        rest = [outgoing[head:]] if head < len(outgoing) else []
+        return [memoryview(self._first)[: HEADER.size + head], *rest]
 
-    def _expect(self, tag: int, size: int) -> None:
-        self._fill(memoryview(self._header))
+    def _try(self, call: Callable[[memoryview], int], view: memoryview) -> tuple[int, int]:
+        """How many bytes went through, and for what the socket waits if none did: TLS may have to read to send."""
+        try:
+            return call(view), 0
+        except ssl.SSLWantReadError:
+            return 0, selectors.EVENT_READ
+        except ssl.SSLWantWriteError:
+            return 0, selectors.EVENT_WRITE
+        except BlockingIOError:
+            return 0, selectors.EVENT_WRITE if call == self._sock.send else selectors.EVENT_READ
+
+    def _wait(self, events: int, end: float | None) -> None:
+        with _Selector() as selector:
+            selector.register(self._sock, events)
+            selector.select(None if end is None else max(0.0, end - time.monotonic()))
+
+    def _check_header(self, tag: int, size: int) -> None:
         got_tag, got_size = HEADER.unpack(self._header)
         if got_tag != tag:
             raise ChannelError(f"the {self.peer} sent message {got_tag} where message {tag} is due: out of order")
         if got_size != size:
             raise ChannelError(f"the {self.peer} sent message {tag} with {got_size} bytes where {size} are due")
 
-    def _fill(self, out) -> None:
-        done = 0
-        while done < len(out):
-            n = self._sock.recv_into(out[done:])
-            if n == 0:
-                raise ConnectionError
-            done += n
-            self._check_time()
 
-    def _check_time(self) -> None:
-        # the socket's own time-out is for one read: a sender of single bytes would never meet it
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise TimeoutError
+def _advance(views: list[memoryview], count: int) -> int:
+    """Drop ``count`` bytes from the first of some views, and views that have none left; returns how many views are."""
+    if views:
+        views[0] = views[0][count:]
+    while views and not len(views[0]):
+        views.pop(0)
+    return len(views)
 
 
 def _bytes_of(data) -> memoryview:
