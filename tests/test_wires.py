@@ -1,6 +1,5 @@
 """Parties over threads and over gRPC: equal models, hospitals that vanish, come back or lie, a server that dies."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from dopamine_lib.federation.wires import party
 from dopamine_lib.federation.wires.identities import make_identity, read_certificates
 from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, HospitalEnd, Refused
 from dopamine_lib.federation.wires.threads import LocalCalls, Threads
-from dopamine_lib.federation.wires.wire import UP, SessionOver, Silence, Wire
+from dopamine_lib.federation.wires.wire import TERMS, UP, SessionOver, Silence, Wire
 
 K, EPOCHS, ROUNDS = 4, 10, 20
 KINDS = ("plain", "bfv", "masks")
@@ -135,6 +134,39 @@ def test_a_hospital_that_dies_in_any_step_leaves_the_round_to_the_others_and_com
     assert not run.charged(1) and not list(tmp_path.glob("*/runs/*hospital*")), "all have done their part"
 
 
+#: Messages of this kind that a hospital sends for its options, split, ledger and epoch, then for the model at the end.
+COMPARED = np.cumsum([0, K, K - 1, K - 1, K, K - 1])
+
+
+@pytest.mark.parametrize("kind, sent", [("bfv", COMPARED[1]), ("bfv", COMPARED[2]), ("masks", COMPARED[4])])
+def test_whoever_dies_while_results_are_compared_is_not_waited_for(kind, sent, options, tmp_path, noted):
+    """Others wait for its message, and the server for one of theirs: it looked at that one alone."""
+    compared = []
+
+    def doomed(number, life, message):
+        if (number, life, message[0]) == (1, 0, TERMS):
+            compared.append(number)
+        return len(compared) > sent and (number, life) == (1, 0)
+
+    run = noted(options | {"aggregation": kind, "least": 2}, tmp_path, doomed=doomed).run()
+    check_whole(run)
+    assert not run.errors and run.lives[1] == 1 and "hospital 1 was killed" in run.said
+
+
+def test_a_hospital_that_waits_misses_no_session_that_ended_before_it_woke():
+    threads = Threads(2, patience=5.0)
+    with ThreadPoolExecutor(2) as pool:
+        lives = [LocalCalls(threads, number) for number in range(2)]
+        joined = [pool.submit(threads.relay.join, life._number, life.instance) for life in lives]
+        with threads.relay.changed:
+            threads.relay.changed.wait_for(lambda: threads.relay.waiting() == [0, 1], 5.0)
+            threads.relay.open(2, 0.0, 5.0, print)
+            threads.relay.close("at once")
+            assert threads.relay.waiting() == [0, 1]
+        threads.relay.open(2, 0.0, 5.0, print)
+        assert [one.result().members for one in joined] == [(0, 1), (0, 1)]
+
+
 @pytest.mark.parametrize("wired", [False, True], ids=["threads", "gRPC"])
 def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, options, tmp_path, noted):
     """The epoch that was begun is charged and not run again."""
@@ -183,7 +215,6 @@ def test_too_few_hospitals_open_nothing_and_wait_for_the_others(options, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("DOPAMINE_STORM" not in os.environ, reason="set DOPAMINE_STORM: bfv may stall for its patience")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_storm_of_deaths_and_delays(kind, options, tmp_path):
     """``wire_storm`` with 300 rounds and five hospitals was tried, too: see there."""

@@ -63,6 +63,7 @@ class Relay:
         self.lost: dict[int, str] = {}
         self._instances: dict[int, bytes] = {}  # of the members
         self._waiting: dict[int, bytes] = {}  # for the next session
+        self._unseated: set[int] = set()  # members that have not heard of their session
         self._refused: dict[int, str] = {}
         self._boxes: dict[int, deque[tuple[int, bytes]]] = {}
         self._taken: dict[int, int] = {}
@@ -84,7 +85,10 @@ class Relay:
             self.changed.wait_for(ready, seconds)
             if number in self._refused:
                 raise Refused(f"the server refuses hospital {number}: it {self._refused[number]}")
-            return self.seat if ready() else None
+            if not ready():
+                return None
+            self._unseated.discard(number)
+            return self.seat
 
     def put(self, number: int, instance: bytes, session: bytes, count: int, peer: int, message: bytes) -> None:
         """As ``Calls.put``, for hospital ``number``."""
@@ -155,6 +159,7 @@ class Relay:
                 self.changed.wait(0.25)
             self._instances, self._waiting = self._waiting, {}
             members = tuple(sorted(self._instances))
+            self._unseated = set(members)
             self.seat, self.over, self.lost = Seat(os.urandom(16), members), "", {}
             self._boxes = {number: deque() for number in [*members, SERVER]}
             self._taken, self._put = dict.fromkeys(members, 0), dict.fromkeys(members, 0)
@@ -165,6 +170,9 @@ class Relay:
         """End the session: whoever calls is told why, once it has fetched what is there for it."""
         with self.changed:
             self.over = self.over or why
+            for number in self._unseated - set(self.lost):  # they wait still, now for the next session
+                self._waiting.setdefault(number, self._instances[number])
+            self._unseated.clear()
             self.changed.notify_all()
 
     def refuse(self, number: int, why: str, for_good: bool) -> None:

@@ -187,7 +187,7 @@ class Wire:
 
             def look(left=left, here=here):
                 here[:] = self.carrier.here(left)
-                return here or self.carrier.lost(left)
+                return here or self._lost(left)
 
             missing = {}
             if not self.carrier.wait(look, self.carrier.patience):
@@ -201,10 +201,14 @@ class Wire:
             for peer in here:
                 left.remove(peer)
                 yield peer
-            missing |= {peer: why for peer, why in self.carrier.lost(left).items() if peer not in missing}
+            missing |= {peer: why for peer, why in self._lost(left).items() if peer not in missing}
             if missing:
                 self._leave_out(missing)
                 left = [peer for peer in left if peer not in missing]
+
+    def _lost(self, awaited: list[int]) -> dict[int, str]:
+        """Who is gone, and why; where all members must be there, whoever is awaited may wait for any of them."""
+        return self.carrier.lost(self.present if self._needed is None else awaited)
 
     def _leave_out(self, missing: dict[int, str], *, for_good: bool = False) -> None:
         """Go on without these hospitals, or end the session where too few are left."""
