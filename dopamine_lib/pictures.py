@@ -97,7 +97,12 @@ def describe(figure: Figure) -> str:
     >>> describe(figure)
     'A picture. Panel "budget": epsilon against steps; shown: spent.'
     """
-    return figure.get_label() or " ".join(["A picture.", *map(_panel_in_words, figure.axes)])
+    if figure.get_label():
+        return figure.get_label()
+    words = [_panel_in_words(axes) for axes in figure.axes]
+    bare = words.count("Panel.")
+    others = f"{bare} {'panel' if bare == 1 else 'panels'} with nothing written on {'it' if bare == 1 else 'them'}."
+    return " ".join(["A picture.", *(said for said in words if said != "Panel."), *[others] * bool(bare)])
 
 
 def as_image(figure: Figure) -> Image:

@@ -189,6 +189,9 @@ def test_a_figure_without_a_label_is_described_by_what_is_written_on_it():
     left.set(title="budget", xlabel="steps", ylabel="epsilon")
     right.set_xlabel("C")
     assert describe(figure) == 'A picture. Panel "budget": epsilon against steps; shown: spent. Panel: C.'
+    figure, _ = panels(3)
+    figure.axes[1].set_title("mild")
+    assert describe(figure) == 'A picture. Panel "mild". 2 panels with nothing written on them.'
 
 
 @pytest.mark.parametrize(
