@@ -1,4 +1,4 @@
-"""Reads the README, CONTRIBUTING and the notebooks: their commands, links and headings."""
+"""Reads the README, its pages, CONTRIBUTING and the notebooks: their commands, links and headings."""
 
 import re
 import shlex
@@ -10,8 +10,8 @@ import nbformat
 REPOSITORY = Path(__file__).resolve().parent.parent
 README, CONTRIBUTING = REPOSITORY / "README.md", REPOSITORY / ".github" / "CONTRIBUTING.md"
 INTERFACES = REPOSITORY / "dopamine_lib" / "INTERFACES.md"
-#: For instructors, and the notation.
-PAGES = sorted(REPOSITORY.glob("notebooks/*.md"))
+#: What the README leads to, such as ``notebooks/pages/commands.md``; for instructors, and the notation.
+PAGES = sorted([*REPOSITORY.glob("notebooks/*.md"), *REPOSITORY.glob("notebooks/pages/*.md")])
 NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/homework/*.ipynb")])
 #: Programs whose commands a reader may be told to type, and shell words that need no test.
 PROGRAMS = ("python", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")

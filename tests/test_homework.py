@@ -35,7 +35,7 @@ every = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 
 
 class Course:
-    """An instructor's course as the README describes it, with a gradebook."""
+    """An instructor's course as its page describes it, with a gradebook."""
 
     def __init__(self, folder: Path, solved: Path):
         from nbgrader.apps import NbGraderAPI
@@ -201,7 +201,7 @@ def test_half_of_the_exercises_give_their_points_and_no_others(source, course, c
     assert all(score in (0, most) for score, most in marks)
 
 
-def test_damaged_copies_as_the_readme_says(course, copies, tmp_path):
+def test_damaged_copies_as_the_page_says(course, copies, tmp_path):
     """Edited tests are overwritten, deleted ones put back on request; a copied cell stops nbgrader."""
     source = SOURCES[0]
 
@@ -242,7 +242,7 @@ BROKEN = {
 
 
 def test_homework_that_could_not_be_graded_is_no_zero_in_the_table(course, copies, tmp_path):
-    """As the README exports it: nbgrader's own table has 0.0 for all of these."""
+    """As its page exports it: nbgrader's own table has 0.0 for all of these."""
     source = SOURCES[0]
     text = copies[source.stem].read_bytes()
     course.grade(source, "honest", copies[source.stem])

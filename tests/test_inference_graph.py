@@ -278,8 +278,8 @@ def test_relu6_of_values_far_below_six():
         assert not session.patient.exceeded
 
 
-def test_the_readme_s_table_of_layers_is_the_code_s():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_s_table_of_layers_is_the_code_s():
+    text = (ROOT / "notebooks" / "pages" / "own_network.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (exact|refused)[^|]*\| ([^|]+) \|", text, re.M)
     named = {kind: {name for how, names in rows if how == kind for name in re.findall(r"`(\w+)`", names)}
              for kind in ("exact", "refused")}  # fmt: skip

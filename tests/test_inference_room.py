@@ -107,7 +107,7 @@ def test_every_picture_made_to_leave_the_ring_is_reported():
 
 @pytest.mark.slow
 def test_photographs_of_other_sets_leave_room_with_the_served_model(shared_data):
-    """The figures of the README: 147 of APTOS-2019 and 200 of RetinaMNIST, enlarged."""
+    """The figures of the page on who sees what: 147 of APTOS-2019 and 200 of RetinaMNIST, enlarged."""
     plan, weights, _ = load(SERVED)
     eyes = data.load("aptos", shared_data / "aptos2019", size=64).images[::20]
     small = data.load("retinamnist", shared_data, size=64)

@@ -22,7 +22,7 @@ from dopamine_lib.models.networks import build, load_backbone, load_weights, par
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.report.verification import read_results, verify
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "notebooks" / "pages" / "own_network.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def run(make_aptos, tmp_path, *more):
     return read_results(out)
 
 
-def test_the_readmes_network_is_trained_and_told_of(make_aptos, tmp_path, monkeypatch, short, refuses):
-    """The README's worked example, whole: its file, and its option."""
-    source, option = re.search(r"```python\n# mynets\.py\n(.*?)```.*?--model (mynets:\w+)", README, re.DOTALL).groups()
+def test_the_page_s_network_is_trained_and_told_of(make_aptos, tmp_path, monkeypatch, short, refuses):
+    """The page's worked example, whole: its file, and its option."""
+    source, option = re.search(r"```python\n# mynets\.py\n(.*?)```.*?--model (mynets:\w+)", PAGE, re.DOTALL).groups()
     (tmp_path / "mynets.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     results, folder = run(make_aptos, tmp_path, "--model", option)

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pins import CONSTRAINTS, REPOSITORY, REQUIREMENTS, lines, read_constraints, read_requirements
-from readme import NOTEBOOKS
+from readme import NOTEBOOKS, PAGES
 
 REQUIRED, PINNED = read_requirements(REQUIREMENTS), read_constraints(CONSTRAINTS)
 #: Imported only if it is installed, for a comparison.
@@ -98,7 +98,7 @@ def test_the_pins_hold_for_pytorch_without_cuda():
 
 
 def test_versions_named_elsewhere_are_the_pinned_ones():
-    files = [REPOSITORY / "README.md", *REPOSITORY.glob("dopamine_lib/**/*.py"), *NOTEBOOKS]
+    files = [REPOSITORY / "README.md", *PAGES, *REPOSITORY.glob("dopamine_lib/**/*.py"), *NOTEBOOKS]
     files = [path for path in files if path.name != "crypten_peer.py"]  # says how to install what the kit never needs
     found = 0
     for path in files:

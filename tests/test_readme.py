@@ -1,4 +1,4 @@
-"""Every command that the README, CONTRIBUTING and the chapters tell a reader to type is run or parsed.
+"""Every command that the README, its pages, CONTRIBUTING and the chapters tell a reader to type is run or parsed.
 
 The heavy ones run elsewhere: the install and test commands and ``reproduce`` in .ci/run,
 which takes them out of the README; ``homework`` and nbgrader's grading by test_homework.py; ``gallery``, ``site``,
@@ -180,14 +180,15 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
 
 
 def test_every_line_of_a_block_is_a_command():
-    for path in TEXTS[:3]:
+    for path in [path for path in TEXTS if path.suffix == ".md"]:
         for line in shell_lines(words_of(path)):
             for part in line.split(" && "):
                 assert split_words(part)[0] in PROGRAMS + SHELL, f"{path.name}: say how to check: {line}"
 
 
-def test_every_command_of_the_kit_is_in_the_readme():
-    of_kit = {words[3] for words, path in TOLD if path == README and words[:3] == ("python", "-m", "dopamine_lib")}
+def test_every_command_of_the_kit_is_on_its_page():
+    (page,) = (path for path in PAGES if path.stem == "commands")
+    of_kit = {words[3] for words in commands(words_of(page)) if words[:3] == ["python", "-m", "dopamine_lib"]}
     (choices,) = (action.choices for action in command_line.parser()._actions if action.dest == "command")
     assert set(choices) <= of_kit
 

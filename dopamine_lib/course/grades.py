@@ -1,6 +1,6 @@
 """``grades.csv`` in which homework that could not be graded is told from homework that earned nothing.
 
-    nbgrader export --exporter=dopamine_lib.course.grades.Grades        # in the course folder, as in the README
+    nbgrader export --exporter=dopamine_lib.course.grades.Grades    # in the course folder; notebooks/pages/grading.md
 
 nbgrader's own export gives 0 to both, and to whoever handed in nothing.
 """

@@ -21,6 +21,12 @@ from dopamine_lib.errors import InputError
 
 #: The kit is installed in place (``-e .``), so its texts lie beside the library.
 REPOSITORY = Path(__file__).parents[2]
+#: Pages in the order in which the site lists them: for those who teach, then for those who use the kit.
+TEACHING = tuple(f"notebooks/{name}" for name in ("INSTRUCTORS", "pages/grading", "NOTATION", "pages/register"))
+PAGES = tuple(
+    f"notebooks/pages/{name}"
+    for name in "install commands reproducing release threat_model own_data own_network own_settings".split()
+)
 #: What pages link to, copied unchanged.
 _LINKED_FILES = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py")
 _LINKED_FOLDERS = ("figures", "dopamine_lib")
@@ -93,10 +99,10 @@ def _gather(source: Path) -> None:
         notebook = without_sliders(nbformat.read(chapter, 4))
         _describe_pictures(notebook)
         nbformat.write(notebook, source / "notebooks" / chapter.name)
-    pages = sorted((REPOSITORY / "notebooks").glob("*.md"))
-    for page in pages:
-        text = page.read_text(encoding="utf-8").replace("../README.md", "../index.md")  # the README is the first page
-        (source / "notebooks" / page.name).write_text(text, encoding="utf-8")
+    (source / "notebooks" / "pages").mkdir()
+    for name in (*TEACHING, *PAGES):
+        text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
+        (source / f"{name}.md").write_text(text.replace("../README.md", "../index.md"), encoding="utf-8")
     homework = students_copies(source / "notebooks" / "homework")
     for name in _LINKED_FILES:
         shutil.copyfile(REPOSITORY / name, source / name)
@@ -106,13 +112,10 @@ def _gather(source: Path) -> None:
     shutil.copyfile(REPOSITORY / ".github" / "CONTRIBUTING.md", source / "CONTRIBUTING.md")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     text = text.replace("(.github/CONTRIBUTING.md)", "(CONTRIBUTING.md)")
-    interfaces = source / "dopamine_lib" / "INTERFACES.md"
-    own = interfaces.read_text(encoding="utf-8").replace("../README.md", "../index.md")  # the README is the first page
-    interfaces.write_text(own, encoding="utf-8")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
-    text += _TREE.format(caption="Teaching", pages="\n".join(f"notebooks/{page.stem}" for page in pages))
-    text += _TREE.format(caption="Bring your own", pages="dopamine_lib/INTERFACES")
+    text += _TREE.format(caption="Teaching", pages="\n".join(TEACHING))
+    text += _TREE.format(caption="Using the kit", pages="\n".join((*PAGES, "dopamine_lib/INTERFACES")))
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="CONTRIBUTING")
     (source / "index.md").write_text(text, encoding="utf-8")

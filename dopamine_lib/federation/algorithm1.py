@@ -6,7 +6,7 @@
 What the hospitals minimise together is their patients' mean loss (Eq. 2; Eq. 3 where hospitals have one size). A round
 is three verbs: each hospital *contributes* (lines 7 to 13), somebody *totals* (21), and all *step* (13 to 15, 21).
 
-Where the paper's text needs correcting, the code is sound, and "row" names the row of the register (README):
+Where the paper's text needs correcting, the code is sound, and "row" names the row of the register (chapter 0):
     row 1    each hospital's noise gets the variance sigma^2 C^2 / K, not line 13's, so that K shares make up sigma C
              (Lemma 1). Sums are sent as integers, multiples of 1 / s, for a floating-point sum tells what was added
     row 2    the sum is divided by the public expected batch q N, not by a number that tells who was sampled
