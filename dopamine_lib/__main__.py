@@ -7,7 +7,7 @@ import os
 import sys
 
 from dopamine_lib import __version__
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import EXTRAS, InputError, not_installed
 from dopamine_lib.federation.arguments import (
     Parser,
     bound_arguments,
@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--model", metavar="NAME", help="for dp: one network alone, the kit's, torchvision's or yours")
     measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
+
+    folder = commands.add_parser("course", help="write chapters, students' homework and pictures into a folder")
+    folder.add_argument("out", metavar="DIR", help="a folder that is empty or does not exist")
+    folder.add_argument("--solutions", action="store_true", help="and the solved homework, for those who teach")
+    folder.set_defaults(call=_course)
 
     copies = commands.add_parser("homework", help="write the students' copies of the homework, or grade what came back")
     copies.add_argument("out", metavar="OUT", help="a folder that is empty or does not exist; or the word grade")
@@ -219,6 +224,13 @@ def _bench(arguments) -> None:
         print(f"{row['name']}: {row['value']:.4g} {row['unit']}{peer}{target}")
 
 
+def _course(arguments) -> None:
+    from dopamine_lib.course.material import write_course
+
+    written = write_course(arguments.out, solutions=arguments.solutions)
+    print(f"{len(written)} files; open them with: jupyter lab {os.path.join(arguments.out, 'notebooks')}")
+
+
 def _homework(arguments) -> None:
     from dopamine_lib.course.exercises import YEAR
 
@@ -292,6 +304,12 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:  # a part that this command needs and a small install lacks
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        print(f"dopamine: {not_installed(name)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dopamine: interrupted{_goes_on(argv)}", file=sys.stderr)

@@ -3,6 +3,16 @@
 import math
 import numbers
 
+#: Which extra of pyproject.toml brings a module that training and accounting do without.
+EXTRAS = {
+    **dict.fromkeys(("tenseal",), "encryption"),
+    **dict.fromkeys(("mpi4py",), "mpi"),
+    **dict.fromkeys(("grpc",), "grpc"),
+    **dict.fromkeys(("syft", "syft_perms", "voila", "ipywidgets", "IPython", "tornado"), "inference"),
+    **dict.fromkeys(("jupyterlab", "nbformat", "nbgrader", "nbconvert", "traitlets", "psutil"), "course"),
+    **dict.fromkeys(("sphinx", "myst_nb", "furo", "sphinx_revealjs", "jupyter_server_mathjax"), "course"),
+}
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line that names the value, the bound and the remedy."""
@@ -24,6 +34,16 @@ def check_within(
             return
     bounds = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
     raise InputError(f"{name} is {value}, but must lie in {bounds}: {remedy}")
+
+
+def not_installed(module: str) -> InputError:
+    """The refusal where a module of an extra is missing.
+
+    >>> raise not_installed("mpi4py")
+    Traceback (most recent call last):
+    dopamine_lib.errors.InputError: mpi4py is not installed; run: pip install "dopamine-kit[mpi]"
+    """
+    return InputError(f'{module} is not installed; run: pip install "dopamine-kit[{EXTRAS[module]}]"')
 
 
 def table_model(path: object, architecture: str) -> InputError:

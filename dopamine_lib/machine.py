@@ -34,13 +34,13 @@ PACKAGES = {
     "syft": "optional: chapter 6 leaves out its section on syft, and says so",
     "numba": "optional: training of heads and private inference are several times slower",
     "mpi4py": "optional: no hospitals as processes over MPI; chapter 5 says so and goes on",
-    "grpcio": "optional: no hospitals that dial a server; pip install grpcio",
+    "grpcio": 'optional: no hospitals that dial a server; pip install "dopamine-kit[grpc]"',
     "matplotlib": "no pictures",
     "ipywidgets": "no sliders; the plain functions below them still draw",
-    "voila": "optional: no patient's page outside JupyterLab; pip install voila",
+    "voila": 'optional: no patient\'s page outside JupyterLab; pip install "dopamine-kit[inference]"',
     "jupyterlab": "no place to open the notebooks",
     "nbval": "optional: without it pytest cannot run the notebooks",
-    "nbgrader": "optional: without it no students' copies of the homework; pip install nbgrader==0.9.6",
+    "nbgrader": 'optional: without it no students\' copies of the homework; pip install "dopamine-kit[course]"',
 }
 GB = 2**30  # what everybody calls a gigabyte of memory
 #: Where Linux says what a container may use.

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +116,25 @@ def device(request, monkeypatch):
     for module in ("layers", "bookkeeping", "dpsgd"):
         monkeypatch.setattr(f"dopamine_lib.privacy.{module}.accelerated", lambda tensor: True)
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the kit in it, installed from its wheel: built offline, from a copy that the build may write to."""
+    if find_spec("setuptools") is None:
+        pytest.skip("needs setuptools, which PyTorch brings along: pip install setuptools")
+    copy, wheels, home = (tmp_path_factory.mktemp(name) for name in ("checkout", "wheels", "installed"))
+    caches = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in (".ci", ".github", "dopamine_lib", "figures", "notebooks"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=caches)
+    for path in REPOSITORY.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, copy / path.name)
+    for words in (
+        ["wheel", "--no-build-isolation", "--wheel-dir", wheels, copy],
+        ["install", "--no-index", "--no-compile", "--target", home, "--find-links", wheels, "dopamine-kit"],
+    ):
+        command = [sys.executable, "-m", "pip", words[0], "--quiet", "--no-deps", *words[1:]]
+        ran = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+    return home

@@ -9,12 +9,13 @@ import nbformat
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README, CONTRIBUTING = REPOSITORY / "README.md", REPOSITORY / ".github" / "CONTRIBUTING.md"
+CHANGELOG, SECURITY = (REPOSITORY / ".github" / f"{name}.md" for name in ("CHANGELOG", "SECURITY"))
 INTERFACES = REPOSITORY / "dopamine_lib" / "INTERFACES.md"
 #: What the README leads to, such as ``notebooks/pages/commands.md``; for instructors, and the notation.
 PAGES = sorted([*REPOSITORY.glob("notebooks/*.md"), *REPOSITORY.glob("notebooks/pages/*.md")])
 NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/homework/*.ipynb")])
 #: Programs whose commands a reader may be told to type, and shell words that need no test.
-PROGRAMS = ("python", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")
+PROGRAMS = ("python", "dopamine", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")
 SHELL = ("cd", "mkdir", "cp", ".", "source", "export")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:href|src)=\"([^\"]+)\"")
@@ -42,7 +43,8 @@ def shell_lines(text: str) -> list[str]:
 
 def split_words(command: str) -> list[str]:
     """The words of a command or of a synopsis, without variables set in front of it."""
-    words = command.split() if re.search(r"[\[|]", command) else shlex.split(command)
+    synopsis = re.search(r"[\[|]", command) and not command.startswith("pip ")  # whose extras stand in brackets
+    words = command.split() if synopsis else shlex.split(command)
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     return words
@@ -55,7 +57,9 @@ def commands(text: str) -> list[list[str]]:
     """
     inline = [quoted.replace("…", "...") for quoted in re.findall(r"`([^`\n]+)`", without_fences(text))]
     inline = [line for line in inline if line == "pytest" or line.partition(" ")[0] in PROGRAMS and " " in line]
-    inline = [f"{line} ..." if re.fullmatch(r"python -m dopamine_lib [a-z]+", line) else line for line in inline]
+    inline = [
+        f"{line} ..." if re.fullmatch(r"(python -m dopamine_lib|dopamine) [a-z]+", line) else line for line in inline
+    ]
     parts = [part for line in shell_lines(text) + inline for part in line.split(" && ")]
     return [words for words in map(split_words, parts) if words and words[0] not in SHELL]
 

@@ -343,13 +343,13 @@ def test_refusals(tmp_path, refuses, monkeypatch):
     (tmp_path / "file").write_text("")
     with refuses("file is not an empty folder", "name another"):
         homework.students_copies(tmp_path / "file")
-    with refuses("no homework in", "pip install -r requirements.txt"):
+    with refuses("no homework in", "repository or its wheel"):
         homework.students_copies(tmp_path / "out", tmp_path)
     (tmp_path / "course" / "source" / SOURCES[0].stem).mkdir(parents=True)
     with refuses("course/source has homework already", "name another folder"):
         homework.students_copies(tmp_path / "out", course=tmp_path / "course")
     monkeypatch.setitem(sys.modules, "nbgrader.apps", None)
-    with refuses("pip install nbgrader==0.9.6"):
+    with refuses("nbgrader is not installed", 'pip install "dopamine-kit[course]"'):
         homework.students_copies(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

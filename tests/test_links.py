@@ -11,12 +11,14 @@ from pathlib import Path
 import check_links
 import pytest
 from readme import (
+    CHANGELOG,
     CONTRIBUTING,
     INTERFACES,
     NOTEBOOKS,
     PAGES,
     README,
     REPOSITORY,
+    SECURITY,
     anchors,
     links,
     outside,
@@ -24,7 +26,7 @@ from readme import (
     words_of,
 )
 
-TEXTS = [README, CONTRIBUTING, INTERFACES, *PAGES, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, CHANGELOG, SECURITY, *PAGES, *NOTEBOOKS]
 CODE = [REPOSITORY / "CITATION.cff", REPOSITORY / "data_download.py", *REPOSITORY.glob("dopamine_lib/**/*.py")]
 
 

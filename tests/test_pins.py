@@ -98,7 +98,14 @@ def test_the_pins_hold_for_pytorch_without_cuda():
 
 
 def test_versions_named_elsewhere_are_the_pinned_ones():
-    files = [REPOSITORY / "README.md", *PAGES, *REPOSITORY.glob("dopamine_lib/**/*.py"), *NOTEBOOKS]
+    files = [
+        REQUIREMENTS,
+        REPOSITORY / "README.md",
+        *PAGES,
+        REPOSITORY / "pyproject.toml",
+        *REPOSITORY.glob("dopamine_lib/**/*.py"),
+        *NOTEBOOKS,
+    ]
     files = [path for path in files if path.name != "crypten_peer.py"]  # says how to install what the kit never needs
     found = 0
     for path in files:

@@ -11,6 +11,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -18,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from pins import REQUIREMENTS, read_requirements
 from readme import (
+    CHANGELOG,
     CONTRIBUTING,
     INTERFACES,
     NOTEBOOKS,
@@ -25,6 +27,7 @@ from readme import (
     PROGRAMS,
     README,
     REPOSITORY,
+    SECURITY,
     SHELL,
     commands,
     shell_lines,
@@ -41,9 +44,10 @@ from dopamine_lib.federation.wires.identities import make_identity
 #: What stands for a word in capitals.
 MEANT = {"D": "1e-4", "E": "2", "K": "10", "M": "5", "N": "1", "P": "0.1", "Q": "0.03", "S": "1.15", "T": "3001"}
 MEANT |= {"PIXELS": "64", "PORT": "7100", "HOST:PORT": "127.0.0.1:7100"}
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: Cheap enough to be run here, as they stand.
 RUN = ("epsilon", "--version", "--help")
-TEXTS = [README, CONTRIBUTING, INTERFACES, *PAGES, *NOTEBOOKS]
+TEXTS = [README, CONTRIBUTING, INTERFACES, CHANGELOG, SECURITY, *PAGES, *NOTEBOOKS]
 #: Each command and where it stands first.
 TOLD = list({tuple(words): path for path in reversed(TEXTS) for words in commands(words_of(path))}.items())
 
@@ -122,10 +126,13 @@ def check_python(words: list[str], tmp_path, capsys, monkeypatch) -> None:
 
 
 def check_pip(words: list[str]) -> None:
-    assert words[0] == "install", words
+    assert words[0] in ("install", "wheel"), words
     for before, word in zip(words, words[1:], strict=False):
+        word = word.replace("dopamine-kit", ".")
         if before == "-r":
             assert (REPOSITORY / word).is_file()
+        elif re.fullmatch(r"\.(\[[a-z,]+\])?", word):  # the kit itself, perhaps with extras
+            assert set(re.findall("[a-z]+", word)) <= PROJECT["optional-dependencies"].keys(), word
         elif not word.startswith("-") and not before.startswith("--"):
             named = Requirement(word)
             allowed = read_requirements(REQUIREMENTS)[named.name].specifier
@@ -162,7 +169,9 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
     if program == "mpiexec":
         assert rest[:3] == ["-n", rest[1], "python"] and int(rest[1]) > 2, "one server and two hospitals at least"
         program, rest = "python", rest[3:]
-    if program == "python":
+    if program == "dopamine":
+        check_kit(rest, capsys)
+    elif program == "python":
         check_python(rest, tmp_path, capsys, monkeypatch)
     elif program == "pip":
         check_pip(rest)
@@ -215,6 +224,8 @@ def test_ci_runs_the_commands_at_the_top():
         "    python -m dopamine_lib.federation.remote hospital --identities keys --out results",
         "`pip install -r requirement.txt`",
         "`pip install torch==1.0.0`",
+        '`pip install "dopamine-kit[mpl]"`',
+        "`dopamine curse DIR`",
         "`pytest -m fast`",
         "    nbgrader grade NAME",
         "`nbgrader autograde NAME --students=STUDENT`",

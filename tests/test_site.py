@@ -1,5 +1,6 @@
 """The static site: every page is there, and a browser asks nobody for anything but its files."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from readme import NOTEBOOKS, REPOSITORY, links, words_of
 
-from dopamine_lib.course import site
+from dopamine_lib.course import material, site
 from dopamine_lib.course.exercises import SOURCES
 from dopamine_lib.course.homework import find_homework
 
@@ -38,11 +39,15 @@ class Fetches(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The site, built by the command in a process of its own: Sphinx changes the process it runs in."""
+def built(tmp_path_factory, installed):
+    """The site, built by the installed wheel outside the checkout, homework included, in a process of its own.
+
+    Sphinx changes the process it runs in. What a checkout gathers is looked at below, without Sphinx.
+    """
     out = tmp_path_factory.mktemp("site") / "out"
-    command = [sys.executable, "-m", "dopamine_lib", "site", str(out)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, installed / "bin" / "dopamine", "site", out]
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    ran = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert ran.returncode == 0, ran.stderr
     return out, ran
 
@@ -179,11 +184,11 @@ def test_refusals(tmp_path, refuses, monkeypatch):
         site.build_site(tmp_path / "file")
     with refuses("not an empty folder"):
         site.build_site(tmp_path)
-    monkeypatch.setattr(site, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(material, "REPOSITORY", tmp_path)
     with refuses("no notebooks", "repository"):
         site.build_site(tmp_path / "out")
     monkeypatch.setattr(site, "find_spec", lambda name: None if name == "furo" else name)
-    with refuses("furo", "pip install -r requirements.txt"):
+    with refuses("furo", 'pip install "dopamine-kit[course]"'):
         site.build_site(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -8,7 +8,7 @@ import pytest
 from readme import NOTEBOOKS, REPOSITORY
 from test_site import pages, stray
 
-from dopamine_lib.course import slides
+from dopamine_lib.course import material, slides
 
 CHAPTERS = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
 V4 = nbformat.v4
@@ -100,10 +100,10 @@ def test_refusals(tmp_path, refuses, monkeypatch):
     with refuses("out cannot be made", "name another folder"):
         slides.build_slides(tmp_path / "file" / "out")
     monkeypatch.setattr(slides, "find_spec", lambda name: None if name == "sphinx_revealjs" else name)
-    with refuses("sphinx_revealjs", "pip install -r requirements.txt"):
+    with refuses("sphinx_revealjs", 'pip install "dopamine-kit[course]"'):
         slides.build_slides(tmp_path / "out")
     monkeypatch.setattr(slides, "find_spec", lambda name: name)
-    monkeypatch.setattr(slides, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(material, "REPOSITORY", tmp_path)
     with refuses("no notebooks", "repository"):
         slides.build_slides(tmp_path / "out")
     assert not (tmp_path / "out").exists() and REPOSITORY.exists()

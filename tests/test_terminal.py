@@ -14,7 +14,9 @@ from dopamine_lib.__main__ import main
 from dopamine_lib.machine import safe_output
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "reproduce tune epsilon pretrain infer party app report compare bench homework gallery site slides".split()
+COMMANDS = (
+    "reproduce tune epsilon pretrain infer party app report compare bench course homework gallery site slides".split()
+)
 
 
 def run(*words, python=(), **environment):

@@ -90,7 +90,7 @@ def _measure(hospitals: int, sizes: tuple[int, ...], kinds: tuple[str, ...], rou
         except (OSError, subprocess.CalledProcessError) as error:
             said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
             raise InputError(
-                f"mpiexec with {hospitals + 1} ranks failed ({said[-1]}); see pip install mpi4py"
+                f'mpiexec with {hospitals + 1} ranks failed ({said[-1]}); run: pip install "dopamine-kit[mpi]"'
             ) from error
         return json.loads(out.read_text(encoding="utf-8"))
 

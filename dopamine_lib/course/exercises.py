@@ -14,10 +14,11 @@ from typing import Any
 import nbformat
 
 from dopamine_lib.course.draws import Draws, each, run_with_numbers
+from dopamine_lib.course.material import REPOSITORY, SOLVED
 from dopamine_lib.errors import InputError
 
-#: The repository's solved homework. The kit is installed in place (``-e .``), so this folder lies beside the library.
-SOURCES = Path(__file__).parents[2] / "notebooks" / "homework" / "source"
+#: The kit's solved homework.
+SOURCES = REPOSITORY / SOLVED
 #: The year of the students' copies in ``notebooks/homework``, and of others where none is asked for.
 YEAR = 2026
 #: The tag of a cell that not every year has.

@@ -15,7 +15,7 @@ import nbformat
 
 from dopamine_lib.course.draws import Draws, each, run_with_numbers
 from dopamine_lib.course.exercises import SOURCES, YEAR, of_year, without_draws
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.machine import need_home
 
 
@@ -88,9 +88,7 @@ def find_homework(sources: Path) -> list[Path]:
     """The notebooks of ``sources`` in order. Raises InputError if there are none."""
     notebooks = sorted(sources.glob("*.ipynb"))
     if not notebooks:
-        raise InputError(
-            f"no homework in {sources}; install the kit from its repository with: pip install -r requirements.txt"
-        )
+        raise InputError(f"no homework in {sources}; install the kit from its repository or its wheel")
     return notebooks
 
 
@@ -99,7 +97,7 @@ def _release(course: Path, notebook: Path, year: int) -> Path:
     try:
         from nbgrader.apps import NbGraderAPI
     except ImportError:
-        raise InputError("nbgrader is not installed; run: pip install nbgrader==0.9.6") from None
+        raise not_installed("nbgrader") from None
     from traitlets.config import Config
 
     name = notebook.stem

@@ -17,19 +17,18 @@ from pathlib import Path
 import nbformat
 
 from dopamine_lib.course.homework import students_copies
-from dopamine_lib.errors import InputError
+from dopamine_lib.course.material import LIBRARY, REPOSITORY, find_chapters
+from dopamine_lib.errors import InputError, not_installed
 
-#: The kit is installed in place (``-e .``), so its texts lie beside the library.
-REPOSITORY = Path(__file__).parents[2]
 #: Pages in the order in which the site lists them: for those who teach, then for those who use the kit.
 TEACHING = tuple(f"notebooks/{name}" for name in ("INSTRUCTORS", "pages/grading", "NOTATION", "pages/register"))
 PAGES = tuple(
     f"notebooks/pages/{name}"
     for name in "install commands reproducing release threat_model own_data own_network own_settings".split()
 )
+DEVELOPMENT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 #: What pages link to, copied unchanged.
 _LINKED_FILES = ("LICENSE", "CITATION.cff", "requirements.txt", "constraints.txt", "data_download.py")
-_LINKED_FOLDERS = ("figures", "dopamine_lib")
 _TREE = "\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 _CONFIGURATION = {
     "project": "Dopamine, the kit",
@@ -62,14 +61,14 @@ def build_site(out: str | PathLike) -> list[str]:
     """Write the site into the folder ``out``, which must be empty or not there yet; ``out/index.html`` is its entry.
 
     Returns Sphinx's warnings, one line each. Raises InputError if ``out`` is in use or cannot be made, a package is not
-    installed, or the notebooks do not lie beside the library.
+    installed, or the kit has no notebooks.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or empty it")
     for name in ("sphinx", "myst_nb", "furo", "jupyter_server_mathjax"):
         if find_spec(name) is None:
-            raise InputError(f"the site needs {name}, which is not installed; run: pip install -r requirements.txt")
+            raise not_installed(name)
     with tempfile.TemporaryDirectory(prefix="dopamine-site-") as folder:
         source = Path(folder).resolve() / "source"
         _gather(source)
@@ -91,9 +90,7 @@ def heading_anchor(title: str) -> str:
 
 def _gather(source: Path) -> None:
     """Copy everything that becomes a page, or that a page links to, into ``source``; the README is the first page."""
-    chapters = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-    if not chapters:
-        raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
+    chapters = find_chapters()
     (source / "notebooks").mkdir(parents=True)
     for chapter in chapters:
         notebook = without_sliders(nbformat.read(chapter, 4))
@@ -102,22 +99,25 @@ def _gather(source: Path) -> None:
     (source / "notebooks" / "pages").mkdir()
     for name in (*TEACHING, *PAGES):
         text = (REPOSITORY / f"{name}.md").read_text(encoding="utf-8")
-        (source / f"{name}.md").write_text(text.replace("../README.md", "../index.md"), encoding="utf-8")
+        (source / f"{name}.md").write_text(
+            text.replace("../README.md", "../index.md").replace("../.github/", "../"), encoding="utf-8"
+        )
     homework = students_copies(source / "notebooks" / "homework")
     for name in _LINKED_FILES:
         shutil.copyfile(REPOSITORY / name, source / name)
-    for name in _LINKED_FOLDERS:
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "figures", source / "figures")
+    shutil.copytree(LIBRARY, source / "dopamine_lib", ignore=shutil.ignore_patterns("__pycache__", "kit"))
     shutil.copytree(_mathjax(), source / "_static" / "mathjax")
-    shutil.copyfile(REPOSITORY / ".github" / "CONTRIBUTING.md", source / "CONTRIBUTING.md")
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    text = text.replace("(.github/CONTRIBUTING.md)", "(CONTRIBUTING.md)")
+    for name in DEVELOPMENT:  # these lie a folder higher than in the repository
+        text = (REPOSITORY / ".github" / f"{name}.md").read_text(encoding="utf-8")
+        (source / f"{name}.md").write_text(text.replace("](../", "]("), encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8").replace("(.github/", "(")
     text += _TREE.format(caption="Chapters", pages="\n".join(f"notebooks/{page.stem}" for page in chapters))
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
     text += _TREE.format(caption="Teaching", pages="\n".join(TEACHING))
     text += _TREE.format(caption="Using the kit", pages="\n".join((*PAGES, "dopamine_lib/INTERFACES")))
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
-    text += _TREE.format(caption="Development", pages="CONTRIBUTING")
+    text += _TREE.format(caption="Development", pages="\n".join(DEVELOPMENT))
     (source / "index.md").write_text(text, encoding="utf-8")
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from dopamine_lib.course.site import REPOSITORY, without_sliders
-from dopamine_lib.errors import InputError
+from dopamine_lib.course.material import find_chapters
+from dopamine_lib.course.site import without_sliders
+from dopamine_lib.errors import InputError, not_installed
 
 #: Lines that fit on a slide, a picture's worth of them, and the most of an output that is shown.
 LINES, PICTURE, MOST_OUTPUT = 23, 12, 16
@@ -57,17 +58,15 @@ def build_slides(out: str | PathLike) -> list[Path]:
     """Write a page of slides for each chapter into the folder ``out``, which must be empty or not there yet.
 
     Returns the pages; ``out/index.html`` leads to them. Raises InputError if ``out`` is in use or cannot be made, a
-    package is not installed, or the notebooks do not lie beside the library.
+    package is not installed, or the kit has no notebooks.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or empty it")
     for name in ("nbconvert", "sphinx_revealjs", "jupyter_server_mathjax"):
         if find_spec(name) is None:
-            raise InputError(f"slides need {name}, which is not installed; run: pip install -r requirements.txt")
-    chapters = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-    if not chapters:
-        raise InputError(f"no notebooks beside {REPOSITORY.name}/; run this in the kit's repository")
+            raise not_installed(name)
+    chapters = find_chapters()
     try:
         shutil.copytree(_folder_of("sphinx_revealjs", "_static/revealjs"), out / "reveal", ignore=_unused)
     except OSError as error:

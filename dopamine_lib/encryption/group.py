@@ -12,11 +12,15 @@ import os
 import struct
 
 import numpy as np
-import tenseal
 
 from dopamine_lib.encryption.codec import LAYOUTS, SLOTS, Layout, find_layout
 from dopamine_lib.encryption.messages import Header, MessageError
-from dopamine_lib.errors import InputError, check_within
+from dopamine_lib.errors import InputError, check_within, not_installed
+
+try:
+    import tenseal
+except ModuleNotFoundError:  # said here for ranks and workers, too
+    raise not_installed("tenseal") from None
 
 #: The noise bound of ``make_group`` covers no more additions than this.
 MAX_HOSPITALS = 1000

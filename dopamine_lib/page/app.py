@@ -17,10 +17,11 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.inference.workers.commands import add_answer
 from dopamine_lib.machine import memory_size, need_home
 from dopamine_lib.pool import Child, Parent
@@ -61,6 +62,8 @@ def _app(arguments) -> None:
     from dopamine_lib.page.consultation import INTRODUCTION, Backend
 
     need_home()
+    if find_spec("voila") is None:
+        raise not_installed("voila")
     host, port = arguments.host, _free_port(arguments.host, arguments.port)
     # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")

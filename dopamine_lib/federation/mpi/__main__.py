@@ -40,7 +40,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, chosen_options, party_arguments
 from dopamine_lib.machine import safe_output
 
@@ -208,7 +208,7 @@ def main(words: list[str] | None = None) -> int:
         _check(arguments, size)
         _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))  # taken once all ranks have come this far
         if importlib.util.find_spec("mpi4py") is None:
-            raise InputError("mpi4py is not installed, and hospitals over MPI need it: pip install mpi4py mpich")
+            raise not_installed("mpi4py")
     except InputError as error:
         if first:  # one line, not one per rank
             print(f"dopamine: {error}", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from dopamine_lib.encryption.codec import RangeError
-from dopamine_lib.errors import InputError
+from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, chosen_options, party_arguments
 from dopamine_lib.machine import safe_output
 
@@ -167,7 +167,7 @@ def main(words: list[str] | None = None) -> int:
         arguments = _parser().parse_args(words)
         arguments.settings = (arguments.setting,)
         if importlib.util.find_spec("grpc") is None:
-            raise InputError("grpcio is not installed, and hospitals that dial a server need it: pip install grpcio")
+            raise not_installed("grpc")
         _check(arguments)
         results = _take_part(arguments)
     except InputError as error:

@@ -34,9 +34,9 @@ _PLACES = ("data_dir", "weights")
 
 @cache
 def code_version() -> str:
-    """A hash of all source files of the kit, 32 hexadecimal digits."""
+    """A hash of all source files of the library, 32 hexadecimal digits; the same in a checkout and from a wheel."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(set(root.rglob("*.py")) - set((root / "kit").rglob("*.py"))):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:32]
 
