@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from dopamine_lib.encryption.messages import SERVER
@@ -60,7 +61,8 @@ def options(tmp_path_factory, make_aptos):
     """Options of a quick experiment: 60 small images, a random backbone."""
     folder = make_aptos(tmp_path_factory.mktemp("eyes"))
     terms = dict(data="aptos", data_dir=str(folder), size=32, weights="random", hospitals=HOSPITALS, seed=5, runs=1)
-    return terms | {"loss": "balanced"}  # class counts are asked for with the mean features, so that both are tried
+    # class counts are asked for with the mean features, and the last rounds for histograms, so that all are tried
+    return terms | {"loss": "balanced", "specificity": 0.8}
 
 
 def start(options, runs, out):
@@ -86,20 +88,24 @@ def quick(options, tmp_path_factory):
 
 
 def one_process(options, name, kind, noise, rounds, patch):
-    """The model of the same run in one process, as its file has it."""
+    """The model of the same run in one process, as its file has it, and the thresholds that the run found."""
     more = {"participation": 1.0} if name == "F" else {}
     patch.setitem(settings.SETTINGS, name, replace(settings.SETTINGS[name], rounds=rounds, **more))
     patch.setitem(settings.CHOICES["head"], name, replace(settings.CHOICES["head"][name], reach=64.0))
     experiment = Experiment.load(Options(**options, settings=(name,), aggregation=kind, noise=noise), progress=False)
     training = experiment.training(name).run()
     training.task.load(training.server.model)
-    return {key: value.numpy() for key, value in training.task.net.state_dict().items()}
+    return {key: value.numpy() for key, value in training.task.net.state_dict().items()}, training.thresholds
 
 
 def check_same(options, out, run, patch, tolerance=1e-4):
     name, kind, noise, _ = run
-    expected = one_process(options, *run, patch)
-    found = load_file(out / f"{name}-{kind}-{noise}" / f"{name}-0.safetensors")
+    expected, thresholds = one_process(options, *run, patch)
+    path = out / f"{name}-{kind}-{noise}" / f"{name}-0.safetensors"
+    with safe_open(path, "np") as file:
+        written = json.loads(file.metadata()["thresholds"])
+    assert [*written.values()] == pytest.approx(thresholds or [], abs=0.01)
+    found = load_file(path)
     assert found.keys() == expected.keys()
     size = max(np.abs(value).max() for value in expected.values())
     for key, value in expected.items():

@@ -214,9 +214,9 @@ def test_neighbours_release_the_same(released, folders, which, split):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--noise", "integer"),
         ("--aggregation", "bfv", "--settings", "F,FPDP,FSCDP", "--hospitals", "6"),
         ("--aggregation", "masks", "--settings", "F,FPDP,FSCDP", "--hospitals", "6", "--loss", "balanced"),
+        ("--noise", "integer", "--specificity", "0.9"),
         ("--aggregation", "bfv", "--noise", "integer", "--settings", "FSCDP"),
         ("--aggregation", "masks", "--noise", "integer", "--settings", "FSCDP", "--least", "3", "--dropout", "0.2"),
         ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp", "--local-steps", "3", "--rounds", "50"),
@@ -240,7 +240,7 @@ HEART_OPTIONS = ("--data", "heart", "--data-dir", "heart")
         pytest.param("one fewer", (), marks=pytest.mark.slow),
         ("many", ()),
         pytest.param("many", ("--split", "skewed"), marks=pytest.mark.slow),
-        ("many", ("--model", "mlp", "--epsilon", "5", "--local-steps", "2", "--rounds", "20")),
+        ("many", ("--model", "mlp", "--epsilon", "5", "--local-steps", "2", "--rounds", "20", "--specificity", "0.9")),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -596,6 +596,7 @@ def hostile():
     amounts = {"online_sent": 1, "online_received": 2, "offline_to_provider": 3, "setup_to_patient": 4}
     answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts, exceeded=False)
     model = {"statement": bad, "trained_on": bad, "setting": bad, "epsilon": {"prv": 1.0}, "delta": 1e-4}
+    model["thresholds"] = {bad: 0.2, "worse_still": 0.3}  # the expected class is 0.25
     seen = np.zeros((3, 8, 8), np.uint32)
     return consultation.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "crypto-provider": 3}, model), bad
 
@@ -625,6 +626,14 @@ def test_where_the_grade_alone_was_opened_the_page_says_so_and_shows_no_probabil
     Outline(said)
     assert "<table" not in said and "the grade alone" in said and "Not a diagnosis" in said
     assert not show.draw_result(alone, Image.new("RGB", (8, 8))).axes[2].texts
+
+
+def test_what_is_called_at_a_threshold():
+    grading, _ = hostile()
+    said = show.result(grading)
+    assert "Expected grade: 0.25 of 0 to 1. Beyond 0.20" in said and said.count("this one is not") == 1
+    assert "Beyond 0.30 a scan is called worse-still: this one is not." in said
+    assert "Beyond" not in show.result(replace(grading, model=grading.model | {"thresholds": {}}))
 
 
 def test_a_picture_that_exceeds_the_room_is_answered_with_a_warning():

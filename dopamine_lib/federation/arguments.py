@@ -55,6 +55,9 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--loss", metavar="NAME", default="cross-entropy", help="balanced: rare classes count as much as common ones"
     )
+    command.add_argument(
+        "--specificity", type=float, metavar="S", help="find thresholds with it: the last rounds ask for counts"
+    )
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
     command.add_argument(
         "--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic, module:function"

@@ -4,7 +4,7 @@ Everything that determines a result is in ``Options``; nothing is chosen by look
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.aggregation import Aggregation
 from dopamine_lib.federation.hospital import Hospital
-from dopamine_lib.federation.metrics import evaluate
+from dopamine_lib.federation.metrics import at_thresholds, evaluate, screening
 from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.server import Server
@@ -166,7 +166,7 @@ class Experiment:
             terms = {"backbone": self.options.backbone, "size": self.dataset.size}
             d = parameter_count(self.options.model, len(self.dataset.grades), len(self.dataset.inputs), **terms)
             # a plan that is not federated has all training patients as one
-            self._plans[name] = make_plan(self.options, name, self.sizes, d)
+            self._plans[name] = make_plan(self.options, name, self.sizes, d, self.dataset.grades)
         return self._plans[name]
 
     def task(self, run: int = 0) -> Task:
@@ -228,17 +228,27 @@ class Experiment:
 
     def scores(self, training: Training) -> dict:
         """``metrics.evaluate`` of the model that would be handed out now, on the test images."""
+        return evaluate(self.dataset.labels[self.test], self._probabilities(training), self.dataset.grades)
+
+    def operating_point(self, training: Training) -> dict | None:
+        """``metrics.at_thresholds`` of that model on the test images; None where no thresholds were found."""
+        if training.thresholds is None:
+            return None
+        labels, grades = self.dataset.labels[self.test], self.dataset.grades
+        return at_thresholds(labels, self._probabilities(training), grades, training.thresholds)
+
+    def _probabilities(self, training: Training) -> np.ndarray:
         logits = training.task.logits(training.server.model, torch.as_tensor(self.test))
         # float64, for in float32 sure answers would tie
-        probabilities = torch.softmax(logits.double(), 1).numpy(force=True)
-        return evaluate(self.dataset.labels[self.test], probabilities, self.dataset.grades)
+        return torch.softmax(logits.double(), 1).numpy(force=True)
 
     def accuracy(self, training: Training) -> float:
         """Share of the test images graded right."""
         return float(np.mean(self.predictions(training) == self.dataset.labels[self.test]))
 
-    def metadata(self, name: str, statement: str) -> dict:
-        """What a model file says about itself."""
+    def metadata(self, name: str, statement: str, thresholds: Sequence[float] | None = None) -> dict:
+        """What a model file says about itself; ``thresholds`` as a ``Training`` has found them."""
+        names = screening(self.dataset.grades) if thresholds else {}
         return {
             "architecture": self.options.model,
             "preprocessing": {"inputs": self.dataset.inputs}
@@ -252,5 +262,6 @@ class Experiment:
             "backbone_seed": self.options.public_seed,
             "setting": name,
             "loss": self.options.loss,
+            "thresholds": dict(zip(names, thresholds or (), strict=True)),
             "statement": statement,
         }

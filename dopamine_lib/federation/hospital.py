@@ -69,10 +69,14 @@ class Hospital:
 
         Of several local steps it is the sum of all their gradients, each at the model that the ones before have made of
         w, and bounded by its rows instead of a clip (``privacy.local_steps``); or that of patients' own trajectories
-        (``privacy.trajectories``). A sum is sent, not the stepped weights: those would carry this hospital's earlier
-        rounds along (register, row 19). ``contribute`` gives the same for several hospitals out of one batch.
+        (``privacy.trajectories``); or in the last rounds a histogram (``privacy.operating_point``). A sum is sent, not
+        the stepped weights: those would carry this hospital's earlier rounds along (register, row 19). ``contribute``
+        gives the same for several hospitals out of one batch.
         """
         plan, choice = self.plan, self.plan.choice
+        if plan.counts_in(step // plan.setting.noisy_steps):
+            counted = self.task.histogram_sum(w, self.sample(step), choice.max_grad_norm, plan.operating_point)
+            return self.noised(counted, step)
         if plan.setting.trajectories:
             steps, eta = plan.setting.local_steps, choice.learning_rate / plan.setting.local_steps
             total = self.task.trajectory_sum(w, self.sample(step), choice.max_grad_norm, steps, eta)
@@ -91,7 +95,8 @@ class Hospital:
         expected_batch = self.plan.setting.sample_rate * declared
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
-            total = self.noisy_sum(local, round_number * steps + i)
+            at = w if self.plan.counts_in(round_number) else local  # counts are no steps of a model
+            total = self.noisy_sum(at, round_number * steps + i)
             return total if self.noise is None else torch.as_tensor(self.noise.decode(total)).float().to(w.device)
 
         return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
@@ -198,7 +203,8 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     if plan.setting.averages:
         share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
         return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
-    if len(hospitals) == 1 or plan.setting.local_steps > 1:  # a batch of hospitals would take longer, or is none
+    alone = len(hospitals) == 1 or plan.counts_in(round_number)
+    if alone or plan.setting.local_steps > 1:  # a batch of hospitals would take longer, or is none
         return {h.number: h.noisy_sum(w, round_number) for h in hospitals}
     # each hospital's noisy_sum, with all gradients out of one batch
     samples = [hospital.sample(round_number) for hospital in hospitals]

@@ -23,6 +23,40 @@ LEAST = 30
 MOST_VALUES = 20
 
 
+def screening(grades: Sequence[str]) -> dict[str, int]:
+    """What is screened for where the classes are called ``grades``: the first that counts as it, by its name.
+
+    ``SCREENING`` for the five grades, of two classes the second, else nothing.
+
+    >>> screening(["healthy", "ill"])
+    {'ill': 1}
+    """
+    if tuple(grades) == GRADES:
+        return SCREENING
+    return {grades[1]: 1} if len(grades) == 2 else {}
+
+
+def at_thresholds(
+    labels: np.ndarray, probabilities: np.ndarray, grades: Sequence[str], thresholds: Sequence[float]
+) -> dict[str, dict[str, float | None]]:
+    """Threshold, sensitivity and specificity of each of ``screening``, where a severity above it is called.
+
+    labels, probabilities, grades  as for ``evaluate``;  thresholds  as ``privacy.operating_point`` finds them
+
+    >>> at_thresholds(np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), ["healthy", "ill"], [0.2])
+    {'ill': {'threshold': 0.2, 'sensitivity': 1.0, 'specificity': 0.5}}
+    """
+    severity, found = probabilities @ np.arange(probabilities.shape[1]), {}
+    for (what, first), threshold in zip(screening(grades).items(), thresholds, strict=True):
+        ill, called = labels >= first, severity > threshold
+        found[what] = {
+            "threshold": threshold,
+            "sensitivity": _share(int((ill & called).sum()), int(ill.sum())),
+            "specificity": _share(int((~ill & ~called).sum()), int((~ill).sum())),
+        }
+    return found
+
+
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Numbers of images by true and predicted class, int64 (classes, classes), from two int64 (N,).
 

@@ -6,16 +6,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dopamine_lib import data
+from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.function import find_function, is_function
 from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
 from dopamine_lib.federation.bounds import bounded
+from dopamine_lib.federation.metrics import screening
 from dopamine_lib.federation.own_settings import from_record
 from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
 from dopamine_lib.federation.rounds import check_rounds, rescaled, takes_local_steps, with_rounds
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, balanced, choices_of, fitted, setting
 from dopamine_lib.models.networks import check_model
 from dopamine_lib.privacy.accounting import ACCOUNTANTS, Accountant
+from dopamine_lib.privacy.operating_point import OperatingPoint
 
 NOISES = ("float", "integer")
 #: How classes count in training: as often as they occur, or alike.
@@ -44,6 +47,7 @@ class Options:
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
               none, for their count, which is then public
     accountant, aggregation, optimizer  also ``module:function``: INTERFACES.md says what each is called with
+    specificity  of the thresholds that the last rounds find out (``privacy.operating_point``); None for none
     own       settings of one's own by name, as ``own_settings.read_settings`` gives them; None for the paper's alone
     Raises InputError for a value out of bounds.
     """
@@ -73,6 +77,7 @@ class Options:
     patients: int | None = None
     own: dict[str, dict] | None = None
     optimizer: str = "momentum"
+    specificity: float | None = None
 
     def __post_init__(self):
         check_rounds(self.rounds, self.sample_rate, self.local_steps, self.epsilon)
@@ -139,6 +144,7 @@ class Options:
         if self.noise == "integer" and self.epsilon is not None:
             raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
         check_delta(self.delta)
+        self.operating_point("01")  # for its checks
 
     def _default(self, name: str, value: object) -> None:
         """Give an option that was left out its value."""
@@ -174,6 +180,15 @@ class Options:
             choice = balanced(declared, choice, self.epsilon)
         return fitted(declared, choice, self.epsilon)
 
+    def operating_point(self, grades: Sequence[str]) -> OperatingPoint | None:
+        """The thresholds asked for, where the classes are called ``grades``; None for none.
+
+        Raises InputError as an ``OperatingPoint`` does.
+        """
+        if self.specificity is None:
+            return None
+        return OperatingPoint(self.specificity, tuple(screening(grades).values()), len(grades))
+
     def shares(self, setting: Setting, hospitals: int) -> int:
         """Of these hospitals, how many must survive a round, whose noise makes up sigma where it is shared."""
         return (self.least or hospitals) if setting.federated else 1
@@ -205,8 +220,10 @@ class Options:
         return self.size
 
 
-def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan:
+def make_plan(options: Options, name: str, sizes: Sequence[int], d: int, grades: Sequence[str] = GRADES) -> Plan:
     """The plan of the setting called ``name`` under these options, for hospitals of declared sizes and d parameters.
+
+    grades  the classes' names, by which an operating point knows what is disease
 
     With a bound asked for, sigma is calibrated to it, and the learning rate follows (``rounds.rescaled``): where that
     takes more noise than was declared, it shrinks in proportion, so that the noise moves the model as far as before
@@ -233,6 +250,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int) -> Plan
         accountant=options.accountant,
         seed=options.public_seed,
         optimizer=options.optimizer,
+        operating_point=options.operating_point(grades),
     )
     if plan.setting.private and math.isinf(plan.bound.epsilon(plan.setting.steps)):
         deltas = (10.0**exponent for exponent in range(-15, 0))

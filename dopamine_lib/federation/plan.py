@@ -25,6 +25,7 @@ from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.local_steps import longest_step
+from dopamine_lib.privacy.operating_point import OperatingPoint, counting_rounds
 from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
 
 #: How messages may be added: in the clear, under BFV, behind masks. A ``module:function`` may take a sum's place.
@@ -47,6 +48,7 @@ class Plan:
                  A ``module:function`` as accountant has sized sigma for the setting's steps: no hospital takes more
     seed         of the public draws: participants and dropouts
     optimizer    the server's step on a total: "momentum", or ``module:name``, an optimiser like torch's
+    operating_point  thresholds that the last rounds find out, in place of training; None for none
     Raises ValueError where a private setting has no finite clipping norm, InputError for terms that contradict each
     other: nothing is trained by such a plan.
 
@@ -69,6 +71,7 @@ class Plan:
     accountant: str = "prv"
     seed: int = 0
     optimizer: str = "momentum"
+    operating_point: OperatingPoint | None = None
 
     def __post_init__(self):
         if self.setting.private and math.isinf(self.choice.max_grad_norm):
@@ -99,6 +102,8 @@ class Plan:
             )
         if self.setting.draws > 1:
             check_local_steps(self)
+        if self.operating_point is not None:
+            self._check_operating_point(self.operating_point)
         if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
             if self.noise.event(self.setting.steps).prv is None:
                 raise InputError(
@@ -164,13 +169,22 @@ class Plan:
         least = self.survivors if self.setting.shared_noise else 1
         terms, patients = {"least": least, "sample_rate": q}, draws * most_in_a_sum(q, self.most_patients)
         if not self.discrete:
-            # what patients agree on adds up: at the start a fifth of C for each, in the head's biases
-            terms |= {"patients": patients, "box": min(patients, max(BOX, draws * q * max(self.sizes) / 4))}
+            terms |= {"patients": patients, "box": min(patients, self._agreed)}
             terms["draws"] = draws
             return _narrowest(lambda width: RoundedGaussian(sigma, clip, hospitals, self.d, total_range=width, **terms))
         layout = find_layout("wide" if self._adds_sums and self.aggregation != "masks" else "ring32")
         terms |= {"total_range": layout.total_range, "steps": self.setting.rounds * self.setting.noisy_steps}
-        return IntegerNoise(sigma, clip, hospitals, self.d, box=BOX if self._adds_sums else patients, **terms)
+        box = BOX if self.operating_point is None else min(patients, self._agreed)
+        return IntegerNoise(sigma, clip, hospitals, self.d, box=box if self._adds_sums else patients, **terms)
+
+    @property
+    def _agreed(self) -> float:
+        """How many C a hospital's sum has room for: what patients agree on adds up.
+
+        At the start of training it is a fifth of C for each, in the head's biases; in a histogram all may share a cell.
+        """
+        expected = self.setting.draws * self.setting.sample_rate * max(self.sizes)
+        return max(BOX, expected / (4 if self.operating_point is None else 1))
 
     @cached_property
     def mean_noise(self) -> RoundedGaussian | None:
@@ -186,6 +200,10 @@ class Plan:
         return _narrowest(
             lambda width: RoundedGaussian(sigma, norm, self.hospitals, self.d, total_range=width, **terms)
         )
+
+    def counts_in(self, number: int) -> bool:
+        """Whether a round, from 0, asks for histograms and trains nothing (``privacy.operating_point``)."""
+        return self.operating_point is not None and number >= self._rounds - counting_rounds(self._rounds)
 
     @cached_property
     def layout(self) -> str:
@@ -240,6 +258,20 @@ class Plan:
         """Steps that a whole run charges to each ledger."""
         rounds, noisy = self.schedule(run), self.setting.noisy_steps
         return [noisy * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
+
+    @cached_property
+    def _rounds(self) -> int:
+        """T, or as many as the budget allows."""
+        return len(self.schedule())
+
+    def _check_operating_point(self, point: OperatingPoint) -> None:
+        if self.setting.rounds < 2:
+            raise InputError(f"specificity takes one of {self.setting.name}'s rounds, which has no other: take more")
+        if point.cells > self.d:
+            raise InputError(
+                f"specificity asks for {point.cells} counts in a message, but the model's have {self.d} numbers: take "
+                "a larger model"
+            )
 
     @property
     def _adds_sums(self) -> bool:

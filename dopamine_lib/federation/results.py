@@ -33,6 +33,7 @@ def run_record(experiment: Experiment, training: Training) -> dict:
         "group_accuracy": group_accuracy(experiment.dataset, experiment.test, predicted),
         "charged": [ledger.charged for ledger in training.ledgers],
         "aborted": training.progress.aborted,
+        "operating_point": experiment.operating_point(training),
         "history": training.progress.history,
     }
 
@@ -58,6 +59,7 @@ def statement_for(experiment: Experiment, name: str, charged: Sequence[int], *, 
         apart=apart,
         own=name in (options.own or {}),
         optimizer=options.optimizer,
+        operating_point=plan.operating_point,
         by_own=by_own_accountant(experiment, name, charged),
     )
 
@@ -198,6 +200,11 @@ def _setting_result(experiment: Experiment, name: str, records: list[dict], said
         "history": history,
         "statement": said["statement"],
     }
+    points = [record.get("operating_point") for record in records]
+    if plan.operating_point is not None and all(points):
+        result["operating_point"] = {
+            what: {key: spread(own[what][key] for own in points) for key in points[0][what]} for what in points[0]
+        }
     if plan.bound.holds:
         result["epsilon"] = {key: _mean([spent[steps][key] for steps in charged]) for key in ACCOUNTANTS}
         if not declared.shared_noise:
@@ -279,6 +286,13 @@ def table(results: dict) -> str:
             number = "no bound" if own["epsilon"] is None else f"epsilon {own['epsilon']:.2f}"
             lines.append(f"{name:{wide}} by {own['name']}, which is not checked here: {number}")
     lines += _scores_table(results["settings"], wide)
+    for name, result in results["settings"].items():
+        for what, found in result.get("operating_point", {}).items():
+            sensitivity, specificity = (_cell(found, key, 0, 100) for key in ("sensitivity", "specificity"))
+            lines.append(
+                f"{name:{wide}} {what.replace('_', '-')}, called beyond severity {_cell(found, 'threshold', 0)}: "
+                f"sens. {sensitivity} %, spec. {specificity} %"
+            )
     if results.get("groups_left_out"):
         lines.append(f"groups without a score of their own: {'; '.join(results['groups_left_out'])}")
     lines.append(

@@ -12,6 +12,7 @@ from dopamine_lib.data import PATIENTS, is_table
 from dopamine_lib.data.function import is_function
 from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.privacy.operating_point import OperatingPoint
 
 HOW = {
     "plain": "This run added the messages in the clear, as a simulation.",
@@ -65,6 +66,15 @@ def once_summed(counts: float) -> str:
     if counts in (0, 1):
         return "classes" if counts else "features"
     return f"features and classes ({counts:g} of the squared norm)"
+
+
+def counted_instead(point: OperatingPoint) -> str:
+    """What the last rounds ask for in place of gradients."""
+    return (
+        " The last tenth of the rounds asks, in place of gradients, how many patients of which grade have which "
+        f"severity, for thresholds with a specificity of {point.specificity:g}; in such a count a patient is of norm C "
+        "at most, so these rounds spend what the others do."
+    )
 
 
 def unit(data: str, persons: str | None = None, table: bool | None = None) -> str:
@@ -122,6 +132,7 @@ def privacy_statement(
     apart: bool = False,
     own: bool = False,
     optimizer: str = "momentum",
+    operating_point: OperatingPoint | None = None,
     by_own: tuple[str, float | None] | None = None,
 ) -> str:
     """The statement that goes with every result, in plain words.
@@ -135,6 +146,7 @@ def privacy_statement(
     apart     whether every party was a process of its own
     own       whether the setting is one's own, declared in a file
     aggregation, optimizer  where they are ``module:function``, code of one's own, it says what that means for the bound
+    operating_point  thresholds that the last rounds were spent on; None for none
     by_own    an accountant of one's own, and its epsilon
 
     >>> from dopamine_lib.federation.settings import CHOICES, SETTINGS
@@ -167,7 +179,8 @@ def privacy_statement(
         f"{setting.name}, {setting.title}.{' ' + SEEDED if seeded else ''} Unit: {unit(data, persons, table)}. "
         "Neighbours: one patient added or removed (replacing one is two such changes).",
         f"Mechanism: {_mechanism(bound, steps)}; the sum is divided by the public expected batch."
-        + (once if mean else ""),
+        + (once if mean else "")
+        + (counted_instead(operating_point) if operating_point else ""),
         f"delta = {delta:g}, which is {delta * patients:.2g} / n for n = {patients} declared training patients"
         + (", which is their count: this run makes it public." if counted else "."),
         f"Against an outsider, who sees every model of the training and knows all other patients: {outsider}.",

@@ -19,8 +19,9 @@ Records = dict[tuple[str, int], dict]
 def tidy(records: Records) -> Iterator[tuple[str, int, int, str, float]]:
     """Rows of ``COLUMNS``, in the order of the records.
 
-    With the last epoch stand the finished run's scores, among them two kinds that no other epoch has: "recall_2" is
-    the recall of grade 2, and "accuracy (camera: B)" a group's accuracy. What is undefined, or what a record of an
+    With the last epoch stand the finished run's scores, among them three kinds that no other epoch has: "recall_2"
+    is the recall of grade 2, "accuracy (camera: B)" a group's accuracy, and what ends in "(operating point)" is of the
+    thresholds that the last rounds found. What is undefined, or what a record of an
     older version lacks, has no row.
     """
     for (name, run), record in records.items():
@@ -29,6 +30,8 @@ def tidy(records: Records) -> Iterator[tuple[str, int, int, str, float]]:
             if entry is record["history"][-1]:
                 found |= {key: record[key] for key in SCORES if key in record}
                 found |= {f"recall_{grade}": value for grade, value in enumerate(record.get("recall_per_grade", []))}
+                for what, own in (record.get("operating_point") or {}).items():
+                    found |= {f"{what} {key} (operating point)": value for key, value in own.items()}
                 found |= {f"accuracy ({group})": value for group, value in record.get("group_accuracy", {}).items()}
             yield from (
                 (name, run, entry["epoch"], score, value) for score, value in found.items() if value is not None

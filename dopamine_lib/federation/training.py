@@ -90,6 +90,8 @@ class Training:
         self.server = server(task.start, plan.setting, plan.choice, plan.population)
         self.bound, self.ledgers, self.schedule = plan.bound, plan.ledgers(), plan.schedule(run)
         self.progress, self.feature_mean = Progress(), None
+        #: Noisy counts (cells,) so far, for ``plan.operating_point``; None before the first.
+        self.histogram: Tensor | None = None
 
     def run(
         self, save: Callable[[], object] = lambda: None, after: Callable[[int], object] = lambda epoch: None
@@ -103,6 +105,14 @@ class Training:
                 if after(epoch):
                     break
         return self
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """Severities beyond which patients are called, for each of the ``plan.operating_point``'s; None without any."""
+        if self.histogram is None:
+            return None
+        # where hospitals train locally, a message is a change of the model, against the sum
+        return self.plan.operating_point.thresholds(self.histogram * (-1 if self.plan.setting.averages else 1))
 
     @property
     def done(self) -> bool:
@@ -151,6 +161,8 @@ class Training:
         vectors, record = self.server.state()
         if self.feature_mean is not None:
             vectors["centre"] = self.feature_mean
+        if self.histogram is not None:
+            vectors["histogram"] = self.histogram
         charged = [ledger.charged for ledger in self.ledgers]
         return vectors, {**record, "charged": charged, **self.progress.record()}
 
@@ -174,6 +186,7 @@ class Training:
         self.progress = progress
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
+        self.histogram = vectors.get("histogram")
 
     def _rounds(self, epoch: int) -> range:
         """The rounds of an epoch, counted from 0."""
@@ -189,9 +202,13 @@ class Training:
     def _round(self, number: int) -> None:
         """One pass of the loop of Algorithm 1 (lines 6 to 21): contribute, total, step."""
         invited = self.schedule[number]
-        arrived = self._arrived(number, invited)
-        total = self._total(number, invited, arrived, contribute(self._here(arrived), self.server.w, number))
-        if total is not None:
+        arrived, counting = self._arrived(number, invited), self.plan.counts_in(number)
+        w = self.server.model if counting else self.server.w
+        total = self._total(number, invited, arrived, contribute(self._here(arrived), w, number))
+        if total is not None and counting:
+            counts = total[: self.plan.operating_point.cells].cpu()
+            self.histogram = counts if self.histogram is None else self.histogram + counts
+        elif total is not None:
             self.server.step(total.to(self.server.w.device), self._patients(self._included(arrived)))
 
     @torch.no_grad()

@@ -160,12 +160,26 @@ def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> st
             for grade, probability in zip(answer.grades, answer.probabilities, strict=True)
         )
         table = f"<table><caption>What the model thinks of each grade</caption>{rows}</table>"
+        table += _calls(answer.probabilities, grading.model.get("thresholds", {}))
     warning = note(f"Take care: {EXCEEDED}.", wrong=True) if answer.exceeded else ""
     sample = f"<p>This sample is synthetic; it was drawn as: {html.escape(drawn)}.</p>" if drawn else ""
     return f"""<div role="status"><h{heading}>Grade: {html.escape(answer.grade)}</h{heading}>
 <p>{html.escape(MEANINGS.get(answer.grade, ""))}</p></div>
 {warning}{table}<p class="small">Opened to this page, and to nobody else: {opened}.</p>{sample}
 <p><b>Not a diagnosis.</b> The model is for teaching, and can be confident and wrong. Ask a physician.</p>"""
+
+
+def _calls(probabilities: list[float], thresholds: dict[str, float]) -> str:
+    """What is called at a screening programme's thresholds, if the model has any."""
+    if not thresholds:
+        return ""
+    severity = sum(grade * probability for grade, probability in enumerate(probabilities))
+    said = f"Expected grade: {severity:.2f} of 0 to {len(probabilities) - 1}. " + " ".join(
+        f"Beyond {threshold:.2f} a scan is called {what.replace('_', '-')}: this one is"
+        f"{'' if severity > threshold else ' not'}."
+        for what, threshold in thresholds.items()
+    )
+    return f"<p>{html.escape(said)}</p>"
 
 
 def workers(grading: "Grading") -> list[tuple[str, int, str, str]]:

@@ -46,6 +46,7 @@ def facts(path: str | Path | None = None) -> dict:
 
     setting, grades, size, statement   of every model
     loss                               "balanced" where each grade counts alike; "cross-entropy" where nothing is said
+    thresholds                         severities beyond which a disease is called, by its name, if any were found
     accuracy … sight_threatening_specificity   ``metrics.evaluate``'s, on ``test_patients``, by the model in the clear
     epsilon, epsilon_hospital          against an outsider and against one curious hospital, by accountant
     delta, train_patients, trained_on  None, like the two lines above, where the file does not say
@@ -65,6 +66,8 @@ def facts(path: str | Path | None = None) -> dict:
             raise table_model(path, metadata["architecture"])
         known["size"] = metadata["preprocessing"]["size"]
         known["loss"] = metadata.get("loss", "cross-entropy")
+        thresholds = metadata.get("thresholds", {}).items()
+        known["thresholds"] = {str(what): float(threshold) for what, threshold in thresholds}
         measured = dict(metadata.get("measured", {}))
     except InputError:
         raise

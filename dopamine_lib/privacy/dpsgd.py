@@ -19,6 +19,7 @@ from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.float_sums import most_together, room, sum_type
 from dopamine_lib.privacy.layers import accelerated
+from dopamine_lib.privacy.operating_point import OperatingPoint
 from dopamine_lib.privacy.trajectories import mean_gradients
 
 #: Input numbers in one micro-batch: 128 images of 64 pixels, 10 of 224.
@@ -158,6 +159,15 @@ class Task:
             total += shorten_rows(own, norms, max_grad_norm).to(total.dtype).sum(0)
         return total
 
+    def histogram_sum(self, w: Tensor, index: Tensor, max_grad_norm: float, point: OperatingPoint) -> Tensor:
+        """The histogram (d,) of patients at ``index`` (B,) under w (d,): each counts C, or 1 where C is infinite.
+
+        What follows the ``point.cells`` counts is padding, so that it is a message like any other.
+        """
+        counts = point.histogram(self._exact_logits(w, index), self.labels[index]) if len(index) else torch.zeros(0)
+        counted = counts * (1.0 if math.isinf(max_grad_norm) else max_grad_norm)
+        return F.pad(counted.double(), (0, self.d - len(counted))).to(w.device)
+
     def first_sum(self, index: Tensor, counts: float = 0.0) -> Tensor:
         """What is asked for once, before training, summed in float64 over persons: features, class counts or both.
 
@@ -200,6 +210,10 @@ class Task:
         parameters = self._unflatten(w)
         parts = self._micro_batches(w, index)
         return torch.cat([functional_call(self.net, parameters, self._batch(part, w)[:1]) for (part,) in parts])
+
+    def _exact_logits(self, w: Tensor, index: Tensor) -> Tensor:
+        """Logits (B, classes), in float64 where that costs nothing: who else is asked about must not show in them."""
+        return self.logits(w, index)
 
     def load(self, w: Tensor) -> None:
         """Write w (d,) into the net."""

@@ -114,6 +114,9 @@ class HeadTask(Task):
         """As for any Task."""
         return self.features[index] @ self._matrix(w).T
 
+    def _exact_logits(self, w: Tensor, index: Tensor) -> Tensor:
+        return self.features[index].double() @ self._matrix(w).double().T
+
     def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.features[index, :-1], self.labels[index]  # centred, as w is for them
 

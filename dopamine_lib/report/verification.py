@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dopamine_lib.data import PATIENTS
+from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.folder import BOTH_EYES
 from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError, check_within
@@ -134,6 +135,8 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
     scores = {score: result[score] for score in ("test_accuracy", "quadratic_kappa")}
     scores |= {score: result[score] for score in SCORES if score in result}  # an older version wrote fewer
     scores |= {f"accuracy of {group}": own for group, own in result.get("group_accuracy", {}).items()}
+    for what, own in result.get("operating_point", {}).items():
+        scores |= {f"{what} {key}": stated for key, stated in own.items()}
     for score, stated in scores.items():
         if len(stated["runs"]) != options.runs:
             raise InputError(
@@ -193,6 +196,7 @@ def _verify(results: dict, options: Options, name: str, folder: Path) -> Account
             apart=apart,
             own=name in (options.own or {}),
             optimizer=options.optimizer,
+            operating_point=plan.operating_point,
             by_own=measured and (measured["name"], measured["epsilon"]),
         )
 
@@ -239,6 +243,7 @@ def _replayed(results: dict, options: Options, name: str) -> Plan:
         budget=options.budget,
         accountant=options.accountant,
         seed=options.public_seed,
+        operating_point=options.operating_point(results.get("grades", GRADES)),
     )
 
 

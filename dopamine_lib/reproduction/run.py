@@ -110,7 +110,11 @@ def finished_run(
             record = run_record(experiment, training)
             statement = statement_for(experiment, name, record["charged"])
             training.task.load(training.server.model)
-            save_model(out / f"{name}-{run}.safetensors", training.task.net, experiment.metadata(name, statement))
+            save_model(
+                out / f"{name}-{run}.safetensors",
+                training.task.net,
+                experiment.metadata(name, statement, training.thresholds),
+            )
             write_record(done, record)
         checkpoint.unlink(missing_ok=True)
     lock.unlink(missing_ok=True)

@@ -140,7 +140,8 @@ def _train(experiment: Experiment, wire: Wire, out: Path, resume: bool) -> None:
     training.run(save, after)
     agree_on_model(wire, training.aggregation.context)
     if wire.number == wire.present[0]:
-        wire.send(SERVER, MODEL, _final_parameters(training).numpy().astype("<f4").tobytes())
+        final = torch.cat([_final_parameters(training), _final_counts(training)])
+        wire.send(SERVER, MODEL, final.numpy().astype("<f4").tobytes())
         wire.receive(SERVER, DONE)
     wire.barrier()  # the results are on disk
     if keeps:
@@ -208,6 +209,14 @@ def _final_parameters(training: Training) -> Tensor:
     return torch.nn.utils.parameters_to_vector(training.task.net.parameters()).detach().clone()
 
 
+def _final_counts(training: Training) -> Tensor:
+    """The noisy counts (cells,) for its operating point, empty without one; NaN where no round was opened."""
+    point = training.plan.operating_point
+    if point is None:
+        return torch.zeros(0)
+    return torch.full((point.cells,), torch.nan) if training.histogram is None else training.histogram
+
+
 def _serve(
     experiment: Experiment, wire: Wire, out: Path, begun: dict, say: Callable[[str], object], start: float
 ) -> dict:
@@ -231,9 +240,11 @@ def _serve(
     wire.tolerate(None)
     # the final model is the only one that the server ever sees, so the history is of the last epoch alone
     first = wire.present[0]
-    final = read_vector(wire.receive(first, MODEL), "<f4", len(training.server.w), wire.names([first]))
-    final = torch.from_numpy(final)
+    d, point = training.plan.d, training.plan.operating_point
+    final = read_vector(wire.receive(first, MODEL), "<f4", d + (point.cells if point else 0), wire.names([first]))
+    final, counts = torch.from_numpy(final).tensor_split([d])
     training.server.w = training.server.mean = final
+    training.histogram = counts if point and counts.isfinite().all() else None
     training.progress.history = [epoch_record(experiment, training)]
 
     def account(jobs: list[dict]) -> list:
@@ -242,7 +253,7 @@ def _serve(
     record = run_record(experiment, training)
     results = assemble(experiment, begun, {name: [record]}, account, randomness="operating systems of the parties")
     training.task.load(training.server.model)
-    metadata = experiment.metadata(name, results["settings"][name]["statement"])
+    metadata = experiment.metadata(name, results["settings"][name]["statement"], training.thresholds)
     save_model(out / f"{name}-0.safetensors", training.task.net, metadata)
     results |= {
         "processes": wire.hospitals + 1,
