@@ -124,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     copies.add_argument("--year", type=int, metavar="Y", help="whose exercises and numbers (default: 2026)")
     copies.add_argument("--course", metavar="DIR", help="nbgrader's folder, for that year's solved notebooks")
     copies.add_argument("--to", metavar="DIR", help="with grade: where grades.csv and feedback go (FOLDER-graded)")
+    copies.add_argument(
+        "--leak", type=int, metavar="N", help="a project instead: the kit with fault N, and a run of it"
+    )
     copies.set_defaults(call=_homework)
 
     pictures = commands.add_parser("gallery", help="draw the pictures of figures/ again")
@@ -245,6 +248,12 @@ def _homework(arguments) -> None:
         out = arguments.to or f"{os.path.normpath(arguments.folder)}-graded"
         grade_folder(arguments.folder, out, year=year, report=lambda line: print(line, flush=True))
         print(f"grades.csv, by_hand.html and the pages of feedback are in {out}")
+        return
+    if arguments.leak is not None:
+        from dopamine_lib.course.leaks import plant_leak
+
+        planted = plant_leak(arguments.out, arguments.leak)
+        print(f"{arguments.out} is for the students. For you alone: {planted.file}, {planted.breaks}")
         return
     from dopamine_lib.course.homework import students_copies
 
