@@ -1,20 +1,22 @@
 """Parties over threads and over gRPC: equal models, hospitals that vanish, come back or lie, a server that dies."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from wire_runs import Run, Wired, note_totals
 
 from dopamine_lib.encryption.certificates import Credentials
+from dopamine_lib.encryption.links import Handshake
 from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation import settings
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.remote.service import check_address, longest_message
+from dopamine_lib.federation.remote.service import MOST_CALLS, check_address, longest_message
 from dopamine_lib.federation.wires import party
 from dopamine_lib.federation.wires.identities import make_identity, read_certificates
 from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, HospitalEnd, Refused
@@ -167,16 +169,16 @@ def test_a_hospital_that_waits_misses_no_session_that_ended_before_it_woke():
         assert [one.result().members for one in joined] == [(0, 1), (0, 1)]
 
 
-@pytest.mark.parametrize("wired", [False, True], ids=["threads", "gRPC"])
-def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, options, tmp_path, noted):
-    """The epoch that was begun is charged and not run again."""
+@pytest.mark.parametrize("wired, after", [(False, 4 * 9), (True, 4 * 9), (False, 2)], ids=["threads", "gRPC", "first"])
+def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, after, options, tmp_path, noted):
+    """The epoch that was begun is charged and not run again; nor is its first round, which asks for mean features."""
     died = []
 
     def doomed(number, life, message):
         if number == SERVER or died or message[0] != UP or len(message) == 34:
             return False
         run.ups += 1
-        if run.ups > 4 * 9:  # of hospital messages: within the fifth epoch
+        if run.ups > after:  # of hospital messages: within the fifth epoch, or in the first round
             died.append(number)
             run.threads.vanish(SERVER)
         return False
@@ -185,6 +187,7 @@ def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, options, tmp_p
     run.ups = 0
     check_whole(run.run())
     assert died and len({number for _, number, _ in run.included}) < ROUNDS + 1
+    assert any("without mean features" in line for line in run.said) == (after < K)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,6 +227,24 @@ def test_a_storm_of_deaths_and_delays(kind, options, tmp_path):
     assert found["deaths"] > 0
 
 
+@pytest.mark.parametrize("kind", ["plain", "masks"])
+def test_a_key_that_hides_nothing_leaves_its_hospital_out(kind, options, tmp_path, noted, monkeypatch):
+    """Of low order; among the wire's keys, and among the masks'."""
+    sound, bad = Handshake.hello, (1).to_bytes(2, "little") + bytes(32)
+    monkeypatch.setattr(Handshake, "hello", lambda self: bad if self._number == 1 and keys(self) else sound(self))
+    made = []
+
+    def keys(handshake):
+        made.extend([handshake] * (handshake not in made))
+        return kind == "plain" or made.index(handshake) == 1
+
+    run = noted(options | {"aggregation": kind, "least": 2}, tmp_path).run()
+    check_whole(run)
+    (line,) = [line for line in run.said if line.startswith("hospital 1 ")]
+    assert line.startswith("hospital 1 lies: party 1: a public key is of low order")
+    assert list(run.errors) == [1] and isinstance(run.errors[1], Refused)
+
+
 def greeted(threads, number):
     """A hospital's end of a session in which the server is silent."""
     calls = LocalCalls(threads, number)
@@ -253,6 +274,68 @@ def test_calls_that_are_repeated_count_once_and_others_are_refused():
             other.put(session, count, SERVER, b"x")
     assert "under way" in server.lost([0, 1])[1] and 0 not in server.lost([0, 1])
     threads.relay.close("the test is over")
+
+
+def test_who_sends_without_end_fills_no_memory():
+    """Of the server, while it waits for another hospital."""
+    threads = Threads(2, patience=5.0)
+    threads.relay.most_bytes = 1000
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(greeted, threads, number) for number in range(2)]
+        server = threads.relay.open(2, 0.0, 5.0, print)
+        (_, zero), (_, one) = (end.result() for end in ends)
+    with pytest.raises(SessionOver, match="more than 32 messages or 1,000 bytes"):
+        for _ in range(MOST_UNDELIVERED + 1):
+            zero.send(SERVER, b"x")
+            assert server.here([0, 1]) == [0]
+    one.send(SERVER, bytes(600))
+    assert server.here([1]) == [1]
+    with pytest.raises(SessionOver, match="more than 32 messages or 1,000 bytes"):
+        one.send(SERVER, bytes(600))
+    threads.relay.close("the test is over")
+
+
+def test_a_hospital_drops_what_another_floods_it_with():
+    threads = Threads(2, patience=5.0)
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(greeted, threads, number) for number in range(2)]
+        threads.relay.open(2, 0.0, 5.0, print)
+        (_, zero), (_, one) = (end.result() for end in ends)
+    for _ in range(3 * MOST_UNDELIVERED):
+        zero.send(1, b"x")
+        with threads.relay.changed:
+            assert threads.relay.changed.wait_for(lambda: not threads.relay._boxes[1], 20.0)
+    threads.relay.deliver(1, b"and the server's")
+    assert one.wait(lambda: one.here([SERVER]), 20.0)
+    taken = [one.take(0) for _ in iter(lambda: one.here([0]), [])]
+    assert len(taken) == MOST_UNDELIVERED
+    threads.relay.close("the test is over")
+
+
+def test_calls_beyond_what_the_server_answers_at_once_are_made_again(monkeypatch):
+    sound, most = grpc.server, []
+
+    def one_at_a_time(pool, **more):
+        most.append(more["maximum_concurrent_rpcs"])
+        return sound(pool, **more | {"maximum_concurrent_rpcs": 1})
+
+    monkeypatch.setattr(grpc, "server", one_at_a_time)
+    threads = Wired(2, 1000, patience=5.0)
+    first, second = threads.dial(0), threads.dial(1)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            joins = pool.submit(first.join)
+            with threads.relay.changed:
+                assert threads.relay.changed.wait_for(threads.relay.waiting, 20.0)
+            puts = pool.submit(second.put, bytes(16), 0, SERVER, b"x")
+            assert not wait([puts], 1.0).done, "it is refused and called again while the server is busy"
+            threads.relay.refuse(0, "is in the way", True)
+            assert isinstance(joins.exception(20.0), Refused) and isinstance(puts.exception(20.0), SessionOver)
+    finally:
+        first.close()
+        second.close()
+        threads.service.close()
+    assert most == [2 * MOST_CALLS * 2 + 4]
 
 
 def test_who_is_not_pinned_gets_past_no_handshake_and_disturbs_nobody(refuses):

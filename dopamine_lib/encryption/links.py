@@ -124,6 +124,16 @@ class Handshake:
         return Link(key, self._number, peer)
 
 
+def check_hello(number: int, hello: bytes) -> None:
+    """Raise MessageError, naming the party, where this is no hello of it, or one of low order."""
+    if len(hello) != _HELLO.size or _HELLO.unpack(hello)[0] != number:
+        raise MessageError(f"party {number}: a hello is damaged or another party's")
+    try:
+        Identity().agree(_HELLO.unpack(hello)[1], b"usable")
+    except MessageError as error:
+        raise MessageError(f"party {number}: {error}") from None
+
+
 def check_different(publics: Mapping[int, bytes]) -> None:
     """Raise InputError where two parties have one public key: its holder would speak for both."""
     holders = {}

@@ -103,14 +103,14 @@ def _say(line: str) -> None:
 
 def _serve(arguments, experiment, identity, publics, credentials, certificates) -> dict:
     from dopamine_lib.encryption.messages import SERVER
-    from dopamine_lib.federation.remote.service import Service, longest_message
+    from dopamine_lib.federation.remote.service import Service, longest_message, most_bytes
     from dopamine_lib.federation.wires.party import needed, take_part
     from dopamine_lib.federation.wires.relay import Relay
     from dopamine_lib.federation.wires.wire import Wire
 
     plan = experiment.plan(experiment.options.settings[0])
     certificates = {k: pem for k, pem in certificates.items() if k != SERVER}
-    relay, limit = Relay(plan.hospitals), longest_message(plan.d)
+    relay, limit = Relay(plan.hospitals, most_bytes(plan.d)), longest_message(plan.d)
     service = Service(relay, arguments.address, credentials, certificates, limit, arguments.lost_after)
     _say(f"listening on {service.address}")
     # a new run waits for all; one that goes on takes those that come back in time
@@ -133,7 +133,7 @@ def _serve(arguments, experiment, identity, publics, credentials, certificates) 
 def _train(arguments, experiment, identity, publics, credentials, certificates) -> None:
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.remote.dial import Dialled
-    from dopamine_lib.federation.remote.service import longest_message
+    from dopamine_lib.federation.remote.service import longest_message, most_bytes
     from dopamine_lib.federation.run_folder import claim, writing
     from dopamine_lib.federation.wires.party import take_part
     from dopamine_lib.federation.wires.relay import HospitalEnd
@@ -144,7 +144,7 @@ def _train(arguments, experiment, identity, publics, credentials, certificates) 
     calls = Dialled(arguments.server, credentials, certificates[SERVER], limit, patience, _say)
 
     def connect() -> Wire:
-        return Wire(HospitalEnd(number, plan.hospitals, calls, patience), identity, publics)
+        return Wire(HospitalEnd(number, plan.hospitals, calls, patience, most_bytes(plan.d)), identity, publics)
 
     begun = experiment.options.record() | {"weights_sha256": experiment.weights.sha256, "hospital": number}
     try:

@@ -25,6 +25,8 @@ _AGAIN = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 )
+#: What gRPC says to a call beyond ``maximum_concurrent_rpcs``; its status is that of a message that is too long.
+_BUSY = "Concurrent RPC limit exceeded!"
 _PAUSE = 0.2  # seconds between two tries
 
 
@@ -93,7 +95,7 @@ class Dialled:
                     raise SessionOver(said) from None
                 if code == grpc.StatusCode.FAILED_PRECONDITION:
                     raise Refused(said) from None
-                if code not in _AGAIN:
+                if code not in _AGAIN and said != _BUSY:
                     raise MessageError(f"the server at {self._address} refuses a call: {said}") from None
             else:
                 if self._unreachable:

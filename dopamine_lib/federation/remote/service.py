@@ -34,6 +34,11 @@ def longest_message(d: int) -> int:
     return 64 * d + 2**20
 
 
+def most_bytes(d: int) -> int:
+    """Bytes that may be under way from a hospital to another party: keys or a state, and what is small."""
+    return 2 * longest_message(d)
+
+
 def options(limit: int) -> list[tuple[str, int]]:
     """What both ends of a channel need: the longest message, and pings that find a connection that is dead."""
     return [
@@ -82,8 +87,10 @@ class Service(grpc.GenericRpcHandler):
             ("grpc.max_concurrent_streams", 2 * MOST_CALLS),
             ("grpc.so_reuseport", 0),
         ]
-        pool = ThreadPoolExecutor(2 * MOST_CALLS * len(certificates) + 4, thread_name_prefix="call")
-        self._server = grpc.server(pool, handlers=[self], options=[*options(limit), *more])
+        most = 2 * MOST_CALLS * len(certificates) + 4
+        pool, both = ThreadPoolExecutor(most, thread_name_prefix="call"), [*options(limit), *more]
+        # calls beyond that are refused before they are read
+        self._server = grpc.server(pool, handlers=[self], options=both, maximum_concurrent_rpcs=most)
         own = [(credentials.key, credentials.certificate.encode())]
         roots = "".join(certificates.values()).encode()
         try:

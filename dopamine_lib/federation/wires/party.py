@@ -227,6 +227,8 @@ def _serve(
     training = party_training(experiment, name, wire)
     _go_along(training, wire)
     say(f"{name}, {len(wire.members)} hospitals, from epoch {training.progress.epoch}")
+    if training.progress.reserved and not training.progress.centred and training.plan.choice.mean_noise_multiplier:
+        say(f"{name} goes on without mean features: they are asked for once, in a session that was lost")
 
     def after(epoch: int) -> None:
         if epoch % 10 == 0:

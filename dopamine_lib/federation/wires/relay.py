@@ -15,16 +15,17 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.wires.wire import SessionOver
 
-#: Undelivered messages for one party from another: no protocol has more under way, so whoever sends more is up to no
-#: good, and its messages would fill the server's memory.
+#: Undelivered messages for one party from a hospital: no protocol has more under way, so whoever sends more, or more
+#: bytes than ``most_bytes``, is up to no good, and its messages would fill the memory of the server or of the other.
 MOST_UNDELIVERED = 32
+MOST_BYTES = 2**30
 #: Seconds that a call waits before it answers that there is nothing yet.
 CALL_SECONDS = 10.0
 
@@ -54,10 +55,13 @@ class Calls(Protocol):
 
 
 class Relay:
-    """The boxes of all K hospitals and the server."""
+    """The boxes of all K hospitals and the server.
 
-    def __init__(self, hospitals: int):
-        self.hospitals = hospitals
+    most_bytes  of undelivered messages for one party from a hospital
+    """
+
+    def __init__(self, hospitals: int, most_bytes: int = MOST_BYTES):
+        self.hospitals, self.most_bytes = hospitals, most_bytes
         self.changed = threading.Condition()
         self.seat, self.over = Seat(b"", ()), "no session has begun"
         self.lost: dict[int, str] = {}
@@ -99,8 +103,9 @@ class Relay:
             if count > self._put[number] or peer == number or peer not in self._boxes:
                 raise SessionOver(f"hospital {number} sends message {count} for {peer}, which is not due")
             box = self._boxes[peer]
-            if sum(sender == number for sender, _ in box) >= MOST_UNDELIVERED:
-                self._lose(number, f"has {MOST_UNDELIVERED} messages for one party under way, which no protocol has")
+            if not _fits([own for sender, own in box if sender == number], message, self.most_bytes):
+                most = f"{MOST_UNDELIVERED} messages or {self.most_bytes:,} bytes"
+                self._lose(number, f"has more than {most} for one party under way, which no protocol has")
                 raise SessionOver(f"hospital {number} {self.lost[number]}")
             box.append((number, message))
             self._put[number] += 1
@@ -180,6 +185,7 @@ class Relay:
         with self.changed:
             if for_good:
                 self._refused[number] = why
+                self._waiting.pop(number, None)
             self._lose(number, why)
 
     def deliver(self, number: int, message: bytes) -> None:
@@ -226,7 +232,6 @@ class ServerEnd:
     def __init__(self, relay: Relay, patience: float):
         self.number, self.hospitals, self.members = SERVER, relay.hospitals, relay.seat.members
         self.patience, self._relay = patience, relay
-        self._inbox: dict[int, deque[bytes]] = {k: deque() for k in self.members}
 
     def who(self, number: int) -> str:
         """A party in an error message."""
@@ -239,15 +244,17 @@ class ServerEnd:
     def here(self, peers: Sequence[int]) -> list[int]:
         """Those whose next message has arrived."""
         with self._relay.changed:
-            arrived = self._relay.arrived()
-            while arrived:
-                sender, message = arrived.popleft()
-                self._inbox[sender].append(message)
-        return [peer for peer in peers if self._inbox[peer]]
+            senders = {sender for sender, _ in self._relay.arrived()}
+        return [peer for peer in peers if peer in senders]
 
     def take(self, peer: int) -> bytes:
         """The next message of a peer that is ``here``."""
-        return self._inbox[peer].popleft()
+        with self._relay.changed:  # until it is taken it counts as undelivered
+            arrived = self._relay.arrived()
+            place = next(i for i, (sender, _) in enumerate(arrived) if sender == peer)
+            _, message = arrived[place]
+            del arrived[place]
+            return message
 
     def lost(self, peers: Sequence[int]) -> dict[int, str]:
         """Those that are gone, and why."""
@@ -280,12 +287,14 @@ class HospitalEnd:
     """A hospital's end of a relay's session: a ``Carrier``. What it fetches is sorted by sender.
 
     Made once the server has opened a session for this hospital. Raises Refused, or what ``calls`` raises.
+
+    most_bytes  as the relay's
     """
 
     reopens = True
 
-    def __init__(self, number: int, hospitals: int, calls: Calls, patience: float):
-        self.number, self.hospitals, self._calls = number, hospitals, calls
+    def __init__(self, number: int, hospitals: int, calls: Calls, patience: float, most_bytes: int = MOST_BYTES):
+        self.number, self.hospitals, self._calls, self._most_bytes = number, hospitals, calls, most_bytes
         self.patience = 3 * patience  # the server may be patient with others first
         seat = None
         while seat is None:
@@ -354,9 +363,17 @@ class HospitalEnd:
                 return
             if found is not None:
                 count += 1
+                sender, message = found
                 with self._changed:
-                    self._inbox[found[0]].append(found[1])
+                    # of one that floods the rest is dropped: its next message that is awaited is refused, and named
+                    if sender == SERVER or _fits(self._inbox[sender], message, self._most_bytes):
+                        self._inbox[sender].append(message)
                     self._changed.notify_all()
+
+
+def _fits(under_way: Collection[bytes], message: bytes, most_bytes: int) -> bool:
+    """Whether one more message may be under way from a sender to a receiver."""
+    return len(under_way) < MOST_UNDELIVERED and sum(map(len, under_way)) + len(message) <= most_bytes
 
 
 def who(number: int) -> str:

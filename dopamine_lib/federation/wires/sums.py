@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dopamine_lib.encryption.links import sender_of
+from dopamine_lib.encryption.links import check_hello, sender_of
 from dopamine_lib.encryption.masking import threshold
 from dopamine_lib.encryption.messages import (
     SERVER,
@@ -249,7 +249,13 @@ class MaskServerSide(_ServerSide):
         from dopamine_lib.encryption.masks import MaskServer
 
         self.server = MaskServer(wire.identity, wire.publics, plan.d, least=fewest(plan))
-        hellos = [self.server.hello(), *(hello for _, hello in wire.arrivals(wire.members, KEYS))]
+        hellos = [self.server.hello()]
+        for k, hello in wire.arrivals(wire.members, KEYS):
+            hellos.append(hello)
+            try:
+                check_hello(k, hello)
+            except MessageError as error:
+                wire.refuse(k, error)
         self.server.join(hellos)
         for k in wire.members:
             wire.send(k, KEYS, b"".join(hellos))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
 from dopamine_lib.encryption.keys import Identity
-from dopamine_lib.encryption.links import Handshake
+from dopamine_lib.encryption.links import Handshake, check_hello
 from dopamine_lib.encryption.messages import SERVER, MessageError, pack_numbers, unpack_numbers
 
 #: Kinds of messages: keys, a state to go on from, to and from the server in a round, a round's total, the final model,
@@ -105,10 +105,7 @@ class Wire:
         self.sent = self.received = 0
         self._out, self._in, self._needed = Counter(), Counter(), None
         handshake = Handshake(self.number, identity, self.publics)
-        others = [number for number in self.publics if number != self.number]
-        for peer in others:
-            carrier.send(peer, handshake.hello())
-        self._links = handshake.links([handshake.hello(), *(carrier.take(peer) for peer in self._coming(others))])
+        self._links = handshake.links(self._greet(handshake.hello()))
 
     def send(self, peer: int, kind: int, body: bytes) -> None:
         """Seal ``body`` for a hospital or ``SERVER`` and hand it over; to one that was left out, nothing."""
@@ -139,7 +136,7 @@ class Wire:
 
     def refuse(self, peer: int, error: MessageError) -> None:
         """Leave a hospital out for good whose message was refused; raise the error where nobody can be left out."""
-        if self._needed is None:
+        if self._needed is None and not (self.number == SERVER and self.carrier.reopens):
             raise error
         self._leave_out({peer: f"lies: {error}"}, for_good=True)
 
@@ -178,6 +175,23 @@ class Wire:
     def names(self, numbers: Iterable[int]) -> str:
         """Parties in an error message."""
         return " and ".join(map(self.carrier.who, numbers))
+
+    def _greet(self, own: bytes) -> list[bytes]:
+        """All parties' hellos. The server sees them first, so that one that is none ends no hospital's program."""
+        if self.number != SERVER:
+            self.carrier.send(SERVER, own)
+            (hellos,) = (self.carrier.take(peer) for peer in self._coming([SERVER]))
+            return [hellos[i : i + len(own)] for i in range(0, len(hellos), len(own))]
+        hellos = [own]
+        for peer in self._coming(list(self.members)):
+            hellos.append(self.carrier.take(peer))
+            try:
+                check_hello(peer, hellos[-1])
+            except MessageError as error:
+                self.refuse(peer, error)
+        for peer in self.members:
+            self.carrier.send(peer, b"".join(hellos))
+        return hellos
 
     def _coming(self, left: list[int]) -> Iterator[int]:
         """Each of these peers once its next message is here; those that are left out never."""
