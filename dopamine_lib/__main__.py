@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     beside.set_defaults(call=_compare)
 
     measure = commands.add_parser("bench", help="measure the kit on this machine, beside its peers")
-    measure.add_argument("what", choices=("dp", "aggregation", "scaling", "inference", "reproduce"))
+    measure.add_argument("what", choices=("dp", "aggregation", "scaling", "wires", "inference", "reproduce"))
     measure.add_argument("--json", metavar="FILE", help="write the figures there as well")
     measure.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the image, for inference or dp --model (64)"

@@ -397,6 +397,21 @@ def test_the_scaling_benchmark_measures_fits_and_predicts(tmp_path, noisy_python
     assert 2 * 20_000 < rows["hospital's bytes, masks, K = 2, d = 5000"] < 2 * 20_000 + 5_000
 
 
+@pytest.mark.slow
+def test_the_wires_benchmark_measures_every_wire(tmp_path, noisy_python, refuses):
+    from dopamine_lib.benchmarks import wires
+
+    result = wires.run(tmp_path / "out.json", hospitals=(2,), sizes=(50,), rounds=1, turns=1)
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == result
+    rows = {row["name"]: row["value"] for row in result["rows"]}
+    assert len(rows) == len(result["rows"]) == 3 * (1 + 3) and all(value > 0 for value in rows.values())
+    # up eight bytes a value; down four, with how many and which hospitals are in it; sealed both
+    assert rows["bytes of a hospital, plain, K = 2, d = 50"] == (8 + 4) * 50 + 2 * (1 + 2) + 2 * 27
+    (noisy_python / "grpc.py").write_text("raise ImportError('none here')", encoding="utf-8")
+    with refuses("over gRPC failed", "none here", "pip install"):
+        wires._over("gRPC", {"K": 2, "sizes": [50], "kinds": ["plain"], "rounds": 1})
+
+
 def test_the_fit_finds_what_is_there_and_says_when_it_is_not():
     from dopamine_lib.benchmarks.scaling import fit
 
