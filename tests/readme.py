@@ -15,7 +15,20 @@ INTERFACES = REPOSITORY / "dopamine_lib" / "INTERFACES.md"
 PAGES = sorted([*REPOSITORY.glob("notebooks/*.md"), *REPOSITORY.glob("notebooks/pages/*.md")])
 NOTEBOOKS = sorted([*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("notebooks/homework/*.ipynb")])
 #: Programs whose commands a reader may be told to type, and shell words that need no test.
-PROGRAMS = ("python", "dopamine", "pip", "pytest", "ruff", "jupyter", "nbgrader", "mpiexec", "bash", "git", "apt-get")
+PROGRAMS = (
+    "python",
+    "dopamine",
+    "pip",
+    "pytest",
+    "ruff",
+    "jupyter",
+    "nbgrader",
+    "mpiexec",
+    "bash",
+    "git",
+    "apt-get",
+    "docker",
+)
 SHELL = ("cd", "mkdir", "cp", ".", "source", "export")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:href|src)=\"([^\"]+)\"")

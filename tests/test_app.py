@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_devcontainer import health
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.data.dataset import GRADES
@@ -185,6 +187,7 @@ def test_a_page_from_elsewhere_starts_no_kernel_and_kernels_are_capped(app):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             get(app.address, **headers)
         assert refusal(headers, 0, 1)
+    assert health(urllib.parse.urlsplit(app.address).port) == 0, "the container's own check"
     assert kernels() == before
     for headers in (
         {},

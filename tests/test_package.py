@@ -1,5 +1,6 @@
 """The package: extras, one version, what its wheel holds, and commands that need nothing but what is installed."""
 
+import json
 import os
 import re
 import subprocess
@@ -90,6 +91,11 @@ def test_there_is_one_version():
     assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == dopamine_lib.__version__
+    archived = json.loads(
+        (REPOSITORY / ".zenodo.json").read_text(encoding="utf-8")
+    )  # Zenodo reads no CITATION.cff then
+    assert {archived[key] == cited[key] for key in ("version", "title", "license")} == {True}
+    assert [one["name"] for one in archived["creators"]] == [one["name"] for one in cited["authors"]]
     newest = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", CHANGELOG.read_text(encoding="utf-8"), re.M)[0]
     assert newest == dopamine_lib.__version__
 

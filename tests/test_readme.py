@@ -129,7 +129,7 @@ def check_pip(words: list[str]) -> None:
     assert words[0] in ("install", "wheel"), words
     for before, word in zip(words, words[1:], strict=False):
         word = word.replace("dopamine-kit", ".")
-        if before == "-r":
+        if before in ("-r", "-c"):
             assert (REPOSITORY / word).is_file()
         elif re.fullmatch(r"\.(\[[a-z,]+\])?", word):  # the kit itself, perhaps with extras
             assert set(re.findall("[a-z]+", word)) <= PROJECT["optional-dependencies"].keys(), word
@@ -184,6 +184,9 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
     elif program == "jupyter":
         assert rest[0] == "lab" and importlib.util.find_spec("jupyterlab")
         assert all((REPOSITORY / word).exists() for word in rest[1:])
+    elif program == "docker":
+        named = rest[rest.index("-f") + 1] if "-f" in rest else rest[-1]
+        assert rest[0] in ("build", "run") and (named == "dopamine" or (REPOSITORY / named).is_file()), rest
     else:
         assert program == "bash" and (REPOSITORY / rest[0]).is_file(), f"say here how to check: {' '.join(words)}"
 
@@ -230,7 +233,8 @@ def test_ci_runs_the_commands_at_the_top():
         "    nbgrader grade NAME",
         "`nbgrader autograde NAME --students=STUDENT`",
         "`jupyter lab notebooks/99_none.ipynb`",
-        "    docker run dopamine",
+        "    docker run dopamin",
+        "    docker build -f Dockerfile .",
         "    python train.py",
     ],
 )
