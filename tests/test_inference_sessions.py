@@ -166,7 +166,7 @@ def test_after_an_error_a_session_is_over(small):
     with Rehearsal(plan, weights) as session:
         session.prepare()
         session.prepare()
-        session.provider._begin()  # the provider lost a query: the two are out of step
+        session.provider._begin(1)  # the provider lost a query: the two are out of step
         with pytest.raises(ChannelError, match="out of step|closed the connection"):
             session.online(x)
         for again in (session.provider.serve, lambda: session.patient.infer(x)):

@@ -349,7 +349,8 @@ def test_a_command_out_of_turn_ends_the_session_only(model, start):
     workers = start()
     with workers.client(0) as polite:
         rude = workers.client(1)
-        control.send_number(rude._channel, Tag.COMMAND, control.Command.INFER)  # nothing is prepared
+        control.send_number(rude._channel, Tag.COMMAND, control.Command.INFER)
+        control.send_number(rude._channel, Tag.COUNT, 1)  # nothing is prepared
         with pytest.raises(ChannelError):
             rude._channel.receive(Tag.READY, bytearray(4))
         query(model, polite, [0])

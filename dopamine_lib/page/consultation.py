@@ -27,11 +27,12 @@ from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
 from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.inference.workers import tls
 from dopamine_lib.inference.workers.client import Answer, PatientClient, Progress
-from dopamine_lib.inference.workers.processes import START_TIMEOUT, Workers
+from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page import served_model
 
 #: Environment variable with the path of the introduction that ``app`` wrote for its kernels.
 INTRODUCTION = "DOPAMINE_INTRODUCTION"
+START_TIMEOUT = 300.0  # seconds to wait for another program's backend: imports, compilation of kernels, calibration
 PATIENCE = 30.0  # seconds to go on trying after a worker died: starting it again takes about five
 PAUSE = 0.5
 

@@ -7,19 +7,22 @@
     patient.prepare(), provider.prepare(channel),
         crypto_provider.send(channel)                    for every image, any number ahead, in threads of their own
     patient.infer(x) -> logits, provider.serve()         online
+    patient.infer_all([x, y, z]), provider.serve(3)      several images that share their rounds
 
 After an error a session is over: nothing of it is used again, and a new one begins with new seeds.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Plan, Weights
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
+from dopamine_lib.inference.protocols.lanes import side_by_side
 from dopamine_lib.inference.protocols.opening import SCORES, noise
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Own, Party, Run, Workspace
 from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
@@ -27,6 +30,7 @@ from dopamine_lib.inference.protocols.sharing import decode
 
 #: Called with (layers done, layers, name) after each layer of the plan.
 Progress = Callable[[int, int, str], None]
+Result = TypeVar("Result")
 
 
 class CryptoProvider:
@@ -77,26 +81,23 @@ class CryptoProvider:
 
 
 @dataclass(repr=False)
-class _Prepared:
-    """One query's randomness, in operations ready to run, by layer: used once, then its buffers serve another query.
-
-    The last of ``runs`` are no layer's: they ask whether values came near the ring's end (``Plan.operations``).
-    """
+class Prepared:
+    """One query's randomness, of each operation: used once, then its buffers serve another query."""
 
     query: int
     buffers: list[np.ndarray]
-    runs: list[list[Run]]
+    own: list[Own]
 
 
 class _Evaluator:
     """What patient and provider have in common."""
 
     def __init__(self, number: int, plan: Plan, seed: bytes, channel: Channel):
-        self.plan, self.channel = plan, channel
-        self.party = Party(number, channel)
+        self.plan, self.channel, self._number = plan, channel, number
+        self._workspaces: list[Workspace] = []  # one for each query that runs at once
         self._seed, self._space = seed, Workspace()  # preparing has scratch of its own: it may run beside a query
         self._drawn = 0
-        self._ready: deque[_Prepared] = deque()
+        self._ready: deque[Prepared] = deque()
         self._spare: list[list[np.ndarray]] = []
         self._over = False
 
@@ -105,13 +106,29 @@ class _Evaluator:
         """Queries whose randomness lies ready."""
         return len(self._ready)
 
-    def _begin(self) -> _Prepared:
-        """The next query's randomness, which from now on counts as used."""
+    def _begin(self, queries: int) -> list[Prepared]:
+        """The next queries' randomness, which from now on counts as used."""
         if self._over:
             raise ChannelError("this session is over after an error; begin a new one")
-        if not self._ready:
-            raise ChannelError("no randomness lies ready for a query; prepare first")
-        return self._ready.popleft()
+        if not 0 < queries <= len(self._ready):
+            raise ChannelError(
+                f"randomness lies ready for {len(self._ready)} queries, not for {queries}; prepare first"
+            )
+        return [self._ready.popleft() for _ in range(queries)]
+
+    def _together(self, work: Callable[..., Result], prepared: list[Prepared], *arguments: Sequence) -> list[Result]:
+        """``work(party, prepared, …)`` of each query; they share their rounds, and give their buffers back."""
+        while len(self._workspaces) < len(prepared):
+            self._workspaces.append(Workspace())
+
+        def alone(query: tuple, space: Workspace) -> Callable[[Channel], Result]:
+            return lambda lane: work(Party(self._number, lane, space), *query)
+
+        queries = zip(prepared, *arguments, strict=True)
+        works = [alone(query, space) for query, space in zip(queries, self._workspaces, strict=False)]
+        results = self._guarded(side_by_side, self.channel, works)
+        self._spare += [one.buffers for one in prepared]
+        return results
 
     def _guarded(self, work, *arguments):
         """Do something with messages; whatever goes wrong ends the session."""
@@ -136,19 +153,21 @@ class _Evaluator:
     def _buffers(self, sizes: list[int]) -> list[np.ndarray]:
         return self._spare.pop() if self._spare else [np.empty(size, np.uint8) for size in sizes]
 
-    def _keep(self, query: int, buffers: list[np.ndarray], own: list[Own]) -> None:
-        """Lay a query's randomness ready: each layer gets its operations, which then need shares only."""
+    def _runs(self, party: Party, prepared: Prepared) -> list[list[Run]]:
+        """Each layer's operations, which then need shares only.
+
+        The last ones are no layer's: they ask whether values came near the ring's end (``Plan.operations``).
+        """
         runs = [[] for _ in range(len(self.plan.layers) + 1)]
         for i, (number, operation) in enumerate(self.plan.operations):
-            runs[number].append(partial(operation.run, self.party, TAGS * i, own[i]))
-        self._ready.append(_Prepared(query, buffers, runs))
+            runs[number].append(partial(operation.run, party, TAGS * i, prepared.own[i]))
+        return runs
 
-    def _evaluate(self, x: np.ndarray, prepared: _Prepared, progress: Progress | None = None) -> np.ndarray:
+    def _evaluate(self, x: np.ndarray, runs: list[list[Run]], progress: Progress | None = None) -> np.ndarray:
         """This party's share of the last value, from its share of the image."""
         values, watched = [x], []
-        self.party.forget()
-        for number, (layer, runs) in enumerate(zip(self.plan.layers, prepared.runs[:-1], strict=True)):
-            values.append(layer.private([values[source] for source in layer.sources], runs))
+        for number, (layer, steps) in enumerate(zip(self.plan.layers, runs[:-1], strict=True)):
+            values.append(layer.private([values[source] for source in layer.sources], steps))
             if number in self.plan.watched:
                 watched.append(values[layer.sources[0]].reshape(-1))
             for source in layer.sources:
@@ -156,7 +175,7 @@ class _Evaluator:
                     values[source] = None  # a residual network's values together take 100 MB
             if progress:
                 progress(len(values) - 1, len(self.plan.layers), layer.name)
-        for run in prepared.runs[-1][:-1]:
+        for run in runs[-1][:-1]:
             run(np.concatenate(watched))
         return values[-1]
 
@@ -196,7 +215,7 @@ class Patient(_Evaluator):
             own.append(Own(**operation.patient.draw(key, i, buffer)))
             if i in self.plan.weighted:
                 operation.prepare(own[i], self._masked[i], self._space)
-        self._keep(query, buffers, own)
+        self._ready.append(Prepared(query, buffers, own))
 
     def infer(self, x: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Logits, float64 (classes,), for a normalised image (C, H, W): see ``Plan.to_input``.
@@ -206,24 +225,34 @@ class Patient(_Evaluator):
         progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for another shape or a value no picture can have, ChannelError where the session breaks.
         """
-        image = self.plan.encode(x)
-        prepared = self._begin()
-        logits = self._guarded(self._infer, image, prepared, progress)
-        self._spare.append(prepared.buffers)
+        ((logits, self.exceeded),) = self.infer_all([x], progress)
         return logits
 
-    def _infer(self, image: np.ndarray, prepared: _Prepared, progress: Progress | None) -> np.ndarray:
-        self.channel.send(QUERY, np.array([prepared.query], "<u8"))
-        mine = self._evaluate(image, prepared, progress)
-        near = any([run() for run in prepared.runs[-1][-1:]])
+    def infer_all(
+        self, images: Sequence[np.ndarray], progress: Progress | None = None
+    ) -> list[tuple[np.ndarray, bool]]:
+        """The same for several images at once: they share their rounds, and each keeps its own answer.
+
+        Of each image (logits, whether it drove some value near the ring's end). ``progress`` hears of the first.
+        """
+        encoded = [self.plan.encode(x) for x in images]
+        prepared = self._begin(len(encoded))
+        return self._together(self._infer, prepared, encoded, [progress] + [None] * (len(encoded) - 1))
+
+    def _infer(
+        self, party: Party, prepared: Prepared, image: np.ndarray, progress: Progress | None
+    ) -> tuple[np.ndarray, bool]:
+        party.channel.send(QUERY, np.array([prepared.query], "<u8"))
+        runs = self._runs(party, prepared)
+        mine = self._evaluate(image, runs, progress)
+        near = any([run() for run in runs[-1][-1:]])
         theirs = np.empty_like(mine)
-        self.channel.receive(ANSWER, theirs)
+        party.channel.receive(ANSWER, theirs)
         last = self.plan.layers[-1]
         answer = decode(mine + theirs, last.scale).reshape(-1)
         # scores are looked at here; a grade's number fills its ring
         end = 2.0 ** (last.bits - 2) / last.scale if self.plan.answer == SCORES else np.inf
-        self.exceeded = near or bool(np.abs(answer).max() >= end)
-        return answer
+        return answer, near or bool(np.abs(answer).max() >= end)
 
 
 class Provider(_Evaluator):
@@ -268,23 +297,22 @@ class Provider(_Evaluator):
             own.append(Own(**drawn, **operation.corrections.arrays(rest)))
             if (weights := self._weights.of(number)) is not None:
                 own[i].weights, own[i].bias = weights
-        self._keep(query, buffers, own)
+        self._ready.append(Prepared(query, buffers, own))
 
-    def serve(self) -> None:
-        """Answer one query of the patient's. Raises ChannelError where the session breaks."""
-        prepared = self._begin()
-        self._guarded(self._serve, prepared)
-        self._spare.append(prepared.buffers)
+    def serve(self, queries: int = 1) -> None:
+        """Answer so many queries of the patient's at once. Raises ChannelError where the session breaks."""
+        self._together(self._serve, self._begin(queries))
 
-    def _serve(self, prepared: _Prepared) -> None:
+    def _serve(self, party: Party, prepared: Prepared) -> None:
         query = np.empty(1, "<u8")
-        self.channel.receive(QUERY, query)
+        party.channel.receive(QUERY, query)
         if query[0] != prepared.query:
             raise ChannelError(f"the patient begins query {query[0]} where {prepared.query} is due: out of step")
         # the image is the patient's alone: the provider's share of it is zero
-        share = self._evaluate(np.zeros(self.plan.shape, np.uint32), prepared)
+        runs = self._runs(party, prepared)
+        share = self._evaluate(np.zeros(self.plan.shape, np.uint32), runs)
         if self.plan.noise_bits:
             share = share + noise(self.plan.noise_bits, share.shape, self.plan.layers[-1].bits)
-        for run in prepared.runs[-1][-1:]:
+        for run in runs[-1][-1:]:
             run()
-        self.channel.send(ANSWER, share)
+        party.channel.send(ANSWER, share)

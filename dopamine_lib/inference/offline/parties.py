@@ -71,7 +71,7 @@ class Patient(parties.Patient):
                 self._products.multiply(operation, own[i].a, own[i].z)
             else:
                 MADE[type(operation)](self._correlations, operation, own[i])
-        self._keep(query, buffers, own)
+        self._ready.append(parties.Prepared(query, buffers, own))
 
 
 class Provider(parties.Provider):
@@ -104,4 +104,4 @@ class Provider(parties.Provider):
                 self._products.multiply(operation, own[i].weights, own[i].c)
             else:
                 MADE[type(operation)](self._correlations, operation, own[i])
-        self._keep(query, buffers, own)
+        self._ready.append(parties.Prepared(query, buffers, own))

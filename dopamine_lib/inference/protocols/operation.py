@@ -86,17 +86,13 @@ class Workspace:
 
 
 class Party:
-    """One of the two parties online: its number, its channel to the other, its scratch memory.
+    """One of the two parties in one query: its number, its channel to the other, its scratch memory.
 
     outside  hash of its shares of the bits that say which values were near the ring's end: see ``room``
     """
 
     def __init__(self, number: int, channel: Channel, workspace: Workspace | None = None):
         self.number, self.channel, self.workspace = number, channel, workspace or Workspace()
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin a query: no value was near the ring's end yet."""
         self.outside = hashlib.blake2b(digest_size=HASH_BYTES)
 
     def open(self, tag: int, mine: np.ndarray, combine: np.ufunc = np.add) -> np.ndarray:

@@ -3,13 +3,14 @@
     with PatientClient(credentials, provider, crypto_provider) as client:
         client.prepare()                                              # offline: the image need not be there yet
         answer = client.infer(read_image("eye.png", client.size))     # online
+        answers = client.infer_all(images)                            # several, which share their rounds
 
 The image never leaves this process. What the patient gets besides the logits is public: the plan and the grades.
 """
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
 
 Result = TypeVar("Result")
+#: The most queries that share their rounds: each has a thread.
+MOST_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Answer:
                      without a crypto-provider both offline ones are between the two, for each query
     exceeded         whether the image drove some value near the ring's end (``protocols.room``), so that the answer may
                      be wrong
+    together         how many queries shared the rounds and the seconds online; the bytes are this one's
     """
 
     grade: str
@@ -51,6 +55,7 @@ class Answer:
     rounds: int
     bytes: dict[str, int]
     exceeded: bool
+    together: int = 1
 
     def record(self) -> dict:
         """As plain data for JSON."""
@@ -157,19 +162,45 @@ class PatientClient:
         progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for an image of another shape or type, before anything is sent.
         """
-        return self._in_session(lambda: self._infer(image, progress))
+        return self.infer_all([image], progress)[0]
 
-    def _infer(self, image: np.ndarray, progress: Progress | None) -> Answer:
-        x = self.plan.to_input(image)
-        if not self._offline:
-            self._prepare(1)
+    def infer_all(self, images: Sequence[np.ndarray], progress: Progress | None = None) -> list[Answer]:
+        """The grades of several images, as many at once as fit, at most ``MOST_TOGETHER``: those share their rounds.
+
+        How many fit is the provider's choice (``ProviderServer``), and each takes the memory of a query on both sides.
+        """
+        answers: list[Answer] = []
+        inputs = [self.plan.to_input(image) for image in images]
+        while len(answers) < len(inputs):
+            rest = inputs[len(answers) :][:MOST_TOGETHER]
+            answers += self._in_session(lambda rest=rest: self._infer(rest, progress))
+        return answers
+
+    def _infer(self, inputs: list[np.ndarray], progress: Progress | None) -> list[Answer]:
+        """The answers to the first inputs, as many as queries can be prepared for."""
+        if (missing := len(inputs) - len(self._offline)) > 0:
+            self._prepare(missing)
+        inputs = inputs[: len(self._offline)]
         channel = self._channel
         before = channel.sent, channel.received, channel.rounds
         begin = time.perf_counter()
         control.send_number(channel, Tag.COMMAND, Command.INFER)
-        opened = self._patient.infer(x, progress)
-        seconds = time.perf_counter() - begin
-        sent, received, rounds = channel.sent - before[0], channel.received - before[1], channel.rounds - before[2]
+        control.send_number(channel, Tag.COUNT, len(inputs))
+        opened = self._patient.infer_all(inputs, progress)
+        cost = {
+            "seconds_online": time.perf_counter() - begin,
+            "rounds": channel.rounds - before[2],
+            "together": len(inputs),
+            "bytes": {
+                "online_sent": (channel.sent - before[0]) // len(inputs),
+                "online_received": (channel.received - before[1]) // len(inputs),
+                **self._bytes,
+            },
+        }
+        return [self._answer(logits, exceeded, cost) for logits, exceeded in opened]
+
+    def _answer(self, opened: np.ndarray, exceeded: bool, cost: dict) -> Answer:
+        """One query's answer, from what was opened of it and what it cost, but for its preparation."""
         if self.plan.answer == GRADE:
             grade, probabilities, logits = int(opened[0]), None, None
             if not 0 <= grade < len(self.grades):
@@ -182,11 +213,9 @@ class PatientClient:
             self.grades,
             probabilities,
             logits,
-            self._offline.pop(0),
-            seconds,
-            rounds,
-            {"online_sent": sent, "online_received": received, **self._bytes},
-            self._patient.exceeded,
+            seconds_offline=self._offline.pop(0),
+            exceeded=exceeded,
+            **cost,
         )
 
     def close(self) -> None:

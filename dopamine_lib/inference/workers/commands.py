@@ -24,6 +24,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,16 @@ MOST_SHOWN = 20
 
 def add_infer(commands: Any) -> None:
     """Add ``infer`` to the subparsers of the command line."""
-    infer = commands.add_parser("infer", help="grade an image without showing it, by three processes on this machine")
-    infer.add_argument("image", metavar="IMAGE", help="a PNG or JPEG file; only the patient's process opens it")
+    infer = commands.add_parser("infer", help="grade images without showing them, by three processes on this machine")
+    infer.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="PNG or JPEG files; only the patient's process opens them"
+    )
     _model_arguments(infer)
     text = "what makes the randomness: a third process, or none, the other two alone (much slower; default: process)"
     infer.add_argument("--crypto-provider", choices=("process", "none"), default="process", help=text)
-    infer.add_argument("--json", action="store_true", help="print JSON")
+    text = "how many images at once share their rounds; each takes the memory of one (default: 4)"
+    infer.add_argument("--together", type=int, default=4, metavar="N", help=text)
+    _json_argument(infer)
     infer.set_defaults(call=_infer)
 
 
@@ -77,12 +82,16 @@ def add_party(commands: Any) -> None:
     provider.set_defaults(call=_provider)
 
     patient = roles.add_parser("patient", help="holds the image and gets the answer")
-    patient.add_argument("image", metavar="IMAGE", nargs="?", help="a PNG or JPEG file")
+    patient.add_argument("images", metavar="IMAGE", nargs="*", help="PNG or JPEG files")
     _identity_argument(patient)
     _peer_arguments(patient, "provider", PROVIDER_PORT)
     _peer_arguments(patient, "crypto-provider", CRYPTO_PROVIDER_PORT)
-    patient.add_argument("--json", action="store_true", help="print JSON")
+    _json_argument(patient)
     patient.set_defaults(call=_patient)
+
+
+def _json_argument(command) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, a line for each image")
 
 
 def _model_arguments(command, required: bool = True) -> None:
@@ -128,11 +137,14 @@ def _patients_argument(command) -> None:
 
 
 def _infer(arguments) -> None:
+    from dopamine_lib.inference.workers.client import MOST_TOGETHER
     from dopamine_lib.inference.workers.processes import Workers
 
-    for file in (arguments.image, arguments.weights):  # said now rather than after the workers' start
+    for file in (*arguments.images, arguments.weights):  # said now rather than after the workers' start
         if not Path(file).is_file():
             raise InputError(f"{file} does not exist; give an image and --weights with a model that reproduce wrote")
+    if not 1 <= arguments.together <= MOST_TOGETHER:
+        raise InputError(f"--together is {arguments.together}, but must be 1 to {MOST_TOGETHER}: images at once")
     with (
         _one_line_for_a_break(),
         Workers(
@@ -142,9 +154,12 @@ def _infer(arguments) -> None:
             answer=arguments.answer,
             model=arguments.model,
             crypto_provider=arguments.crypto_provider != "none",
+            ahead=min(arguments.together, len(arguments.images)) - 1,
         ) as workers,
     ):
-        _print(workers.infer(arguments.image), arguments.json)
+        begin = time.perf_counter()
+        answers = workers.infer_all(arguments.images)
+        _print(answers, arguments.images, time.perf_counter() - begin, arguments.json)
 
 
 def _crypto_provider(arguments) -> None:
@@ -192,15 +207,18 @@ def _patient(arguments) -> None:
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
-    if arguments.image is None:
+    if not arguments.images:
         raise InputError("no image was named; give a PNG or JPEG file")
-    if not Path(arguments.image).is_file():
-        raise InputError(f"the image {arguments.image} does not exist; give a PNG or JPEG file")
+    for file in arguments.images:
+        if not Path(file).is_file():
+            raise InputError(f"the image {file} does not exist; give a PNG or JPEG file")
     peers = [_endpoint(arguments, role) for role in ("provider", "crypto-provider")]
     kernels.active()
     with _one_line_for_a_break(), PatientClient(credentials, *peers) as client:
-        image = prepare(open_apart(arguments.image), client.size)
-        _print(client.infer(image).record(), arguments.json)
+        images = [prepare(open_apart(file), client.size) for file in arguments.images]
+        begin = time.perf_counter()
+        answers = [answer.record() for answer in client.infer_all(images)]
+        _print(answers, arguments.images, time.perf_counter() - begin, arguments.json)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -275,10 +293,30 @@ def _one_line_for_a_break():
         sys.exit(f"dopamine: {error}")
 
 
-def _print(answer: dict, as_json: bool) -> None:
+def _print(answers: list[dict], images: list[str], seconds: float, as_json: bool) -> None:
+    """One answer at length; several in a line each, and what they cost together."""
     if as_json:
-        print(json.dumps(answer))
+        for image, answer in zip(images, answers, strict=True):
+            print(json.dumps(answer if len(answers) == 1 else {"image": image} | answer))
         return
+    if len(answers) == 1:
+        _print_one(answers[0])
+        return
+    from dopamine_lib.inference.protocols.room import EXCEEDED
+
+    for image, answer in zip(images, answers, strict=True):
+        likely = "" if answer["probabilities"] is None else f", {100 * max(answer['probabilities']):.1f} %"
+        print(f"{image}: {answer['grade']}{likely}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
+    first, amounts = answers[0], answers[0]["bytes"]
+    online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
+    print(
+        f"{len(answers)} images in {seconds:.1f} s, {60 * len(answers) / seconds:.0f} a minute: "
+        f"{first['together']} at once in {first['seconds_online']:.2f} s online ({first['rounds']} rounds), "
+        f"each {online:.1f} MB and {first['seconds_offline']:.2f} s ahead"
+    )
+
+
+def _print_one(answer: dict) -> None:
     if answer["probabilities"] is None:
         print(answer["grade"])
     else:

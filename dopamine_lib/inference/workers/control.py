@@ -7,7 +7,7 @@ Patient and provider (P: patient, S: service provider, C: crypto-provider):
     P <> S  the protocol's setup: the masked model
     P -> S  COMMAND prepare    S -> P  GRANTED: 1, or 0 where too many lie ready; then READY when it is done
                                without a crypto-provider, P <> S make the randomness in between; no SESSION, no JOIN
-    P -> S  COMMAND infer      P <> S  the protocol's online part
+    P -> S  COMMAND infer, COUNT  P <> S  the protocol's online part, of so many queries at once
     P -> S  COMMAND end
 
 Provider and crypto-provider, one connection per session:
@@ -43,6 +43,7 @@ class Tag(enum.IntEnum):
     OPEN = CONTROL + 8
     PLAN = CONTROL + 9
     NEXT = CONTROL + 10
+    COUNT = CONTROL + 11
 
 
 class Status(enum.IntEnum):

@@ -9,17 +9,19 @@ only the patient's the image's, and this process opens neither. Each makes its o
 process are certificates, addresses, file names and, from the patient, the answer. It and each worker say in turn:
 
     worker    {"certificate": …}
-    here      {"weights": …, "backbone": …, "size": …, "answer": …, "model": …}    to the provider only: what to serve
+    here      {"served": {"weights": …, "backbone": …, "size": …, "answer": …, "model": …}, "ahead": …}
+                                                          to the provider only
     here      {"certificates": …, "addresses": …}         of the workers that are ready
     worker    {"address": …}; the patient {"ready": 0}
-    here      {"prepare": n} or {"image": FILE}           to the patient, any number of times
-    patient   {"ready": n} or {"answer": …}
+    here      {"prepare": n} or {"images": [FILE, …]}     to the patient, any number of times
+    patient   {"ready": n} or {"answers": […]}
 
 A worker that cannot go on says {"wrong input": …} or {"broken": …} instead.
 """
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dopamine_lib.errors import InputError
@@ -30,7 +32,6 @@ from dopamine_lib.pool import Child, Parent, close_all
 
 ROLES = ("crypto-provider", "provider", "patient")
 LOOPBACK = ("127.0.0.1", 0)
-START_TIMEOUT = 300.0  # seconds for a worker to start: imports, compilation of kernels, calibration
 END_TIMEOUT = 5.0
 
 
@@ -44,6 +45,7 @@ class Workers:
     model     for weights that ``reproduce`` did not write: one of torchvision's networks, or ``module:function``
     patient   certificate of a patient in another process, which uses ``peers``: then none is started here
     crypto_provider  False: none is started, and the other two make their randomness alone
+    ahead     queries that may lie prepared at once, besides one; as many, and one, share their rounds
     quiet     drop their log, which otherwise goes to this process's standard error
 
     They may be left alone for as long as one likes (see ``client.PatientClient``).
@@ -60,6 +62,7 @@ class Workers:
         model: str | None = None,
         patient: str | None = None,
         crypto_provider: bool = True,
+        ahead: int = 2,
         quiet: bool = False,
     ):
         self._children: dict[str, Child] = {}
@@ -71,7 +74,7 @@ class Workers:
             certificates = {role: self._hear(role)["certificate"] for role in roles}
             certificates.setdefault("patient", patient)
             served = {"weights": _absolute(weights), "backbone": _absolute(backbone), "size": size}
-            self._say("provider", served | {"answer": answer, "model": model})
+            self._say("provider", {"ahead": ahead, "served": served | {"answer": answer, "model": model}})
             addresses = {}
             for role in roles:
                 self._say(role, {"certificates": certificates, "addresses": addresses})
@@ -90,8 +93,15 @@ class Workers:
 
     def infer(self, image: str | Path) -> dict:
         """The answer for one image file, as ``client.Answer.record``. Raises InputError for a bad file."""
-        self._say("patient", {"image": _absolute(image)})
-        return self._hear("patient")["answer"]
+        return self.infer_all([image])[0]
+
+    def infer_all(self, images: Sequence[str | Path]) -> list[dict]:
+        """The answers for several files, which share their rounds as far as ``ahead`` allows.
+
+        Raises InputError for a bad file, before any is asked about.
+        """
+        self._say("patient", {"images": [*map(_absolute, images)]})
+        return self._hear("patient")["answers"]
 
     @property
     def pids(self) -> dict[str, int]:
@@ -122,7 +132,7 @@ class Workers:
     def _hear(self, role: str) -> dict:
         """A worker's next message; its complaint becomes an exception of the same kind here."""
         try:
-            message = self._children[role].hear(START_TIMEOUT)
+            message = self._children[role].hear()  # on a busy machine a start takes minutes; a death is heard at once
         except EOFError:
             raise ChannelError(f"the {role}'s process ended without a word; start the workers again") from None
         if "broken" in message:
@@ -166,11 +176,13 @@ def _provider(parent: Parent, credentials: tls.Credentials) -> None:
     from dopamine_lib.inference.workers.compiling import compile_apart
     from dopamine_lib.inference.workers.provider import ProviderServer
 
-    served = compile_apart(**parent.hear(), meanwhile=kernels.active)
+    asked = parent.hear()
+    served = compile_apart(**asked["served"], meanwhile=kernels.active)
     told = parent.hear()
     certificates = told["certificates"]
     patients = {"patient": certificates["patient"]}
-    _serve(parent, ProviderServer(LOOPBACK, credentials, patients, _endpoint(told, "crypto-provider"), *served))
+    crypto_provider = _endpoint(told, "crypto-provider")
+    _serve(parent, ProviderServer(LOOPBACK, credentials, patients, crypto_provider, *served, ahead=asked["ahead"]))
 
 
 def _endpoint(told: dict, role: str) -> tls.Endpoint | None:
@@ -199,7 +211,8 @@ def _patient(parent: Parent, credentials: tls.Credentials) -> None:
                 if "prepare" in asked:
                     parent.say(ready=client.prepare(asked["prepare"]))
                 else:
-                    parent.say(answer=client.infer(prepare(open_apart(asked["image"]), client.size)).record())
+                    images = [prepare(open_apart(image), client.size) for image in asked["images"]]
+                    parent.say(answers=[answer.record() for answer in client.infer_all(images)])
             except InputError as error:  # found before anything was sent: the session goes on
                 parent.say(**{"wrong input": str(error)})
             except ChannelError as error:  # nor is there a new session just now; the next question may find one

@@ -157,14 +157,16 @@ class _PatientSession:
                     control.send_number(self._channel, Tag.GRANTED, granted)
                     if granted:
                         self._prepare()
-                elif command == Command.INFER and self._ready:
-                    self._provider.serve()
-                    self._forget_one()
-                    served += 1
+                elif command == Command.INFER:
+                    queries = control.receive_number(self._channel, Tag.COUNT)
+                    self._provider.serve(queries)
+                    for _ in range(queries):
+                        self._forget_one()
+                    served += queries
                 elif command == Command.END:
                     return served
                 else:
-                    raise ChannelError(f"sent command {command} where {self._ready} queries are prepared")
+                    raise ChannelError(f"sent command {command}, which there is not")
         finally:
             self._idle.pop(self._channel, None)
             while self._ready:
