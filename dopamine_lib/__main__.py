@@ -107,7 +107,10 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the image, for inference or dp --model (64)"
     )
-    measure.add_argument("--model", metavar="NAME", help="for dp: one network alone, the kit's, torchvision's or yours")
+    text = "for dp and for inference --images: one network alone, the kit's, torchvision's or, for dp, yours"
+    measure.add_argument("--model", metavar="NAME", help=text)
+    text = "for inference: only whether the answers to N pictures are plain torch's"
+    measure.add_argument("--images", type=int, metavar="N", help=text)
     measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
 
@@ -213,6 +216,8 @@ def _bench(arguments) -> None:
 
     module = importlib.import_module(f"dopamine_lib.benchmarks.{arguments.what}")
     terms = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
+    if arguments.what == "inference" and arguments.images is not None:
+        terms |= {"images": arguments.images, "model": arguments.model or "squeezenet"}
     if arguments.what == "dp":
         terms["device"] = arguments.device
         terms |= {"model": arguments.model} if arguments.model else {}

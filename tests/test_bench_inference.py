@@ -95,8 +95,21 @@ def test_the_benchmark_runs_and_its_sizes_hold(tmp_path, monkeypatch):
     assert not any("CrypTen" in name for name in rows)
     assert all(row["holds"] for row in rows.values() if row["unit"] in ("MB", "GB", "bytes")), rows
     assert rows["online, 64 px"]["value"] > 0 and rows["rounds online"]["value"] > 50
+    assert rows["images a minute, 4 at once"]["value"] > 0
+    assert rows["the same, 4 at once"]["value"] > 0
+    assert sum("at once, an image" in name for name in rows) == 2
     afar = [row for row in rows.values() if row["peer"] == "messages alone"]
     assert len(afar) == 2 and all(row["value"] > row["peer_value"] > 0.5 for row in afar), afar
+
+
+@pytest.mark.slow
+def test_answers_held_against_plain_torch_s(refuses):
+    rows = inference.run(size=32, images=12, model="squeezenet")["rows"]
+    assert [row["value"] for row in rows[:1]] == [12] and all(row["holds"] for row in rows[:2]), rows
+    with refuses("model is 'mine'", "torchvision"):
+        inference.run(size=32, images=1, model="mine")
+    with refuses("images is 0"):
+        inference.run(images=0)
 
 
 @pytest.mark.slow

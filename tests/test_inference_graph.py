@@ -15,6 +15,7 @@ from torch import nn
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
+from dopamine_lib.benchmarks.agreement import like_trained
 from dopamine_lib.inference.network import quantise
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.kinds import REFUSED
@@ -30,27 +31,6 @@ from dopamine_lib.models.tables import TABLE_MODELS
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-
-
-def trained(net, x):
-    """A network with the statistics of a trained one: each batch normalisation normalises what arrives at it.
-
-    Most of what reaches a ReLU is positive: else a random network makes forty times as much of a small error.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            module.momentum = 1.0
-            nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.normal_(module.bias, 1, 0.5)
-    for name, module in net.named_modules():
-        if re.search(r"bn3|layer\d\.\d\.bn2|conv\.3$", name):  # a block adds little to its input, as after training
-            module.weight.data *= 0.3
-    net.train()
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
-    with torch.inference_mode():
-        net(x)
-    return net.eval()
 
 
 class Written(nn.Module):
@@ -127,7 +107,7 @@ SMALL = {
 
 
 def small(name):
-    return seeded(lambda: trained(SMALL[name](), images((3, 18, 18), 16, seed=2)))
+    return seeded(lambda: like_trained(SMALL[name](), images((3, 18, 18), 16, seed=2)))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -179,7 +159,7 @@ def pictures(count, size, seed):
 
 def published(name, size):
     """One of torchvision's networks with 1,000 classes, pictures that set its scales, and others."""
-    net = seeded(lambda: trained(models.get_model(name, weights=None, num_classes=1000), pictures(64, size, 1)))
+    net = seeded(lambda: like_trained(models.get_model(name, weights=None, num_classes=1000), pictures(64, size, 1)))
     return net, pictures(24, size, 2), pictures(3, size, 3)
 
 
@@ -309,7 +289,7 @@ def weights_of(tmp_path):
 
 def test_published_weights_are_served_under_imagenet_s_names(weights_of, monkeypatch):
     monkeypatch.setattr(quantise, "MOST_TOGETHER", 64)
-    net = trained(models.resnet18(num_classes=1000), pictures(16, 32, 1))
+    net = like_trained(models.resnet18(num_classes=1000), pictures(16, 32, 1))
     plan, weights, grades = load(weights_of(net), model="resnet18", size=32)
     assert len(grades) == 1000 and grades[0] == "tench" and plan.mean == IMAGENET[0]
     x = pictures(1, 32, 3)
@@ -364,16 +344,16 @@ def test_of_a_thousand_classes_five_are_printed(capsys):
     amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider", "offline_to_patient"), 0)
     answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
     answer |= {"seconds_online": 1, "seconds_offline": 1}
-    _print(answer | {"exceeded": False}, as_json=False)
+    _print([("eye.png", answer | {"exceeded": False})], 1.0, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0].startswith("class 999") and lines[0].endswith("<")
-    _print(answer | {"exceeded": True}, as_json=False)
+    _print([("eye.png", answer | {"exceeded": True})], 1.0, as_json=False)
     assert "the answer may be wrong" in capsys.readouterr().out.splitlines()[5]
 
 
 @pytest.mark.slow
 def test_three_processes_answer_with_a_network_of_torchvision_s(weights_of, tmp_path):
-    net = trained(models.resnet18(num_classes=5), pictures(16, 32, 1))
+    net = like_trained(models.resnet18(num_classes=5), pictures(16, 32, 1))
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "x.png")
     with Workers(weights_of(net), model="resnet18", size=32, quiet=True) as workers:

@@ -16,11 +16,13 @@ import importlib.util
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.benchmarks import crypten_peer
+from dopamine_lib.benchmarks.agreement import agreement
 from dopamine_lib.benchmarks.link import Link
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.inference.workers.processes import Workers
@@ -32,6 +34,8 @@ CRYPTEN_TARGETS = {64: 30, 224: 100}
 CRYPTEN_PARTIES = 2
 #: Networks between patient and provider: seconds of a round trip, bits a second, and the most seconds at 224 pixels.
 NETWORKS = ((0.02, 100e6, 4), (0.05, 20e6, None))
+#: Images that share their rounds.
+TOGETHER = 4
 #: The size at which the randomness is also made without a crypto-provider.
 ALONE = 64
 PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
@@ -39,15 +43,28 @@ PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
 PROC = Path("/proc/self/smaps_rollup").exists()
 
 
-def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10, warm_up: int = 2) -> dict:
-    """All rows, also written to ``path`` if one is given. ``size`` is the image's side in pixels."""
+def run(
+    path: str | PathLike | None = None,
+    *,
+    size: int = 64,
+    repeats: int = 10,
+    warm_up: int = 2,
+    images: int | None = None,
+    model: str = "squeezenet",
+) -> dict:
+    """All rows, also written to ``path`` if one is given. ``size`` is the image's side in pixels.
+
+    images, model  instead: whether so many pictures get the answers of plain torch, by one network (``agreement``)
+    """
+    if images is not None:
+        return write(agreement(model, size, images), path)
     import numpy as np
     import torch
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
         model, image, net, x = _model_and_image(folder, size)
-        workers = stack.enter_context(Workers(model))
+        workers = stack.enter_context(Workers(model, ahead=TOGETHER - 1))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         stack.callback(torch.set_num_threads, threads)
@@ -69,6 +86,11 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
             functions["crypten"] = stack.enter_context(_Crypten(folder, model, size))
         seconds = medians(interleaved(functions, repeats, warm_up))
         logits = plain()[0].numpy()
+        workers.infer_all([image] * TOGETHER)  # memory for so many is there from now on
+        begin = time.perf_counter()
+        workers.infer_all([image] * 2 * TOGETHER)
+        several = (time.perf_counter() - begin) / (2 * TOGETHER)
+        held = together(workers.pids.values()) if PROC else 0
     counted = answers[warm_up:]
     error = max(float(np.abs(np.array(answer["logits"]) - logits).max()) for answer in counted)
     online = statistics.median(answer["seconds_online"] for answer in counted)
@@ -82,11 +104,13 @@ def run(path: str | PathLike | None = None, *, size: int = 64, repeats: int = 10
         at_most("crypto-provider to provider", amounts["offline_to_provider"] / 1e6, "MB", 100),
         at_most("crypto-provider to patient, once a session", amounts["offline_to_patient"], "bytes", 16),
         row("rounds online", counted[0]["rounds"], "rounds"),
+        row(f"images a minute, {TOGETHER} at once", 60 / several, "images", "one", 60 / total, total / several),
         at_most("largest error of a logit, of the logits' range", error / float(np.ptp(logits)), "of 1", 1e-3),
     ]
     if PROC:
         rows += [
             at_most("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
+            row(f"the same, {TOGETHER} at once", held / 1e9, "GB"),
             row("processor time of the three, a query", statistics.median(processor[warm_up:]), "s"),
         ]
     if "crypten" in functions:
@@ -131,7 +155,7 @@ def _over_networks(size: int, repeats: int) -> list[dict]:
         model, file, *_ = _model_and_image(folder, size)
         image = read_image(file, size)
         (provider, certificate), crypto_provider = stack.enter_context(
-            Workers(model, patient=patient.certificate)
+            Workers(model, patient=patient.certificate, ahead=max(TOGETHER - 1, repeats))
         ).peers
         for round_trip, rate, most in NETWORKS:
             with (
@@ -140,11 +164,13 @@ def _over_networks(size: int, repeats: int) -> list[dict]:
             ):
                 client.prepare(1 + repeats)
                 answers = [client.infer(image) for _ in range(1 + repeats)][1:]
+                several = client.infer_all([image] * TOGETHER)[0].seconds_online / TOGETHER
                 costs = client.plan.costs()
             alone = costs["rounds"] * round_trip / 2 + 8 * costs["online_to_provider"] / rate
             name = f"online, {size} px, {1e3 * round_trip:g} ms and {rate / 1e6:g} Mbit/s"
             seconds = statistics.median(answer.seconds_online for answer in answers)
             rows.append(at_most(name, seconds, "s", most if size == 224 else None, "messages alone", alone))
+            rows.append(row(f"{name}, {TOGETHER} at once, an image", several, "s", "one", seconds, several / seconds))
     return rows
 
 
