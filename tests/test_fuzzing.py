@@ -214,10 +214,10 @@ def test_plans(plan):
 
 
 def test_cards(plan):
-    card = json.dumps({"plan": plan.to_json(), "grades": list("abcde")})
+    card = json.dumps({"plan": plan.to_json(), "grades": list("abcde"), "inputs": None})
 
     def one_try(rng):
-        found, grades = _read_card(changed_text(rng, card))
+        found, grades, _ = _read_card(changed_text(rng, card))
         assert len(grades) == found.classes
 
     assert tries(7, one_try, ChannelError) > MUTATIONS / 2

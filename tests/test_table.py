@@ -13,11 +13,15 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.data import HEART, load
+from dopamine_lib.data.csv_file import CsvFile
 from dopamine_lib.data.hospitals import hospital_shares, split_hospitals
-from dopamine_lib.data.table import load_table
+from dopamine_lib.data.table import encoded_rows, load_table
 from dopamine_lib.fairness.scores import cannot_say, subgroups
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
+from dopamine_lib.inference.network.plan import evaluate
+from dopamine_lib.inference.network.serving import load as served
+from dopamine_lib.inference.network.serving import row_inputs
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.page.served_model import facts
 from dopamine_lib.reproduction import run
@@ -283,6 +287,18 @@ def test_from_the_command_line_to_the_report(model, short, tmp_path, capsys, ref
     for read in (load_model, facts):
         with refuses(f"FSCDP-0.safetensors is a model of a table's rows ({model})"):
             read(out / "FSCDP-0.safetensors")
+    net, _ = load_model(out / "FSCDP-0.safetensors", tables=True)
+    plan, weights, grades = served(out / "FSCDP-0.safetensors")
+    declared = row_inputs(out / "FSCDP-0.safetensors")
+    table = CsvFile.read(HEART)
+    rows, names = encoded_rows(table, declared, "the provider")
+    assert list(names) == [*load("heart").inputs] and grades == results["grades"]
+    wanted = net(torch.from_numpy(rows[::40])).detach().numpy()
+    found = [evaluate(plan, weights, row[:, None, None]) for row in rows[::40]]
+    assert np.abs([logits for logits, _ in found] - wanted).max() < 1e-3 * np.ptp(wanted)
+    assert max(max(room.values()) for _, room in found) < 0.9
+    with refuses("size is 64", "leave it out"):
+        served(out / "FSCDP-0.safetensors", size=64)
 
 
 def test_encrypted_and_masked(short, tmp_path):

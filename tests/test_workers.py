@@ -22,13 +22,14 @@ from PIL import Image
 
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import Provider
+from dopamine_lib.inference.network.serving import load as load_served
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.workers import compiling, control, tls
 from dopamine_lib.inference.workers import crypto_provider as crypto_provider_module
 from dopamine_lib.inference.workers import provider as provider_module
 from dopamine_lib.inference.workers import server as server_module
-from dopamine_lib.inference.workers.client import PatientClient
+from dopamine_lib.inference.workers.client import PatientClient, _read_card
 from dopamine_lib.inference.workers.commands import parse_address
 from dopamine_lib.inference.workers.control import Tag
 from dopamine_lib.inference.workers.crypto_provider import CryptoProviderServer
@@ -78,7 +79,7 @@ def start(model, identities):
     """Start crypto-provider and provider in threads; returns a function that makes a client for patient number i."""
     with contextlib.ExitStack() as stack:
 
-        def begin(served=(model.plan, model.weights), alone=False, **limits):
+        def begin(served=(model.plan, model.weights), alone=False, grades=GRADES, inputs=None, **limits):
             certificates = {name: identity.certificate for name, identity in identities.items()}
             patients = {name: certificates[name] for name in PATIENTS}
             crypto_provider = stack.enter_context(
@@ -87,7 +88,7 @@ def start(model, identities):
             at = (crypto_provider.address, certificates["crypto-provider"])
             used = None if alone else at
             provider = stack.enter_context(
-                ProviderServer(LOOPBACK, identities["provider"], patients, used, *served, GRADES, **limits)
+                ProviderServer(LOOPBACK, identities["provider"], patients, used, *served, grades, inputs, **limits)
             )
 
             def client(i: int = 0, at=used) -> PatientClient:
@@ -440,10 +441,10 @@ def test_a_session_in_use_is_not_ended_for_one_who_waits(model, start, monkeypat
     workers, began, go_on = start(sessions=1), threading.Event(), threading.Event()
     sound = Provider.serve
 
-    def slowly(provider):
+    def slowly(provider, queries):
         began.set()
         go_on.wait(30)
-        sound(provider)
+        sound(provider, queries)
 
     monkeypatch.setattr(Provider, "serve", slowly)
     with workers.client(0) as busy:
@@ -529,8 +530,6 @@ def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": "{}", "grades": []}', '{"plan": 1, "grades": 2}', "\x00"])
 def test_a_card_that_cannot_be_read(text):
-    from dopamine_lib.inference.workers.client import _read_card
-
     with pytest.raises(ChannelError, match="cannot be read"):
         _read_card(text)
 
@@ -573,6 +572,86 @@ def test_no_secret_in_the_log(model, start, identities, caplog, monkeypatch):
 def test_crypto_provider_and_patient_load_no_torch(module):
     program = f"import dopamine_lib.inference.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_queries_that_share_their_rounds_are_those_that_are_asked_alone(model, start):
+    """As many at once as the provider lets lie prepared; each has the picture's own answer, and masks of its own."""
+    numbers = [7, 3, 7, 90, 41]
+    with start(ahead=2).client() as client:
+        alone = client.infer(model.images[7])
+        answers = client.infer_all(model.images[numbers])
+    for number, answer in zip(numbers, answers, strict=True):
+        check(model, number, answer)
+        assert answer.rounds == alone.rounds
+        assert {**alone.bytes, **answer.bytes, "online_sent": 0} == {**alone.bytes, "online_sent": 0}
+        assert 0 <= alone.bytes["online_sent"] - answer.bytes["online_sent"] <= 8  # the command is said once for all
+    assert [answer.together for answer in answers] == [3, 3, 3, 2, 2] and alone.together == 1
+    assert answers[0].logits != answers[2].logits  # each query has noise of its own
+
+
+def test_only_prepared_queries_are_asked_at_once(model, start):
+    workers = start()
+    with workers.client(0) as polite:
+        rude = workers.client(1)
+        assert rude.prepare(2) == 2
+        control.send_number(rude._channel, Tag.COMMAND, control.Command.INFER)
+        control.send_number(rude._channel, Tag.COUNT, 3)
+        with pytest.raises(ChannelError):
+            rude._channel.receive(Tag.READY, bytearray(4))
+        query(model, polite, [0])
+
+
+def test_a_session_that_ends_between_two_batches_is_replaced(model, start):
+    with start(ahead=1).client() as client:
+        client.prepare(2)
+        client._channel.close()
+        answers = client.infer_all(model.images[:3])
+    for number, answer in enumerate(answers):
+        check(model, number, answer)
+
+
+ROW = {"age": {"range": [20, 80]}, "sex": {"range": [0, 1]}, "pain": {"categories": ["none", "some"], "missing": []}}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A table's model as ``reproduce`` writes it, a patient's CSV file, and the plain logits of its rows."""
+    from dopamine_lib.models.checkpoints import save_model
+
+    folder = tmp_path_factory.mktemp("rows")
+    torch.manual_seed(4)
+    net = build("mlp", 2, None, 0, inputs=4)
+    about = {"architecture": "mlp", "grades": ["well", "ill"]}
+    about |= {"preprocessing": {"inputs": ["age", "sex", "pain=none", "pain=some"], "declared": ROW}}
+    save_model(folder / "model.safetensors", net, about)
+    save_model(folder / "bare.safetensors", net, about | {"preprocessing": {"inputs": ["a", "b", "c", "d"]}})
+    (folder / "me.csv").write_text("pain;age;sex\nsome;80;0\nnone;35;1\n;20;1\n", encoding="utf-8")
+    numbers = torch.tensor([[1, -1, 0, 1], [-0.5, 1, 1, 0], [-1, 1, 0, 0]]) / 3**0.5
+    return SimpleNamespace(folder=folder, logits=net(numbers).detach().numpy(), numbers=numbers.numpy())
+
+
+def test_the_rows_of_a_patient_s_table(rows, start, refuses):
+    plan, weights, grades = load_served(rows.folder / "model.safetensors")
+    with start(served=(plan, weights), grades=grades, inputs=ROW).client() as client:
+        read = client.read(rows.folder / "me.csv")
+        assert [name for name, _ in read] == [", line 2", ", line 3", ", line 4"]
+        assert np.allclose([row for _, row in read], rows.numbers, atol=1e-6)
+        answers = client.infer_all([row for _, row in read])
+        logits = np.array([answer.logits for answer in answers])
+        assert np.abs(logits - rows.logits).max() < 1e-3 * np.ptp(rows.logits)
+        (rows.folder / "old.csv").write_text("pain,age,sex\nsome,old,0\n", encoding="utf-8")
+        with refuses("old.csv, line 2: age", "not a number"):
+            client.read(rows.folder / "old.csv")
+        (rows.folder / "no.csv").write_text("pain,age\n", encoding="utf-8")
+        with refuses("no.csv: no rows"):
+            client.read(rows.folder / "no.csv")
+        with refuses("this model reads (4,)"):
+            client.infer(np.zeros(5, np.float32))
+    for bad in ([], 3, {"age": 3}, {"age": {"range": [20, 80]}}, {"age": {"range": [80, 20]}}, ROW | {"x": ROW["age"]}):
+        with pytest.raises(ChannelError, match="cannot be read"):
+            _read_card(json.dumps({"plan": plan.to_json(), "grades": ["well", "ill"], "inputs": bad}))
+    with refuses("bare.safetensors does not say how a patient becomes 4 numbers"):
+        load_served(rows.folder / "bare.safetensors")
 
 
 # three processes
@@ -694,11 +773,30 @@ def test_infer_prints_json(files):
     assert {"logits", "seconds_online", "seconds_offline", "bytes", "rounds"} <= answer.keys()
 
 
+@pytest.mark.slow
+def test_infer_takes_several_files_and_tables(files, rows):
+    """A line each, and what they cost together; in JSON a line each."""
+    wanted = f"grade {int(files.logits.argmax())}, "
+    *lines, last = run("infer", files.image, files.image, "--weights", files.model).splitlines()
+    assert len(lines) == 2 and all(line.startswith(f"{files.image}: {wanted}") for line in lines)
+    assert last.startswith("2 answers in ") and " a minute: 2 at once in " in last
+    said = run(
+        "infer", rows.folder / "me.csv", "--weights", rows.folder / "model.safetensors", "--json", "--together", 2
+    )
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert [answer["image"] for answer in answers] == [f"{rows.folder / 'me.csv'}, line {i}" for i in (2, 3, 4)]
+    logits = np.array([answer["logits"] for answer in answers])
+    assert np.abs(logits - rows.logits).max() < 1e-3 * np.ptp(rows.logits)
+    assert [answer["together"] for answer in answers] == [2, 2, 1]
+
+
 def test_bad_input_is_reported_before_anything_starts(files, refuses, tmp_path):
     with refuses("no.png does not exist"):
         run("infer", tmp_path / "no.png", "--weights", files.model)
     with refuses("no.safetensors does not exist"):
         run("infer", files.image, "--weights", tmp_path / "no.safetensors")
+    with refuses("--together is 0", "1 to 32"):
+        run("infer", files.image, "--weights", files.model, "--together", 0)
     identity = ("--identity", tmp_path / "id.pem")
     printed = run("party", "crypto-provider", *identity, "--fingerprint").strip()
     assert printed == run("party", "hospital", *identity, "--fingerprint").strip()  # the paper's word for it
@@ -737,7 +835,7 @@ import sys
 from dopamine_lib.inference.workers.compiling import compile_apart
 from dopamine_lib.inference.workers.provider import ProviderServer
 called = []
-plan, weights, grades = compile_apart(sys.argv[1], None, None, "scores", None, meanwhile=lambda: called.append(1))
+plan, weights, grades, _ = compile_apart(sys.argv[1], None, None, "scores", None, meanwhile=lambda: called.append(1))
 print(plan.digest().hex(), digest(weights), *called, "torch" in sys.modules, *grades, sep=",")
 """
 DIGEST = """

@@ -58,6 +58,7 @@ class Dataset:
     validation   a part of ``train``: the server's small set D_G of section 3, which decides hyperparameters
     attributes   str arrays (N,) by name, what else is known of each image: age band, camera, eye, "site" (hospital), …
     inputs       names of a table's p columns; none of images
+    declared     what a table's data sheet declares of its inputs, by name (``table.encoded_rows``); None of others
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset:
     sheet: Datasheet
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    declared: dict | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

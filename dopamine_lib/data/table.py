@@ -53,14 +53,7 @@ def load_table(path: str | Path, *, name: str = "", seed: int = 0) -> Dataset:
     person = np.array([own_number(one) for one in who])
     parts = None if "split" not in sheet else list(table.cells(column("split", sheet["split"])))
     train, validation, test = split_or_obey(person, parts, test_fraction=sheet.get("test", TEST), seed=seed)
-    blocks, inputs = zip(
-        *(
-            _encoded(name, told, read("inputs", name, _input(told, f"{at.name}, [inputs], {name}")))
-            for name, told in sheet["inputs"].items()
-        ),
-        strict=True,
-    )
-    rows = np.concatenate(blocks, axis=1) / math.sqrt(len(blocks))
+    images, inputs = encoded_rows(table, sheet["inputs"], at.name)
     attributes, proportions, sites = {}, {}, ()
     for own, told in sheet.get("attributes", {}).items():
         reader = attribute(told, f"{at.name}, [attributes], {own}")
@@ -71,7 +64,7 @@ def load_table(path: str | Path, *, name: str = "", seed: int = 0) -> Dataset:
         attributes["site"] = np.array(read("site", sheet["site"], reader))
         proportions = {} if sites is None else {"site": sites}
         sites = tuple(sites or sorted(set(attributes["site"].tolist())))
-    images, labels = rows.astype(np.float32), np.array(labels, dtype=np.int64)
+    labels = np.array(labels, dtype=np.int64)
     return Dataset(
         name=name or str(path),
         images=images,
@@ -87,7 +80,7 @@ def load_table(path: str | Path, *, name: str = "", seed: int = 0) -> Dataset:
             checksum=content_checksum(images, labels, test),
             notes=(
                 *sheet.get("notes", ()),
-                f"{len(blocks)} inputs in {images.shape[1]} columns: all declared in {at.name}",
+                f"{len(sheet['inputs'])} inputs in {images.shape[1]} columns: all declared in {at.name}",
             ),
             patients=sheet.get("patients"),
             proportions=proportions,
@@ -96,8 +89,26 @@ def load_table(path: str | Path, *, name: str = "", seed: int = 0) -> Dataset:
             sites=sites,
         ),
         attributes=attributes,
-        inputs=tuple(name for names in inputs for name in names),
+        inputs=inputs,
+        declared=sheet["inputs"],
     )
+
+
+def encoded_rows(table: CsvFile, inputs: dict, declared: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A table's rows as numbers, float32 (N, p) of norm 1 at most, and the names of the p columns.
+
+    inputs    what is declared of each, by name: the [inputs] of a data sheet
+    declared  what declares them, in messages
+    Raises InputError, naming file and line, for a column or a value that is not as declared.
+    """
+    remedy = f"{declared} names it under 'inputs'; name a column that is there"
+    blocks, names = [], []
+    for name, told in inputs.items():
+        reader, number = _input(told, f"{declared}, [inputs], {name}"), table.column(name, remedy=remedy)
+        block, columns = _encoded(name, told, [reader(cell, where) for where, cell in table.cells(number)])
+        blocks.append(block)
+        names += columns
+    return (np.concatenate(blocks, axis=1) / math.sqrt(len(blocks))).astype(np.float32), tuple(names)
 
 
 def _input(told: object, declared: str) -> Reader:
@@ -137,8 +148,9 @@ def _input(told: object, declared: str) -> Reader:
 def _encoded(name: str, told: dict, values: list[float | None]) -> tuple[np.ndarray, list[str]]:
     """An input's numbers float64 (N, m), each row of norm 1 at most, and their names."""
     if "categories" in told:
-        met = np.array([[value == number for number in range(len(told["categories"]))] for value in values], float)
-        return met, [f"{name}={category}" for category in told["categories"]]
+        categories = told["categories"]
+        met = [[value == number for number in range(len(categories))] for value in values]
+        return np.array(met, float).reshape(-1, len(categories)), [f"{name}={category}" for category in categories]
     low, high = told["range"]
     missing = np.array([value is None for value in values])
     numbers = np.array([low if value is None else value for value in values], dtype=float)

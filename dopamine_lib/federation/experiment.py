@@ -251,7 +251,7 @@ class Experiment:
         names = screening(self.dataset.grades) if thresholds else {}
         return {
             "architecture": self.options.model,
-            "preprocessing": {"inputs": self.dataset.inputs}
+            "preprocessing": {"inputs": self.dataset.inputs, "declared": self.dataset.declared}
             if self.dataset.inputs
             else {"size": self.dataset.size, "mean": self.weights.mean, "std": self.weights.std},
             "grades": self.dataset.grades,

@@ -85,18 +85,22 @@ def save_model(path: Path, net: torch.nn.Module, metadata: dict) -> None:
         save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
 
 
-def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[torch.nn.Module, dict]:
+def load_model(
+    path: Path, backbone_weights: str | Path | None = None, *, tables: bool = False
+) -> tuple[torch.nn.Module, dict]:
     """A model written by ``reproduce``: ``(net, metadata)``, where net maps inputs (B, 3, H, W) to logits.
 
     backbone_weights  for a ``head``: the weights of the network below it, by default SqueezeNet's embedded ones
-    Raises InputError for any other file, a model of tables, and where the backbone is not the head's own.
+    tables            whether a model of a table's rows, (B, p), will do as well
+    Raises InputError for any other file, and where the backbone is not the head's own.
     """
     state, metadata = read_state(path)
     try:
         metadata = {key: parse_json(value) for key, value in metadata.items()}
         architecture, classes = metadata["architecture"], len(metadata["grades"])
-        if architecture in TABLE_MODELS:
+        if architecture in TABLE_MODELS and not tables:
             raise table_model(path, architecture)
+        inputs = len(metadata["preprocessing"]["inputs"]) if architecture in TABLE_MODELS else 0
         start, seed = (metadata["backbone_sha256"], metadata["backbone_seed"]) if architecture == "head" else (None, 0)
         texts = [architecture, metadata.get("backbone") or "squeezenet", *metadata["grades"]]
         if not all(isinstance(text, str) for text in texts):
@@ -113,7 +117,7 @@ def load_model(path: Path, backbone_weights: str | Path | None = None) -> tuple[
             "and load the tensors by safetensors.torch.load_model"
         )
     below = metadata.get("backbone") or "squeezenet"
-    net = build(architecture, classes, Weights("random start", None, {}, *HALF, below), 0)
+    net = build(architecture, classes, Weights("random start", None, {}, *HALF, below), 0, inputs)
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

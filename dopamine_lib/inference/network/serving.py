@@ -2,6 +2,7 @@
 
 The images are synthetic eyes and pictures nothing like an eye. An overflow inside a secret image spoils its answer, so
 the ranges cover likely pictures and extreme ones, and ``compiler`` leaves room beyond them. No patient's image is used.
+A table's row of p numbers is a picture of p channels and one pixel; the public ones are drawn in all directions.
 """
 
 from pathlib import Path
@@ -13,13 +14,15 @@ from dopamine_lib.data import MAX_SIZE, MIN_SIZE
 from dopamine_lib.data.images import resize_all
 from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.errors import InputError
+from dopamine_lib.files import parse_json
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.models.checkpoints import load_model, load_network
-from dopamine_lib.models.networks import to_input
+from dopamine_lib.models.networks import HALF, read_state, to_input
+from dopamine_lib.models.tables import TABLE_MODELS
 
-EYES = 8
+EYES, ROWS = 8, 512
 
 
 def load(
@@ -29,7 +32,7 @@ def load(
     answer: str = SCORES,
     model: str | None = None,
 ) -> tuple[Plan, Weights, list[str]]:
-    """Plan, integer weights and grades of a model, for images of ``size`` pixels.
+    """Plan, integer weights and grades of a model, for images of ``size`` pixels or a table's rows (``row_inputs``).
 
     backbone  for a ``head``: file of its SqueezeNet; the embedded one by default
     size      the model's own by default
@@ -38,7 +41,12 @@ def load(
     Raises InputError for a file that is no such model and for a size out of bounds.
     """
     torch.set_num_threads(1)
-    net, metadata = load_model(weights, backbone) if model is None else load_network(weights, model, size)
+    if model is None:
+        net, metadata = load_model(weights, backbone, tables=True)
+    else:
+        net, metadata = load_network(weights, model, size)
+    if metadata.get("architecture") in TABLE_MODELS:
+        return _load_rows(net, metadata, weights, size, answer)
     try:
         preprocessing = metadata["preprocessing"]
         own_size, mean, std = (preprocessing[key] for key in ("size", "mean", "std"))
@@ -54,6 +62,42 @@ def load(
     images = to_input(calibration_images(size), mean, std)
     plan, integers = compile_model(net, size, images, tuple(mean), tuple(std), answer)
     return plan, integers, metadata["grades"]
+
+
+def row_inputs(weights: str | Path) -> dict | None:
+    """What a file of ``reproduce``'s declares of a row's inputs, for ``data.table.encoded_rows``; None for images."""
+    return parse_json(read_state(Path(weights))[1]["preprocessing"]).get("declared")
+
+
+def _load_rows(
+    net: torch.nn.Module, metadata: dict, weights: str | Path, size: int | None, answer: str
+) -> tuple[Plan, Weights, list[str]]:
+    """``load`` for a model of a table's rows."""
+    inputs, declared = (metadata["preprocessing"].get(key) for key in ("inputs", "declared"))
+    if not isinstance(declared, dict) or not declared:
+        raise InputError(
+            f"{weights} does not say how a patient becomes {len(inputs)} numbers; train it again, on a CSV file with a "
+            "data sheet"
+        )
+    if size is not None:
+        raise InputError(f"size is {size}, but {weights} is a model of a table's rows; leave it out")
+    rows, ((half,), (spread,)) = calibration_rows(len(inputs)), ((one[0],) for one in HALF)
+    net = torch.nn.Sequential(torch.nn.Flatten(), *(net if isinstance(net, torch.nn.Sequential) else [net]))
+    plan, integers = compile_model(
+        net, 1, torch.from_numpy(rows), (half,) * len(inputs), (spread,) * len(inputs), answer
+    )
+    return plan, integers, metadata["grades"]
+
+
+def calibration_rows(inputs: int, seed: int = 0) -> np.ndarray:
+    """float32 (N, inputs, 1, 1), of norm 1: every input alone, both ways, and ``ROWS`` directions at random.
+
+    >>> calibration_rows(29).shape
+    (570, 29, 1, 1)
+    """
+    drawn = np.random.default_rng(seed).standard_normal((ROWS, inputs))
+    rows = np.concatenate([np.eye(inputs), -np.eye(inputs), drawn / np.linalg.norm(drawn, axis=1, keepdims=True)])
+    return rows.astype(np.float32)[:, :, None, None]
 
 
 def calibration_images(size: int, seed: int = 0) -> np.ndarray:

@@ -5,17 +5,24 @@
         answer = client.infer(read_image("eye.png", client.size))     # online
         answers = client.infer_all(images)                            # several, which share their rounds
 
-The image never leaves this process. What the patient gets besides the logits is public: the plan and the grades.
+The image, or a table's row, never leaves this process. What the patient gets besides the logits is public: the plan,
+the grades, and how a row becomes numbers.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from dopamine_lib.data.csv_file import CsvFile
+from dopamine_lib.data.decoding import open_apart
+from dopamine_lib.data.images import prepare
+from dopamine_lib.data.table import encoded_rows
+from dopamine_lib.errors import InputError
 from dopamine_lib.files import parse_json
 from dopamine_lib.inference.network.parties import Patient, Progress
 from dopamine_lib.inference.network.plan import Plan
@@ -100,7 +107,7 @@ class PatientClient:
                 raise ChannelError(_refusal(status))
             if self._crypto_provider:
                 session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
-            self.plan, self.grades = _read_card(control.receive_text(self._channel, Tag.CARD))
+            self.plan, self.grades, self.inputs = _read_card(control.receive_text(self._channel, Tag.CARD))
             if self._crypto_provider:
                 self._patient = Patient(self.plan, self._join(session), self._channel)
             else:
@@ -134,6 +141,19 @@ class PatientClient:
         """Height and width of the image in pixels."""
         return self.plan.shape[1]
 
+    def read(self, file: str | Path) -> list[tuple[str, np.ndarray]]:
+        """What a file of the patient's holds for the model to grade: an image, or the rows of a CSV file.
+
+        Of each, what to add to the file's name, and what to ask about. Raises InputError for another file.
+        """
+        if self.inputs is None:
+            return [("", prepare(open_apart(file), self.size))]
+        table = CsvFile.read(Path(file))
+        if not table.rows:
+            raise InputError(f"{file}: no rows; a line for each patient follows the names of the columns")
+        rows, _ = encoded_rows(table, self.inputs, "the provider")
+        return [(f", line {line}", row) for (line, _), row in zip(table.rows, rows, strict=True)]
+
     def prepare(self, queries: int = 1) -> int:
         """Make correlated randomness for ``queries`` more, ahead of the images; returns how many lie ready.
 
@@ -157,7 +177,7 @@ class PatientClient:
         return len(self._offline)
 
     def infer(self, image: np.ndarray, progress: Progress | None = None) -> Answer:
-        """The grade of one image, uint8 (size, size, 3). Prepares a query first if none lies ready.
+        """The grade of one image, uint8 (size, size, 3), or row, float32 (p,). Prepares a query if none lies ready.
 
         progress  called with (layers done, layers, name) after each layer of the plan
         Raises InputError for an image of another shape or type, before anything is sent.
@@ -170,11 +190,18 @@ class PatientClient:
         How many fit is the provider's choice (``ProviderServer``), and each takes the memory of a query on both sides.
         """
         answers: list[Answer] = []
-        inputs = [self.plan.to_input(image) for image in images]
+        inputs = [self._to_input(image) for image in images]
         while len(answers) < len(inputs):
             rest = inputs[len(answers) :][:MOST_TOGETHER]
             answers += self._in_session(lambda rest=rest: self._infer(rest, progress))
         return answers
+
+    def _to_input(self, x: np.ndarray) -> np.ndarray:
+        if self.inputs is None:
+            return self.plan.to_input(x)
+        if x.shape != self.plan.shape[:1]:
+            raise InputError(f"the row is {x.shape}, but this model reads {self.plan.shape[:1]}: encode it by inputs")
+        return x.astype(np.float32).reshape(self.plan.shape)
 
     def _infer(self, inputs: list[np.ndarray], progress: Progress | None) -> list[Answer]:
         """The answers to the first inputs, as many as queries can be prepared for."""
@@ -243,15 +270,20 @@ class PatientClient:
             channel.close()
 
 
-def _read_card(text: str) -> tuple[Plan, list[str]]:
-    """The plan and the grades. Raises ChannelError for anything else."""
+def _read_card(text: str) -> tuple[Plan, list[str], dict | None]:
+    """The plan, the grades, and a row's inputs. Raises ChannelError for anything else."""
     try:
         card = parse_json(text)
-        plan, grades = Plan.from_json(card["plan"]), card["grades"]
+        plan, grades, inputs = Plan.from_json(card["plan"]), card["grades"], card["inputs"]
         if len(grades) != plan.classes or not all(isinstance(grade, str) for grade in grades):
             raise ValueError("grades")
-        return plan, grades
-    except (ValueError, KeyError, TypeError):
+        if (
+            inputs is not None
+            and encoded_rows(CsvFile(Path(), [*inputs], []), inputs, "")[0].shape[1:] != plan.shape[:1]
+        ):
+            raise ValueError("inputs")
+        return plan, grades, inputs
+    except (ValueError, KeyError, TypeError, AttributeError, InputError):
         raise ChannelError("the provider described its model in a way that cannot be read") from None
 
 

@@ -38,9 +38,8 @@ MOST_SHOWN = 20
 def add_infer(commands: Any) -> None:
     """Add ``infer`` to the subparsers of the command line."""
     infer = commands.add_parser("infer", help="grade images without showing them, by three processes on this machine")
-    infer.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="PNG or JPEG files; only the patient's process opens them"
-    )
+    text = "PNG or JPEG files, or for a model of a table's rows CSV files; only the patient's process opens them"
+    infer.add_argument("files", metavar="IMAGE", nargs="+", help=text)
     _model_arguments(infer)
     text = "what makes the randomness: a third process, or none, the other two alone (much slower; default: process)"
     infer.add_argument("--crypto-provider", choices=("process", "none"), default="process", help=text)
@@ -82,7 +81,7 @@ def add_party(commands: Any) -> None:
     provider.set_defaults(call=_provider)
 
     patient = roles.add_parser("patient", help="holds the image and gets the answer")
-    patient.add_argument("images", metavar="IMAGE", nargs="*", help="PNG or JPEG files")
+    patient.add_argument("files", metavar="IMAGE", nargs="*", help="PNG or JPEG files, or CSV files of a table's rows")
     _identity_argument(patient)
     _peer_arguments(patient, "provider", PROVIDER_PORT)
     _peer_arguments(patient, "crypto-provider", CRYPTO_PROVIDER_PORT)
@@ -140,7 +139,7 @@ def _infer(arguments) -> None:
     from dopamine_lib.inference.workers.client import MOST_TOGETHER
     from dopamine_lib.inference.workers.processes import Workers
 
-    for file in (*arguments.images, arguments.weights):  # said now rather than after the workers' start
+    for file in (*arguments.files, arguments.weights):  # said now rather than after the workers' start
         if not Path(file).is_file():
             raise InputError(f"{file} does not exist; give an image and --weights with a model that reproduce wrote")
     if not 1 <= arguments.together <= MOST_TOGETHER:
@@ -154,12 +153,12 @@ def _infer(arguments) -> None:
             answer=arguments.answer,
             model=arguments.model,
             crypto_provider=arguments.crypto_provider != "none",
-            ahead=min(arguments.together, len(arguments.images)) - 1,
+            ahead=arguments.together - 1,
         ) as workers,
     ):
         begin = time.perf_counter()
-        answers = workers.infer_all(arguments.images)
-        _print(answers, arguments.images, time.perf_counter() - begin, arguments.json)
+        answers = workers.infer_all(arguments.files)
+        _print(answers, time.perf_counter() - begin, arguments.json)
 
 
 def _crypto_provider(arguments) -> None:
@@ -202,23 +201,23 @@ def _patient(arguments) -> None:
     credentials = _credentials(arguments, "patient")
     if credentials is None:
         return
-    from dopamine_lib.data.decoding import open_apart
-    from dopamine_lib.data.images import prepare
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
-    if not arguments.images:
+    if not arguments.files:
         raise InputError("no image was named; give a PNG or JPEG file")
-    for file in arguments.images:
+    for file in arguments.files:
         if not Path(file).is_file():
             raise InputError(f"the image {file} does not exist; give a PNG or JPEG file")
     peers = [_endpoint(arguments, role) for role in ("provider", "crypto-provider")]
     kernels.active()
     with _one_line_for_a_break(), PatientClient(credentials, *peers) as client:
-        images = [prepare(open_apart(file), client.size) for file in arguments.images]
+        queries = [(file + part, x) for file in arguments.files for part, x in client.read(file)]
         begin = time.perf_counter()
-        answers = [answer.record() for answer in client.infer_all(images)]
-        _print(answers, arguments.images, time.perf_counter() - begin, arguments.json)
+        answers = client.infer_all([x for _, x in queries])
+        seconds = time.perf_counter() - begin
+        named = [(name, answer.record()) for (name, _), answer in zip(queries, answers, strict=True)]
+        _print(named, seconds, arguments.json)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -293,24 +292,25 @@ def _one_line_for_a_break():
         sys.exit(f"dopamine: {error}")
 
 
-def _print(answers: list[dict], images: list[str], seconds: float, as_json: bool) -> None:
+def _print(answers: list[tuple[str, dict]], seconds: float, as_json: bool) -> None:
     """One answer at length; several in a line each, and what they cost together."""
     if as_json:
-        for image, answer in zip(images, answers, strict=True):
-            print(json.dumps(answer if len(answers) == 1 else {"image": image} | answer))
+        for name, answer in answers:
+            print(json.dumps(answer if len(answers) == 1 else {"image": name} | answer))
         return
     if len(answers) == 1:
-        _print_one(answers[0])
+        _print_one(answers[0][1])
         return
     from dopamine_lib.inference.protocols.room import EXCEEDED
 
-    for image, answer in zip(images, answers, strict=True):
+    for name, answer in answers:
         likely = "" if answer["probabilities"] is None else f", {100 * max(answer['probabilities']):.1f} %"
-        print(f"{image}: {answer['grade']}{likely}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
-    first, amounts = answers[0], answers[0]["bytes"]
+        print(f"{name}: {answer['grade']}{likely}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
+    first = answers[0][1]
+    amounts = first["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
     print(
-        f"{len(answers)} images in {seconds:.1f} s, {60 * len(answers) / seconds:.0f} a minute: "
+        f"{len(answers)} answers in {seconds:.1f} s, {60 * len(answers) / seconds:.0f} a minute: "
         f"{first['together']} at once in {first['seconds_online']:.2f} s online ({first['rounds']} rounds), "
         f"each {online:.1f} MB and {first['seconds_offline']:.2f} s ahead"
     )

@@ -13,8 +13,8 @@ process are certificates, addresses, file names and, from the patient, the answe
                                                           to the provider only
     here      {"certificates": …, "addresses": …}         of the workers that are ready
     worker    {"address": …}; the patient {"ready": 0}
-    here      {"prepare": n} or {"images": [FILE, …]}     to the patient, any number of times
-    patient   {"ready": n} or {"answers": […]}
+    here      {"prepare": n} or {"files": [[name, FILE], …]}  to the patient, any number of times
+    patient   {"ready": n} or {"answers": [[name, answer], …]}
 
 A worker that cannot go on says {"wrong input": …} or {"broken": …} instead.
 """
@@ -93,15 +93,15 @@ class Workers:
 
     def infer(self, image: str | Path) -> dict:
         """The answer for one image file, as ``client.Answer.record``. Raises InputError for a bad file."""
-        return self.infer_all([image])[0]
+        return self.infer_all([image])[0][1]
 
-    def infer_all(self, images: Sequence[str | Path]) -> list[dict]:
-        """The answers for several files, which share their rounds as far as ``ahead`` allows.
+    def infer_all(self, files: Sequence[str | Path]) -> list[tuple[str, dict]]:
+        """For several images, or all rows of CSV files, the name of each and its answer.
 
-        Raises InputError for a bad file, before any is asked about.
+        They share their rounds as far as ``ahead`` allows. Raises InputError for a bad file, before any is asked about.
         """
-        self._say("patient", {"images": [*map(_absolute, images)]})
-        return self._hear("patient")["answers"]
+        self._say("patient", {"files": [(str(file), _absolute(file)) for file in files]})
+        return [(name, answer) for name, answer in self._hear("patient")["answers"]]
 
     @property
     def pids(self) -> dict[str, int]:
@@ -196,8 +196,6 @@ def _serve(parent: Parent, server) -> None:
 
 
 def _patient(parent: Parent, credentials: tls.Credentials) -> None:
-    from dopamine_lib.data.decoding import open_apart
-    from dopamine_lib.data.images import prepare
     from dopamine_lib.inference.protocols import kernels
     from dopamine_lib.inference.workers.client import PatientClient
 
@@ -211,8 +209,9 @@ def _patient(parent: Parent, credentials: tls.Credentials) -> None:
                 if "prepare" in asked:
                     parent.say(ready=client.prepare(asked["prepare"]))
                 else:
-                    images = [prepare(open_apart(image), client.size) for image in asked["images"]]
-                    parent.say(answers=[answer.record() for answer in client.infer_all(images)])
+                    read = [(name + part, x) for name, file in asked["files"] for part, x in client.read(file)]
+                    answers = client.infer_all([x for _, x in read])
+                    parent.say(answers=[[name, one.record()] for (name, _), one in zip(read, answers, strict=True)])
             except InputError as error:  # found before anything was sent: the session goes on
                 parent.say(**{"wrong input": str(error)})
             except ChannelError as error:  # nor is there a new session just now; the next question may find one
