@@ -110,7 +110,7 @@ def run(
     if PROC:
         rows += [
             at_most("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
-            row(f"the same, {TOGETHER} at once", held / 1e9, "GB"),
+            at_most(f"the same, {TOGETHER} at once", held / 1e9, "GB", 2),
             row("processor time of the three, a query", statistics.median(processor[warm_up:]), "s"),
         ]
     if "crypten" in functions:
