@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from readme import NOTEBOOKS, REPOSITORY, links, words_of
+from readme import NOTEBOOKS, PAGES, REPOSITORY, links, words_of
 
 from dopamine_lib.course import material, site
 from dopamine_lib.course.exercises import SOURCES
@@ -137,7 +137,8 @@ def test_links_between_pages_lead_somewhere(built):
 def test_there_is_search_and_a_dark_mode(built):
     out, _ = built
     index = (out / "searchindex.js").read_text(encoding="utf-8")
-    assert "ciphertext" in index and all(f'"{page_of(path)}"' in index for path in NOTEBOOKS)
+    assert "ciphertext" in index and all(f'"{page_of(path)}"' in index for path in [*NOTEBOOKS, *PAGES])
+    assert '"clip_factors"' in index  # a heading of the reference
     assert "theme-toggle" in (out / "index.html").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The README, the chapters and the students' homework as a static site, by Sphinx and MyST-NB.
+"""README, pages, chapters, students' homework and the reference as a static site, by Sphinx and MyST-NB.
 
 Nothing is executed: the pages show the outputs that are stored in the notebooks. Nothing is fetched either, neither now
 nor by a reader's browser: MathJax comes out of a package and is copied along, and sliders, which would need a kernel,
@@ -18,6 +18,7 @@ import nbformat
 
 from dopamine_lib.course.homework import students_copies
 from dopamine_lib.course.material import LIBRARY, REPOSITORY, find_chapters
+from dopamine_lib.course.reference import write_reference
 from dopamine_lib.errors import InputError, not_installed
 
 #: Pages in the order in which the site lists them: for those who teach, then for those who use the kit.
@@ -116,6 +117,8 @@ def _gather(source: Path) -> None:
     text += _TREE.format(caption="Homework", pages="\n".join(f"notebooks/homework/{page.stem}" for page in homework))
     text += _TREE.format(caption="Teaching", pages="\n".join(TEACHING))
     text += _TREE.format(caption="Using the kit", pages="\n".join((*PAGES, "dopamine_lib/INTERFACES")))
+    reference = write_reference(source / "reference")
+    text += _TREE.format(caption="Reference", pages="\n".join(f"reference/{name}" for name in reference))
     text += _TREE.format(caption="Data", pages="dopamine_lib/data/heart_disease/README")
     text += _TREE.format(caption="Development", pages="\n".join(DEVELOPMENT))
     (source / "index.md").write_text(text, encoding="utf-8")
