@@ -13,6 +13,9 @@ import pytest
 
 from dopamine_lib.page.process_memory import children, together
 
+# no progress bars: they come after five seconds, which depends on the machine, and would be part of an output
+os.environ["TQDM_DISABLE"] = "1"
+
 MINUTES, BYTES = 2, 2 * 2**30
 #: The students' copies, whose tests fail until somebody answers; their sources are run.
 collect_ignore = [str(path) for path in (Path(__file__).parent / "notebooks" / "homework").glob("*.ipynb")]

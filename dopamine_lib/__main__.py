@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import sys
+import time
 
 from dopamine_lib import __version__
 from dopamine_lib.errors import EXTRAS, InputError, not_installed
@@ -18,6 +19,7 @@ from dopamine_lib.federation.arguments import (
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.machine import keep_to_cores, safe_output
 from dopamine_lib.page.app import add_app
+from dopamine_lib.progress import SHORT, last_line
 
 
 def _settings(text: str) -> tuple[str, ...]:
@@ -311,11 +313,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 for an interrupt."""
     safe_output()
     keep_to_cores()
-    argv = sys.argv[1:] if argv is None else argv
+    argv, began = sys.argv[1:] if argv is None else argv, time.monotonic()
     try:
         for arguments in _commands(argv):
             arguments.call(arguments)
         sys.stdout.flush()
+        if (seconds := time.monotonic() - began) >= SHORT:
+            print(last_line(argv[0], seconds, _place(arguments)), file=sys.stderr)
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)
         return 2
@@ -338,6 +342,11 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         return 2
     return 0
+
+
+def _place(arguments: argparse.Namespace) -> str | None:
+    """Where a command's results are; None where it has none, or prints their paths."""
+    return getattr(arguments, "to" if arguments.command == "homework" and arguments.folder else "out", None)
 
 
 def _goes_on(argv: list[str]) -> str:

@@ -15,6 +15,7 @@ from os import PathLike
 from dopamine_lib import __version__
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import cores
+from dopamine_lib.progress import progress_bar
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -26,7 +27,7 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_u
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, but must be at least 1: a median needs a measurement")
     seconds = {name: [] for name in functions}
-    for turn in range(warm_up + repeats):
+    for turn in progress_bar(range(warm_up + repeats), title="measuring", unit="turn"):
         for name, function in functions.items():
             begin = time.perf_counter()
             function()

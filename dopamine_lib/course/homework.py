@@ -17,6 +17,7 @@ from dopamine_lib.course.draws import Draws, each, run_with_numbers
 from dopamine_lib.course.exercises import SOURCES, YEAR, of_year, without_draws
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.machine import need_home
+from dopamine_lib.progress import progress_bar
 
 
 def students_copies(
@@ -43,7 +44,8 @@ def students_copies(
         raise InputError(f"{kept} has homework already; name another folder, or move it away")
     need_home()
     with tempfile.TemporaryDirectory(prefix="dopamine-homework-") as folder:
-        released = [_release(Path(folder).resolve(), notebook, year) for notebook in notebooks]
+        shown = progress_bar(notebooks, title="homework", unit="notebook")
+        released = [_release(Path(folder).resolve(), notebook, year) for notebook in shown]
         out.mkdir(parents=True, exist_ok=True)
         if kept is not None:
             shutil.copytree(Path(folder) / "source", kept, dirs_exist_ok=True)

@@ -20,6 +20,7 @@ from dopamine_lib.course.homework import students_copies
 from dopamine_lib.course.material import LIBRARY, REPOSITORY, find_chapters
 from dopamine_lib.course.reference import write_reference
 from dopamine_lib.errors import InputError, not_installed
+from dopamine_lib.progress import progress_bar
 
 #: Pages in the order in which the site lists them: for those who teach, then for those who use the kit.
 TEACHING = tuple(f"notebooks/{name}" for name in ("INSTRUCTORS", "pages/grading", "NOTATION", "pages/register"))
@@ -156,5 +157,8 @@ def _run_sphinx(source: Path, out: Path, doctrees: Path) -> list[str]:
 
     warned = io.StringIO()
     app = Sphinx(source, None, out, doctrees, "html", _CONFIGURATION, status=None, warning=warned)
-    app.build()
+    with progress_bar(title="site", unit="page", total=len(app.project.discover())) as bar:
+        for half_done in ("source-read", "doctree-resolved"):
+            app.connect(half_done, lambda *_: bar.update(0.5))
+        app.build()
     return [line.replace(str(source), "").strip() for line in warned.getvalue().splitlines() if line.strip()]

@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from dopamine_lib.course.material import find_chapters
 from dopamine_lib.course.site import without_sliders
 from dopamine_lib.errors import InputError, not_installed
+from dopamine_lib.progress import progress_bar
 
 #: Lines that fit on a slide, a picture's worth of them, and the most of an output that is shown.
 LINES, PICTURE, MOST_OUTPUT = 23, 12, 16
@@ -72,7 +73,7 @@ def build_slides(out: str | PathLike) -> list[Path]:
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
     shutil.copytree(_folder_of("jupyter_server_mathjax", "static"), out / "mathjax")
-    pages = [_write(chapter, out) for chapter in chapters]
+    pages = [_write(chapter, out) for chapter in progress_bar(chapters, title="slides", unit="chapter")]
     links = "".join(f'<li><a href="{page.name}">{html.escape(_title(page))}</a></li>' for page in pages)
     text = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Slides</title><h1>Slides</h1><ul>{links}</ul>'
     (out / "index.html").write_text(text + "</html>", encoding="utf-8")

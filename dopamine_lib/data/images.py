@@ -6,9 +6,9 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.progress import progress_bar
 
 #: A fundus camera takes up to about 16 million pixels; a file that claims more than this is a decompression bomb.
 MAX_PIXELS = 50_000_000
@@ -106,6 +106,6 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
             f"memory; choose a size of at most {largest}"
         )
     resized = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for i, image in enumerate(tqdm(images, desc="resizing", unit="image", disable=None)):
+    for i, image in enumerate(progress_bar(images, title="resizing", unit="image")):
         resized[i] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     return resized

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.data.images import open_image, prepare
+from dopamine_lib.progress import progress_bar
 
 _CACHE_VERSION = 2  # to be raised when the preprocessing changes
 
@@ -48,7 +48,7 @@ def _decode(files: list[Path], size: int, hashes: list[bytes]) -> Iterator[bytes
             # open_image refuses large images with one line of its own
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             decoded = pool.map(lambda path: _prepared(path, size), files)
-            for image, own in tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=None):
+            for image, own in progress_bar(decoded, title="decoding", unit="image", total=len(files)):
                 hashes.append(own)
                 yield image
     finally:

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from tqdm.auto import tqdm
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.progress import progress_bar
 
 TIMEOUT = 30  # seconds without a byte from the server
 MAX_REDIRECTS = 5
@@ -88,7 +88,7 @@ def _receive(response: requests.Response, part: Path, offset: int, max_bytes: in
     part.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(part, "ab" if offset else "wb") as file,
-        tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None) as progress,
+        progress_bar(title=part.stem, unit="B", total=total, initial=offset, unit_scale=True) as bar,
     ):
         for chunk in response.iter_content(CHUNK):
             received += len(chunk)
@@ -96,7 +96,7 @@ def _receive(response: requests.Response, part: Path, offset: int, max_bytes: in
                 part.unlink()
                 raise InputError(f"{response.url}: more than {max_bytes} bytes; removed, check the address")
             file.write(chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))
         file.flush()
         os.fsync(file.fileno())
 
@@ -132,7 +132,7 @@ def unpack_zip(archive: str | Path, target: str | Path, *, prefix: str, max_byte
             wanted = [file for file in members if file.filename.startswith(prefix) and not file.is_dir()]
             if not wanted:
                 raise InputError(f"{archive}: no {prefix}* files in it; get the right archive")
-            for member in tqdm(wanted, desc="unpacking", unit="file", disable=None):
+            for member in progress_bar(wanted, title="unpacking", unit="file"):
                 path = folder / member.filename
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, open(path, "xb") as file:

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from dopamine_lib.data.cache import cache_dir, read_array, write_array
 from dopamine_lib.data.function import is_function
@@ -36,6 +35,7 @@ from dopamine_lib.models.architectures import (
     torchvision_models,
 )
 from dopamine_lib.models.tables import TABLE_MODELS
+from dopamine_lib.progress import progress_bar
 
 MODELS = ("head", "cnn", "squeezenet", *TABLE_MODELS)
 CPU = torch.device("cpu")
@@ -389,7 +389,7 @@ def extract_features(
         return torch.from_numpy(np.array(found))
     net = backbone(weights, seed).to(device)
     features = torch.empty(len(images), weights.features)
-    for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch", disable=None if progress else True):
+    for start in progress_bar(range(0, len(images), BATCH), title="features", unit="batch", show=progress):
         batch = images[start : start + BATCH]
         # a short batch is filled up: kernels go by its size, and an image's features must not tell how many there are
         full = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])

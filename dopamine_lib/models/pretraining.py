@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from tqdm.auto import tqdm
 
 from dopamine_lib.data.synthetic import describe, make_population
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import find_device
 from dopamine_lib.models.networks import FEATURES, HALF, normalise_features, squeezenet, to_input
+from dopamine_lib.progress import progress_bar
 
 PATIENTS, HELD_OUT, SIZE = 25_000, 1000, 64
 EPOCHS, BATCH, PEAK_RATE, SCALE = 12, 64, 1e-3, 10.0
@@ -52,7 +52,7 @@ def pretrain(out: str | Path, *, seed: int = 0, device: str = "cpu") -> float:
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
     steps = PATIENTS // BATCH * EPOCHS
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15)
-    bar = tqdm(total=steps, desc="pretrain", unit="step", disable=None)
+    bar = progress_bar(title="pretrain", unit="step", total=steps)
     for _ in range(EPOCHS):
         for index in torch.randperm(PATIENTS)[: PATIENTS // BATCH * BATCH].split(BATCH):
             x = _turned(to_input(images[index.numpy()], *HALF).to(place))

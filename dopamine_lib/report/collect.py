@@ -23,6 +23,7 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.networks import read_state
+from dopamine_lib.progress import progress_bar
 from dopamine_lib.report.text import html, markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
 
@@ -82,7 +83,8 @@ def collect(
     if audit:
         # canaries are trained with Gaussian noise, which says nothing about discrete noise
         bounded = [one for one in accounted.values() if one.bound is not None]
-        audits += [short_audit(one, options) for one in bounded if not one.bound.noise.discrete]
+        shown = progress_bar(bounded, title="audit", unit="setting", show=progress)
+        audits += [short_audit(one, options) for one in shown if not one.bound.noise.discrete]
     if is_function(options.model) and options.model != model:
         rows, sheet, missing = None, None, f"its network's code is run only where --model {options.model} says so"
     else:

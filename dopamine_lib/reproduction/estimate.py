@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from tqdm.auto import tqdm
 
+from dopamine_lib.progress import progress_bar
+
 #: Seconds after which it is said.
 MINUTE = 60.0
 
@@ -18,9 +20,7 @@ class Estimate:
     """
 
     def __init__(self, total: float, title: str, show: bool, clock: Callable[[], float] = time.monotonic):
-        self._bar = tqdm(
-            total=round(total), desc=title, unit="gradient", unit_scale=True, disable=None if show else True
-        )
+        self._bar = progress_bar(title=title, unit="gradient", total=round(total), unit_scale=True, show=show)
         self._total, self._show, self._clock = total, show, clock
         self._done, self._begin, self._said = 0.0, None, False
 

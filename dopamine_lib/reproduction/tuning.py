@@ -10,6 +10,7 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.hospital import NotFinite
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.federation.training import Training
+from dopamine_lib.progress import progress_bar
 
 #: Factors tried around the present choice.
 LEARNING_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -24,7 +25,8 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
     """
     present, scored = experiment.plan(name).choice, []
     clips = [1.0] if math.isinf(present.max_grad_norm) else CLIPS
-    for rate, clip in itertools.product(LEARNING_RATES, clips):
+    candidates = list(itertools.product(LEARNING_RATES, clips))
+    for rate, clip in progress_bar(candidates, title=name, unit="candidate"):
         choice = replace(
             present, learning_rate=rate * present.learning_rate, max_grad_norm=clip * present.max_grad_norm
         )
