@@ -8,17 +8,17 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm.auto import tqdm
-from tqdm.notebook import tqdm as notebook_tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 #: Seconds of work that are worth a word.
 SHORT = 5.0
 _LINE = "{desc}: {percentage:3.0f} %, {n_fmt} of {total_fmt} ({unit}), {elapsed} so far, about {remaining} to go"
 
 
-def progress_bar(items: Iterable | None = None, *, title: str, unit: str, show: bool = True, **terms: Any) -> tqdm:
+def progress_bar(items: Iterable | None = None, *, title: str, unit: str, show: bool = True, **terms: Any) -> "tqdm":
     """``items``, shown as they are taken; without them a bar whose ``update(n)`` is called.
 
     unit   what is counted, in the singular
@@ -28,9 +28,12 @@ def progress_bar(items: Iterable | None = None, *, title: str, unit: str, show: 
     >>> sum(progress_bar([1, 2, 3], title="adding", unit="number"))
     6
     """
+    from tqdm.auto import tqdm  # its asyncio is slow to import, and most commands show no bar
+
     if not show:
         terms["disable"] = True
-    if not issubclass(tqdm, notebook_tqdm) and not sys.stderr.isatty():
+    notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)  # importing that would be slow
+    if not notebook and not sys.stderr.isatty():
         terms |= {"file": _Log(sys.stderr), "bar_format": _LINE, "mininterval": SHORT}
     return tqdm(items, desc=title, unit=unit, delay=SHORT, **terms)
 

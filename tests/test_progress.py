@@ -60,7 +60,7 @@ def test_a_notebook_has_its_own_bar(monkeypatch):
             given.append(terms)
             super().__init__(disable=True)
 
-    monkeypatch.setattr(progress, "tqdm", Bar)
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     progress_bar([1], title="adding", unit="number")
     assert given == [{"desc": "adding", "unit": "number", "delay": progress.SHORT}]
 

@@ -1,4 +1,7 @@
-"""Fetching files: downloads that resume after a break, and archives unpacked completely or not at all."""
+"""Fetching files: downloads that resume after a break, and archives unpacked completely or not at all.
+
+pooch 1.9 would fetch a file and check its hash, but begins anew after a break and takes however much a server sends.
+"""
 
 import contextlib
 import errno
