@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
-_LIBRARY = Path(__file__).parents[1]
+from dopamine_lib.course.material import LIBRARY
+
 #: A line of a docstring that says what a parameter is: its name, two spaces or more, and words.
 _PARAMETER = re.compile(r"(\S.*?) {2,}(\S.*)")
 _MARKUP = re.compile(r"([\\`*_<>$~\[\]{}#|])")
@@ -21,7 +22,7 @@ def write_reference(folder: Path) -> list[str]:
     """Write a page for each package of the library into ``folder``, which is made; returns their names, in order."""
     folder.mkdir(parents=True)
     written = []
-    for package in sorted(path.parent for path in _LIBRARY.rglob("__init__.py")):
+    for package in sorted(path.parent for path in LIBRARY.rglob("__init__.py")):
         name = _module_name(package)
         modules = [package / "__init__.py", *(path for path in sorted(package.glob("*.py")) if path.stem != "__init__")]
         text = f"({name})=\n# {name}\n" + "".join(_module(path) for path in modules)
@@ -71,7 +72,7 @@ def _escaped(line: str) -> str:
 
 
 def _module_name(path: Path) -> str:
-    return ".".join(path.relative_to(_LIBRARY.parent).with_suffix("").parts)
+    return ".".join(path.relative_to(LIBRARY.parent).with_suffix("").parts)
 
 
 def _module(path: Path) -> str:
