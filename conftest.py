@@ -13,7 +13,7 @@ import pytest
 
 from dopamine_lib.page.process_memory import children, together
 
-# no progress bars: they come after five seconds, which depends on the machine, and would be part of an output
+# no progress: it shows after five seconds, which depends on the machine, and would be part of an output
 os.environ["TQDM_DISABLE"] = "1"
 
 MINUTES, BYTES = 2, 2 * 2**30

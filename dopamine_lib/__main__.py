@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         for arguments in _commands(argv):
             arguments.call(arguments)
         sys.stdout.flush()
-        if (seconds := time.monotonic() - began) >= SHORT:
+        if (seconds := time.monotonic() - began) >= SHORT and not os.environ.get("TQDM_DISABLE"):
             print(last_line(argv[0], seconds, _place(arguments)), file=sys.stderr)
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)

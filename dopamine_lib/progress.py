@@ -1,7 +1,7 @@
 """What work that takes its time shows: a bar in a terminal or notebook, in a log lines that grow rarer, a last line.
 
 Bars and lines say how much is done and how long the rest should take. All goes to standard error, and what is over in
-five seconds shows nothing. ``TQDM_DISABLE=1`` turns bars off.
+five seconds shows nothing. ``TQDM_DISABLE=1`` turns it off.
 """
 
 import contextlib

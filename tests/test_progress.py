@@ -11,7 +11,7 @@ from dopamine_lib import __main__ as command_line
 from dopamine_lib import progress
 from dopamine_lib.progress import progress_bar
 
-#: In tests, bars are turned off by the environment (``conftest.py``).
+#: In tests, progress is turned off by the environment (``conftest.py``).
 SHOWN = {"disable": False}
 EPSILON = "epsilon --noise-multiplier 2 --sample-rate 0.01 --steps 10 --delta 1e-5".split()
 
@@ -78,6 +78,8 @@ def test_nothing_is_said_of_what_is_short_or_silenced(terminal, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="it does not count a process' largest memory this way")
 def test_a_long_command_ends_with_time_memory_and_place(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(command_line, "SHORT", 0.0)
+    assert command_line.main(EPSILON) == 0 and capsys.readouterr().err == ""  # turned off, as in all tests
+    monkeypatch.delenv("TQDM_DISABLE")
     assert command_line.main(EPSILON) == 0
     assert re.fullmatch(r"epsilon: \d+ s, \d+\.\d GB in the largest process\n", capsys.readouterr().err)
     monkeypatch.setattr("dopamine_lib.course.slides.build_slides", lambda out: [])
@@ -91,5 +93,6 @@ def test_a_long_command_ends_with_time_memory_and_place(monkeypatch, capsys, tmp
 
 
 def test_a_short_command_ends_without(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE")
     monkeypatch.setattr(command_line, "SHORT", 1e6)
     assert command_line.main(EPSILON) == 0 and capsys.readouterr().err == ""

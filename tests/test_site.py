@@ -167,7 +167,7 @@ def test_homework_comes_without_answers(built):
 @pytest.mark.slow
 def test_sphinx_has_nothing_to_complain_about(built):
     _, ran = built
-    assert re.fullmatch(r"site: \d+ s, .*/out\n", ran.stderr), ran.stderr  # the line that ends every long command
+    assert not ran.stderr, ran.stderr
 
 
 def test_every_file_that_a_page_links_to_comes_along(tmp_path):
