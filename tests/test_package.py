@@ -195,6 +195,16 @@ def test_the_installed_kit_writes_a_course_and_is_the_same_code(installed, tmp_p
 
 
 @pytest.mark.slow
+def test_a_project_with_a_leak_from_the_installed_kit_has_no_solutions(installed, tmp_path):
+    """It is a copy of the library, and an installed library has the solved homework inside."""
+    program = "from dopamine_lib.course.leaks import plant_leak; plant_leak('project', 1, run=False)"
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, check=True
+    )
+    assert (tmp_path / "project" / "dopamine_lib" / "__main__.py").exists() and not solved(tmp_path / "project")
+
+
+@pytest.mark.slow
 def test_without_any_extra_it_accounts_and_trains(installed, tmp_path):
     """And says in one line which extra another command needs."""
     hidden = without_extras(tmp_path)
