@@ -220,7 +220,7 @@ def test_neighbours_release_the_same(released, folders, which, split):
         ("--aggregation", "bfv", "--noise", "integer", "--settings", "FSCDP"),
         ("--aggregation", "masks", "--noise", "integer", "--settings", "FSCDP", "--least", "3", "--dropout", "0.2"),
         ("--epsilon", "5", "--settings", "FSCDP,FPDP", "--accountant", "rdp", "--local-steps", "3", "--rounds", "50"),
-        ("--model", "cnn", "--loss", "balanced"),
+        ("--model", "cnn", "--loss", "balanced", "--augment", "2"),
         ("--split", "unequal", "--settings", "FPDP"),
         ("--split", "quality", "--settings", "FPDP"),
         pytest.param(("--model", "squeezenet"), marks=pytest.mark.slow),

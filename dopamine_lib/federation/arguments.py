@@ -58,6 +58,9 @@ def experiment_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--specificity", type=float, metavar="S", help="find thresholds with it: the last rounds ask for counts"
     )
+    command.add_argument(
+        "--augment", type=int, default=0, metavar="N", help="views of an image in a step, for networks (default: none)"
+    )
     command.add_argument("--delta", type=float, default=1e-4, metavar="D", help="of every bound (default: 1e-4)")
     command.add_argument(
         "--accountant", default="prv", help="for --epsilon: prv (default), pld, rdp, rdp_classic, module:function"

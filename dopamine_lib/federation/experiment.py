@@ -87,6 +87,8 @@ class Experiment:
             raise InputError(
                 f"model '{options.model}' does not take {kind}, as {dataset.name} is: {' or '.join(fitting)}"
             )
+        if options.augment and dataset.inputs:
+            raise InputError(f"augment is for images, but {dataset.name} is a table: leave it out")
         if options.hospitals is None:
             options = replace(options, hospitals=len(dataset.sheet.sites))
         terms = {"split": options.split, "seed": options.public_seed}

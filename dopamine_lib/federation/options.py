@@ -9,7 +9,7 @@ from dopamine_lib import data
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.function import find_function, is_function
 from dopamine_lib.data.hospitals import SPLITS
-from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_within
+from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_whole, check_within
 from dopamine_lib.federation.bounds import bounded
 from dopamine_lib.federation.metrics import screening
 from dopamine_lib.federation.own_settings import from_record
@@ -47,6 +47,7 @@ class Options:
     patients  training patients, as declared to everybody; None for the data sheet's published number, or where there is
               none, for their count, which is then public
     accountant, aggregation, optimizer  also ``module:function``: INTERFACES.md says what each is called with
+    augment   views of each patient's image in a step (``privacy.augmentation``); 0 for the image alone
     specificity  of the thresholds that the last rounds find out (``privacy.operating_point``); None for none
     own       settings of one's own by name, as ``own_settings.read_settings`` gives them; None for the paper's alone
     Raises InputError for a value out of bounds.
@@ -78,6 +79,7 @@ class Options:
     own: dict[str, dict] | None = None
     optimizer: str = "momentum"
     specificity: float | None = None
+    augment: int = 0
 
     def __post_init__(self):
         check_rounds(self.rounds, self.sample_rate, self.local_steps, self.epsilon)
@@ -144,6 +146,9 @@ class Options:
         if self.noise == "integer" and self.epsilon is not None:
             raise InputError("noise integer has a bound of its own: give --epsilon or --noise integer, not both")
         check_delta(self.delta)
+        check_whole("augment", self.augment, 0, 1000, "views of an image in a step; 0 for the image alone")
+        if self.augment and (self.model in CONVEX or data.is_table(self.data)):
+            raise InputError(f"augment is for a network that sees images, but '{self.model}' sees none: leave it out")
         self.operating_point("01")  # for its checks
 
     def _default(self, name: str, value: object) -> None:
@@ -251,6 +256,7 @@ def make_plan(options: Options, name: str, sizes: Sequence[int], d: int, grades:
         seed=options.public_seed,
         optimizer=options.optimizer,
         operating_point=options.operating_point(grades),
+        augment=options.augment,
     )
     if plan.setting.private and math.isinf(plan.bound.epsilon(plan.setting.steps)):
         deltas = (10.0**exponent for exponent in range(-15, 0))

@@ -48,6 +48,7 @@ class Plan:
                  A ``module:function`` as accountant has sized sigma for the setting's steps: no hospital takes more
     seed         of the public draws: participants and dropouts
     optimizer    the server's step on a total: "momentum", or ``module:name``, an optimiser like torch's
+    augment      views of each patient's image in a step, whose mean gradient is clipped; 0 for the image alone
     operating_point  thresholds that the last rounds find out, in place of training; None for none
     Raises ValueError where a private setting has no finite clipping norm, InputError for terms that contradict each
     other: nothing is trained by such a plan.
@@ -72,6 +73,7 @@ class Plan:
     seed: int = 0
     optimizer: str = "momentum"
     operating_point: OperatingPoint | None = None
+    augment: int = 0
 
     def __post_init__(self):
         if self.setting.private and math.isinf(self.choice.max_grad_norm):

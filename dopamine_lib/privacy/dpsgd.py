@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.privacy.augmentation import views
 from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.float_sums import most_together, room, sum_type
@@ -142,10 +143,13 @@ class Task:
             book.add_to(sums, factors, owners.tolist(), max_grad_norm * room(most))
         return sums
 
-    def trajectory_sum(self, w: Tensor, index: Tensor, max_grad_norm: float, steps: int, eta: float) -> Tensor:
+    def trajectory_sum(
+        self, w: Tensor, index: Tensor, max_grad_norm: float, steps: int, eta: float, chance: Tensor | None = None
+    ) -> Tensor:
         """The sum (d,) of the mean gradients on the trajectories of patients at ``index`` (B,), each clipped once.
 
-        From w (d,) by ``steps`` steps of length ``eta`` (``trajectories``); bounded, and rounded, as in
+        From w (d,) by ``steps`` steps of length ``eta`` (``trajectories``), where a patient's loss is that of an image,
+        or the mean over views that ``chance`` (B, A, 3) makes of it (``augmentation``); bounded, and rounded, as in
         ``clipped_sums``, which it is with one step. Raises InputError for a net that cannot be vectorised.
         """
         total = w.new_zeros(self.d, dtype=sum_type(len(index), w.dtype))
@@ -153,8 +157,11 @@ class Task:
             return total
         parameters = self._unflatten(w.detach())
         # of each patient: a model, its gradients, and sums of these
-        for (part,) in self._micro_batches(w, index, clipped=True, kept=4 * self.d):
-            own = mean_gradients(self.net, parameters, *self._batch(part, w), self._offset(w), steps, eta)
+        chance = torch.zeros(len(index), 0, 3) if chance is None else chance
+        for part, drawn in self._micro_batches(w, index, chance, clipped=True, kept=4 * self.d, copies=chance.shape[1]):
+            x, y = self._batch(part, w)
+            x = views(x, drawn.to(w.device)) if drawn.shape[1] else x[:, None]
+            own = mean_gradients(self.net, parameters, x, y, self._offset(w), steps, eta)
             norms = torch.linalg.vector_norm(own, dim=1, dtype=torch.float64)
             total += shorten_rows(own, norms, max_grad_norm).to(total.dtype).sum(0)
         return total
@@ -219,10 +226,11 @@ class Task:
         """Write w (d,) into the net."""
         vector_to_parameters(w, self.net.parameters())
 
-    def _micro_batches(self, w: Tensor, *tensors: Tensor, clipped: bool = False, kept: int = 0):
+    def _micro_batches(self, w: Tensor, *tensors: Tensor, clipped: bool = False, kept: int = 0, copies: int = 1):
         """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows.
 
         kept  numbers kept of each sample, where those are more than what ``clipped`` gradients need
+        copies  of each input that are made (0 counts as 1)
         """
         size = self.chunk
         if size is None:
@@ -233,7 +241,7 @@ class Task:
             samples, numbers = CHUNK_SAMPLES, CHUNK_NUMBERS
             if accelerated(w):
                 samples, numbers = CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU
-            size = max(1, min(samples, numbers // max(1, one.numel()), KEPT_NUMBERS // max(1, kept)))
+            size = max(1, min(samples, numbers // max(1, one.numel() * max(1, copies)), KEPT_NUMBERS // max(1, kept)))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
     def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,13 +33,14 @@ def mean_gradients(
     steps: int,
     eta: float,
 ) -> Tensor:
-    """u (B, d), unclipped, of all trajectories at once, for inputs x (B, ...) and labels y (B,); ``offset`` as in Task.
+    """u (B, d), unclipped, of all trajectories, for inputs x (B, A, ...) and labels y (B,); ``offset`` as in Task.
 
+    A patient's loss is the mean over A inputs: an image alone, or views of it (``augmentation``).
     Raises InputError for a net that torch.func cannot vectorise over patients.
 
     >>> net = nn.Linear(1, 2)
     >>> zero = {name: torch.zeros_like(weight) for name, weight in net.named_parameters()}
-    >>> at_once = (torch.tensor([[1.0]]), torch.tensor([0]), 0.0)
+    >>> at_once = (torch.tensor([[[1.0]]]), torch.tensor([0]), 0.0)
     >>> mean_gradients(net, zero, *at_once, steps=1, eta=1.0).tolist()
     [[-0.5, 0.5, -0.5, 0.5]]
     >>> mean_gradients(net, zero, *at_once, steps=2, eta=1.0)[0, 0]  # the second gradient is -0.1192
@@ -47,7 +48,7 @@ def mean_gradients(
     """
 
     def loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(net, own, (x[None],)) + offset, y[None])
+        return F.cross_entropy(functional_call(net, own, (x,)) + offset, y.expand(len(x)))
 
     def trajectory(start: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         own, total = start, 0.0
