@@ -226,9 +226,10 @@ def _serve(
     agree_on_experiment(wire, experiment, name)
     training = party_training(experiment, name, wire)
     _go_along(training, wire)
-    say(f"{name}, {len(wire.members)} hospitals, from epoch {training.progress.epoch}")
-    if training.progress.reserved and not training.progress.centred and training.plan.choice.mean_noise_multiplier:
-        say(f"{name} goes on without mean features: they are asked for once, in a session that was lost")
+    asks, progress = training.plan.choice.mean_noise_multiplier is not None, training.progress
+    lost = asks and progress.reserved and not progress.centred  # the session in which they were asked for
+    without = ", without mean features, which are asked for once" if lost else ""
+    say(f"{name}, {len(wire.members)} hospitals, from epoch {progress.epoch}{without}")
 
     def after(epoch: int) -> None:
         if epoch % 10 == 0:
