@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     bound_arguments(run)
     device_argument(run)
     run.add_argument("--minutes", type=float, metavar="M", help="stop at the end of an epoch; --resume goes on")
-    run.add_argument("--workers", type=int, metavar="W", help="processes that train side by side (default: as fit)")
+    run.add_argument("--workers", type=int, metavar="W", help="processes side by side (default: as many as fit)")
     run.add_argument("--hourly", type=float, metavar="USD", help="what an hour of this machine costs, to print a price")
     run.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     run.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard, too, if it is installed")

@@ -29,7 +29,8 @@ LOST_AFTER = 30.0
 
 
 def _parser() -> Parser:
-    about = "The same training between machines, over gRPC: hospitals dial the server's one port."
+    about = "The same training between machines, over gRPC: hospitals dial the server's one port. "
+    about += "First, each party makes keys (identity hospital-3 keys) and compares what it got (fingerprints keys)."
     top = Parser(prog="python -m dopamine_lib.federation.remote", description=about)
     roles = top.add_subparsers(dest="role", required=True, metavar="server | hospital")
     server = roles.add_parser("server", help="add up what hospitals send")
