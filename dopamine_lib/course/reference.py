@@ -14,6 +14,8 @@ from dopamine_lib.course.material import LIBRARY
 
 #: A line of a docstring that says what a parameter is: its name, two spaces or more, and words.
 _PARAMETER = re.compile(r"(\S.*?) {2,}(\S.*)")
+#: A name that is words and not code, as of a step in a package's overview.
+_WORDS = re.compile(r"[a-z]+(-[a-z]+)?( \w+)+|\w+-\w+")
 _MARKUP = re.compile(r"([\\`*_<>$~\[\]{}#|])")
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -34,10 +36,11 @@ def write_reference(folder: Path) -> list[str]:
 def as_markdown(docstring: str) -> str:
     """A docstring of the kit's as Markdown: parameters become a list, examples and indented lines code.
 
-    >>> print(as_markdown("Half of x_i.\\n\\nx  (d,), any *size*\\n\\n    x_i / 2"))
+    >>> print(as_markdown("Half of x_i.\\n\\nx  (d,), any *size*\\nthe rest  words\\n\\n    x_i / 2"))
     Half of x\\_i.
     <BLANKLINE>
     - `x`: (d,), any \\*size\\*
+    - the rest: words
     <BLANKLINE>
         x_i / 2
     """
@@ -57,7 +60,8 @@ def as_markdown(docstring: str) -> str:
         if kind != before:
             lines += ["```"] * (before == "example") + [""] * bool(before) + ["```pycon"] * (kind == "example")
         if kind == "parameter" and not line.startswith(" "):
-            lines.append(f"- `{parameter[1]}`: {_escaped(parameter[2])}")
+            mark = "" if "``" in parameter[1] or _WORDS.fullmatch(parameter[1]) else "`"
+            lines.append(f"- {mark}{parameter[1]}{mark}: {_escaped(parameter[2])}")
         elif kind == "parameter":
             lines.append(f"  {_escaped(line.strip())}")
         elif line:
