@@ -48,7 +48,7 @@ def shell_lines(text: str) -> list[str]:
     joined = []
     for line in lines:
         if joined and (joined[-1].endswith("\\") or re.match(r"\s+[\[-]", line)):
-            joined[-1] = joined[-1].removesuffix("\\") + " " + line.strip()
+            joined[-1] = joined[-1].removesuffix("\\").rstrip() + " " + line.strip()
         elif line.strip() and not line.strip().startswith("#"):
             joined.append(line.strip())
     return [re.split(r" {2,}|\s#\s", line)[0].replace("…", "...") for line in joined]

@@ -246,8 +246,10 @@ def test_a_wrong_command_is_found(text, tmp_path, capsys, monkeypatch, request):
 
 def test_commands_are_found_where_they_stand():
     text = "Run `python -m x` or `x`.\n\n```bash\nA=1 pip install y\n```\n\n"
+    text += "    ruff check \\\n        --fix\n"
     text += (
         "    pytest  # all\n    python a.py [--b B]\n            [--c]\n    cd course && nbgrader export   # grades\n"
     )
-    in_blocks = [["pip", "install", "y"], ["pytest"], ["python", "a.py", "[--b", "B]", "[--c]"], ["nbgrader", "export"]]
+    in_blocks = [["pip", "install", "y"], ["ruff", "check", "--fix"], ["pytest"]]
+    in_blocks += [["python", "a.py", "[--b", "B]", "[--c]"], ["nbgrader", "export"]]
     assert commands(text) == [*in_blocks, ["python", "-m", "x"]]
