@@ -248,8 +248,10 @@ def _homework(arguments) -> None:
     if arguments.folder is not None or arguments.to is not None:
         if arguments.out != "grade" or arguments.folder is None:
             raise InputError("a second folder and --to are for grading; write: homework grade FOLDER --to DIR")
-        if arguments.course is not None:
-            raise InputError("--course is for students' copies; write: homework grade FOLDER --year Y --to DIR")
+        if arguments.course is not None or arguments.leak is not None:
+            raise InputError(
+                "--course and --leak are for what students get; write: homework grade FOLDER --year Y --to DIR"
+            )
         from dopamine_lib.course.grading import grade_folder
 
         out = arguments.to or f"{os.path.normpath(arguments.folder)}-graded"
@@ -257,6 +259,8 @@ def _homework(arguments) -> None:
         print(f"grades.csv, by_hand.html and the pages of feedback are in {out}")
         return
     if arguments.leak is not None:
+        if arguments.course is not None or arguments.year is not None:
+            raise InputError("--course and --year are for homework, and a project is no year's; write: OUT --leak N")
         from dopamine_lib.course.leaks import plant_leak
 
         planted = plant_leak(arguments.out, arguments.leak)

@@ -335,6 +335,11 @@ def test_command_writes_every_copy_and_nothing_else(tmp_path, monkeypatch, capsy
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["homework", "../out", "--year", "2027", "--to", "../there"]) == 2
     assert "--to are for grading" in capsys.readouterr().err
+    for words in (
+        ["homework", "grade", "../out", "--leak", "1"],
+        ["homework", "../leak", "--leak", "1", "--year", "2027"],
+    ):
+        assert main(words) == 2 and "--leak" in capsys.readouterr().err
     assert main(["homework", "../out"]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 
@@ -345,6 +350,10 @@ def test_refusals(tmp_path, refuses, monkeypatch):
         homework.students_copies(tmp_path / "file")
     with refuses("no homework in", "repository or its wheel"):
         homework.students_copies(tmp_path / "out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(homework, "_release", lambda folder, notebook, year: notebook)
+        with refuses("file/out cannot be written", "name another"):
+            homework.students_copies(tmp_path / "file" / "out")
     (tmp_path / "course" / "source" / SOURCES[0].stem).mkdir(parents=True)
     with refuses("course/source has homework already", "name another folder"):
         homework.students_copies(tmp_path / "out", course=tmp_path / "course")

@@ -46,8 +46,16 @@ def test_the_folder_has_the_kit_with_one_change_and_does_not_say_which(tmp_path,
         or (copied / path.relative_to(PACKAGE)).read_bytes() != path.read_bytes()
     ]
     assert sorted(changed) == ["course/leaks.py", "privacy/dpsgd.py"]
+    times = {
+        path.stat().st_mtime_ns - (PACKAGE / path.relative_to(copied)).stat().st_mtime_ns
+        for path in copied.rglob("*.py")
+    }
+    assert times == {0}, "the newest file would be the one"
     with refuses("not an empty folder"):
         plant_leak(tmp_path / "out", 2, run=False)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with refuses("file/out cannot be written", "name another folder"):
+        plant_leak(tmp_path / "file" / "out", 2, run=False)
     for number in (0, len(LEAKS) + 1):
         with refuses("leak"):
             plant_leak(tmp_path / "other", number, run=False)

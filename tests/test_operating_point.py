@@ -46,7 +46,7 @@ def make_training(task, name="FSCDP", kind="plain", *, rounds=20, sigma=1.0, see
     declared = replace(SETTINGS[name], **changes)
     declared = declared.with_noise(sigma) if declared.private else declared
     if declared.averages:
-        declared = replace(declared, local_steps=3)
+        declared = replace(declared, local_steps=changes.get("local_steps", 3))
     patients = np.array_split(np.arange(PATIENTS), HOSPITALS) if declared.federated else [np.arange(PATIENTS)]
     choice = replace(CHOICES["head"][name], mean_noise_multiplier=None, learning_rate=0.5)
     terms = {"operating_point": POINT, "aggregation": kind} | terms
@@ -151,6 +151,29 @@ def test_the_same_thresholds_encrypted_and_masked(task, kind):
     assert plain.thresholds == secure.thresholds and torch.equal(plain.histogram, secure.histogram)
 
 
+@pytest.mark.parametrize("name, kind", [("F", "masks"), ("F", "bfv"), ("FPDP", "masks")])
+def test_counts_have_room_where_changes_of_the_model_are_sent(task, name, kind):
+    """Steps as long as the head's, 25 a round: summed like gradients, counts were larger than any change may be."""
+    more = {"local_steps": 25, "participation": 1.0, "sample_rate": 1.0}
+    training = make_training(task, name, kind, rounds=10, sigma=0.05, more=more).run()
+    logits = task.logits(training.server.model, torch.arange(PATIENTS))
+    exact = POINT.thresholds(POINT.histogram(logits, task.labels))
+    assert training.thresholds == pytest.approx(exact, abs=0.2)
+
+
+def test_counts_are_asked_for_before_budgets_end(task):
+    """Where each hospital has a budget of its own, a run's last rounds may have nobody in them."""
+    free, bounded = (
+        make_training(task, "FPDP", rounds=40, more={"epochs": 40}, budget=budget, accountant="rdp")
+        for budget in (math.inf, 8.0)
+    )
+    asked = [[number for number in range(40) if training.plan.counts_in(number, run=1)] for training in (free, bounded)]
+    assert asked[0] == [36, 37, 38, 39] and asked[1][0] < 30
+    opened = [number for number, invited in enumerate(bounded.schedule) if invited]
+    assert [bounded.plan.counts_in(number) for number in opened] == [False] * (len(opened) - 1) + [True]
+    assert bounded.run().thresholds is not None and bounded.server.steps == len(opened) - 1
+
+
 def test_room_for_all_patients_in_one_cell(task):
     """Half of all patients are healthy, and may be in one cell: a box for gradients would clamp them unseen."""
     task.labels[:] = 0
@@ -168,6 +191,12 @@ def test_a_run_goes_on_with_its_counts(task, tmp_path):
     second = make_training(task, more={"epochs": 20})
     load_checkpoint(tmp_path / "run.safetensors", second)
     assert second.run().thresholds == whole.thresholds
+    vectors, record = first.state()
+    for point, histogram in ((POINT, torch.zeros(3)), (None, vectors["histogram"])):
+        other = make_training(task, more={"epochs": 20}, operating_point=point)
+        with pytest.raises(ValueError, match="histogram of shape"):
+            other.restore(vectors | {"histogram": histogram}, record)
+        assert other.progress.epoch == 0
 
 
 def test_a_network_of_any_kind_counts_its_patients():

@@ -32,8 +32,9 @@ def students_copies(
     year    whose exercises and numbers they have
     course  a folder of nbgrader's, where ``source/NAME/NAME.ipynb`` is to be that year's solved notebook
 
-    Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use, ``course`` has such sources
-    already, nbgrader is not installed, there are no notebooks, or one cannot be used; then nothing is written.
+    Returns the files written, ``out/NAME.ipynb``. Raises InputError if ``out`` is in use or cannot be made, ``course``
+    has such sources already, nbgrader is not installed, there are no notebooks, or one cannot be used; then nothing is
+    written.
     """
     out, sources = Path(out), SOURCES if sources is None else Path(sources)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -46,10 +47,14 @@ def students_copies(
     with tempfile.TemporaryDirectory(prefix="dopamine-homework-") as folder:
         shown = progress_bar(notebooks, title="homework", unit="notebook")
         released = [_release(Path(folder).resolve(), notebook, year) for notebook in shown]
-        out.mkdir(parents=True, exist_ok=True)
-        if kept is not None:
-            shutil.copytree(Path(folder) / "source", kept, dirs_exist_ok=True)
-        return [Path(shutil.copyfile(copy, out / copy.name)) for copy in released]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if kept is not None:
+                shutil.copytree(Path(folder) / "source", kept, dirs_exist_ok=True)
+            return [Path(shutil.copyfile(copy, out / copy.name)) for copy in released]
+        except OSError as error:
+            where = out if kept is None else f"{out} or {kept}"
+            raise InputError(f"{where} cannot be written ({error.strerror}); name another, or make room") from None
 
 
 def numbered(notebook: Path, year: int) -> nbformat.NotebookNode:

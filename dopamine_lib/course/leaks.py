@@ -58,7 +58,8 @@ def plant_leak(out: str | PathLike, number: int, *, run: bool = True) -> Leak:
     """Write the project's folder: ``out/dopamine_lib`` with leak ``number`` (from 1), and ``out/results`` of a run.
 
     run  whether to make the run: FSCDP, once, on the heart-disease data, which takes some seconds
-    Returns what was planted. Raises InputError for another number, if ``out`` is in use, or if the run fails.
+    Returns what was planted. Raises InputError for another number, if ``out`` is in use or cannot be made, or
+    if the run fails.
     """
     check_within("leak", number, 1, len(LEAKS), "see dopamine_lib/course/leaks.py", low_open=False)
     out, leak = Path(out), LEAKS[number - 1]
@@ -66,8 +67,12 @@ def plant_leak(out: str | PathLike, number: int, *, run: bool = True) -> Leak:
         raise InputError(f"{out} is not an empty folder; name another, or empty it")
     text = (PACKAGE / leak.file).read_text(encoding="utf-8")
     left_out = shutil.ignore_patterns("__pycache__", "kit", Path(__file__).name)  # a wheel has solutions in "kit"
-    copied = shutil.copytree(PACKAGE, out / "dopamine_lib", ignore=left_out)
-    (copied / leak.file).write_text(text.replace(leak.sound, leak.faulty), encoding="utf-8")
+    try:
+        copied = shutil.copytree(PACKAGE, out / "dopamine_lib", ignore=left_out)
+        (copied / leak.file).write_text(text.replace(leak.sound, leak.faulty), encoding="utf-8")
+        shutil.copystat(PACKAGE / leak.file, copied / leak.file)  # the newest file of all would say which it is
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror}); name another folder, or make room") from None
     if run:
         asked = ("reproduce", "--data", "heart", "--settings", "FSCDP", "--runs", "1", "--out", "results")
         with_copy = {**os.environ, "PYTHONPATH": str(out.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Hospital:
         gives the same for several hospitals out of one batch.
         """
         plan, choice = self.plan, self.plan.choice
-        if plan.counts_in(step // plan.setting.noisy_steps):
+        if plan.counts_in(step // plan.setting.noisy_steps, self.run):
             counted = self.task.histogram_sum(w, self.sample(step), choice.max_grad_norm, plan.operating_point)
             return self.noised(counted, step)
         if plan.setting.trajectories or plan.augment:
@@ -99,17 +100,21 @@ class Hospital:
     def local_change(self, w: Tensor, round_number: int) -> Tensor:
         """The change (d,) of the model over a round's local steps, in F and FPDP.
 
-        With privacy every step's noisy sum is on the grid, so the change is computed from what could be released.
+        With privacy every step's noisy sum is on the grid, so the change is computed from what could be released. A
+        round that counts has the mean of its steps' histograms in its place, as large as a change may be.
         """
         steps, declared = self.plan.setting.local_steps, self.plan.sizes[self.number]
-        expected_batch = self.plan.setting.sample_rate * declared
+        expected_batch, choice = self.plan.setting.sample_rate * declared, self.plan.choice
+        counting = self.plan.counts_in(round_number, self.run)
+        if counting:
+            choice = replace(choice, learning_rate=self.plan.count_rate / steps, momentum=0.0)
 
         def noisy_sum(local: Tensor, i: int) -> Tensor:
-            at = w if self.plan.counts_in(round_number) else local  # counts are no steps of a model
+            at = w if counting else local  # counts are no steps of a model
             total = self.noisy_sum(at, round_number * steps + i)
             return total if self.noise is None else torch.as_tensor(self.noise.decode(total)).float().to(w.device)
 
-        return local_change(w, noisy_sum, self.plan.choice, steps, expected_batch)
+        return local_change(w, noisy_sum, choice, steps, expected_batch)
 
     def features(self) -> Tensor | np.ndarray:
         """The message (d,) of what is asked for once: ``Task.first_sum``, noised and as integers, then padding.
@@ -213,7 +218,7 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     if plan.setting.averages:
         share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
         return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
-    alone = len(hospitals) == 1 or plan.counts_in(round_number) or plan.augment
+    alone = len(hospitals) == 1 or plan.counts_in(round_number, hospitals[0].run) or plan.augment
     if alone or plan.setting.local_steps > 1:  # a batch of hospitals would take longer, or is none
         return {h.number: h.noisy_sum(w, round_number) for h in hospitals}
     # each hospital's noisy_sum, with all gradients out of one batch

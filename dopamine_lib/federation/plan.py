@@ -203,9 +203,27 @@ class Plan:
             lambda width: RoundedGaussian(sigma, norm, self.hospitals, self.d, total_range=width, **terms)
         )
 
-    def counts_in(self, number: int) -> bool:
-        """Whether a round, from 0, asks for histograms and trains nothing (``privacy.operating_point``)."""
-        return self.operating_point is not None and number >= self._rounds - counting_rounds(self._rounds)
+    def counts_in(self, number: int, run: int = 0) -> bool:
+        """Whether a run's round, from 0, asks for histograms and trains nothing (``privacy.operating_point``).
+
+        The last tenth does of those rounds in which enough hospitals take part: where each has a budget of its own,
+        the run's very last ones may have nobody left in them.
+        """
+        if self.operating_point is None:
+            return False
+        if run not in self._first_counts:
+            opened = [n for n, invited in enumerate(self.schedule(run)) if len(invited) >= self.least_in_a_total]
+            self._first_counts[run] = opened[-counting_rounds(len(opened))] if opened else self.setting.rounds
+        return number >= self._first_counts[run]
+
+    @property
+    def count_rate(self) -> float:
+        """What a hospital's mean histogram is multiplied by where changes of the model are sent, and so have room.
+
+        A cell may hold twice as many as a hospital's sample is expected to have.
+        """
+        clip = self.choice.max_grad_norm
+        return 1.0 if self.codec is None else self._reach / (2 * (1.0 if math.isinf(clip) else clip))
 
     @cached_property
     def layout(self) -> str:
@@ -262,9 +280,9 @@ class Plan:
         return [noisy * sum(k in invited for invited in rounds) for k in range(len(self.ledgers()))]
 
     @cached_property
-    def _rounds(self) -> int:
-        """T, or as many as the budget allows."""
-        return len(self.schedule())
+    def _first_counts(self) -> dict[int, int]:
+        """The first round of each run that asks for histograms, as far as it was asked."""
+        return {}
 
     def _check_operating_point(self, point: OperatingPoint) -> None:
         if self.setting.rounds < 2:

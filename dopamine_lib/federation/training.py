@@ -178,6 +178,9 @@ class Training:
             raise ValueError(f"{progress.epoch} epochs in the model, and {progress.reserved} in the ledger")
         if record["charged"] != [self._steps_of(k, range(progress.reserved)) for k in range(len(self.ledgers))]:
             raise ValueError(f"{record['charged']} steps charged, which is not what {progress.reserved} epochs take")
+        histogram, point = vectors.get("histogram"), self.plan.operating_point
+        if histogram is not None and (point is None or histogram.shape != (point.cells,)):
+            raise ValueError(f"a histogram of shape {tuple(histogram.shape)}, which this run does not ask for")
         if vectors or self.hospitals:
             self.server.restore(vectors, record)
         self.server.steps = record["server_steps"]
@@ -186,7 +189,7 @@ class Training:
         self.progress = progress
         if "centre" in vectors:
             self._centre_on(vectors["centre"])
-        self.histogram = vectors.get("histogram")
+        self.histogram = histogram
 
     def _rounds(self, epoch: int) -> range:
         """The rounds of an epoch, counted from 0."""
@@ -202,7 +205,7 @@ class Training:
     def _round(self, number: int) -> None:
         """One pass of the loop of Algorithm 1 (lines 6 to 21): contribute, total, step."""
         invited = self.schedule[number]
-        arrived, counting = self._arrived(number, invited), self.plan.counts_in(number)
+        arrived, counting = self._arrived(number, invited), self.plan.counts_in(number, self.run_number)
         w = self.server.model if counting else self.server.w
         total = self._total(number, invited, arrived, contribute(self._here(arrived), w, number))
         if total is not None and counting:
