@@ -37,11 +37,11 @@ class SessionOver(RuntimeError):
 class Carrier(Protocol):
     """Moves bytes between the parties of one session, in order and each once.
 
-    number    this party's: a hospital's, from 0, or SERVER
-    hospitals K, those of this session and all others
-    members   the hospitals of this session, in order
-    patience  seconds without an answer after which a party is taken for silent
-    reopens   whether a session that is over is followed by another
+    number     this party's: a hospital's, from 0, or SERVER
+    hospitals  K, those of this session and all others
+    members    the hospitals of this session, in order
+    patience   seconds without an answer after which a party is taken for silent
+    reopens    whether a session that is over is followed by another
     """
 
     number: int
