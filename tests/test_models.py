@@ -1,5 +1,7 @@
 """Models and their starting weights: shapes, sources, and files that are refused."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,29 @@ def test_initial_weights_follow_the_seed_and_leave_torchs_alone(model):
     one, other = (build(model, 5, weights, 3) for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_networks_built_at_once_have_the_weights_of_their_own_seeds(monkeypatch):
+    """Parties of one process build theirs in threads, and PyTorch has one generator for all of them."""
+    alone, sound = build("cnn", 5, None, seed=3), networks._network
+    other = threading.Thread(target=build, args=("cnn", 5, None, 4))
+
+    seeded, built = threading.Event(), threading.Event()
+
+    def interrupted(*arguments):
+        if threading.current_thread() is other:
+            seeded.set()
+            built.wait(10)
+        else:
+            other.start()
+            seeded.wait(0.5)  # which does not come, if the other has to wait
+        return sound(*arguments)
+
+    monkeypatch.setattr(networks, "_network", interrupted)
+    at_once = build("cnn", 5, None, seed=3)
+    built.set()
+    other.join()
+    assert all(torch.equal(one, two) for one, two in zip(alone.parameters(), at_once.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("model", networks.MODELS)

@@ -90,21 +90,33 @@ def check_whole(run):
     return result
 
 
+def check_same(run, options, out):
+    """The run's model and ledger are those of one process with the same options."""
+    result = check_whole(run)
+    assert not run.errors and not any("left" in line for line in run.said)
+    training = Experiment.load(Options(**options), progress=False).training("FSCDP").run()
+    training.task.load(training.server.model)
+    assert [ledger.charged for ledger in training.ledgers] == result["charged"]
+    for key, value in training.task.net.state_dict().items():
+        assert np.allclose(model(out)[key], value.numpy(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("wired", [False, True], ids=["threads", "gRPC"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_and_the_ledger_are_those_of_one_process(kind, wired, options, tmp_path, noted):
-    run = noted(options | {"aggregation": kind}, tmp_path, wired=wired).run()
-    result = check_whole(run)
-    assert not run.errors and not any("left" in line for line in run.said)
-    experiment = Experiment.load(Options(**options | {"aggregation": kind}), progress=False)
-    training = experiment.training("FSCDP").run()
-    training.task.load(training.server.model)
-    assert training.ledgers[0].charged == result["charged"][0] == ROUNDS
-    for key, value in training.task.net.state_dict().items():
-        assert np.allclose(model(tmp_path)[key], value.numpy(), rtol=0, atol=1e-6)
-    assert (
-        result["charged_steps"] == [ledger.charged for ledger in training.ledgers] if "charged_steps" in result else 1
+    asked = options | {"aggregation": kind}
+    check_same(noted(asked, tmp_path, wired=wired).run(), asked, tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"model": "cnn"}], ids=["head", "trajectories"])
+def test_local_steps_between_parties_are_those_of_one_process(more, options, tmp_path, noted):
+    """A head's on all patients in turn, and any network's on each patient's own trajectory."""
+    asked = (
+        options
+        | {"aggregation": "masks", "local_steps": 2, "sample_rate": 0.8, "epsilon": 5.0, "accountant": "rdp"}
+        | more
     )
+    check_same(noted(asked, tmp_path).run(), asked, tmp_path)
 
 
 #: Of each protocol the steps in which a hospital can vanish: before it sends anything, and after each message.

@@ -13,6 +13,7 @@ privacy bound. Features are normalised image by image for the same reason.
 import contextlib
 import hashlib
 import json
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -226,15 +227,20 @@ def _checked(state: dict[str, torch.Tensor], path: Path, network: str, net: nn.M
     return state
 
 
+#: PyTorch has one generator for all threads, and parties of one process (``federation.wires.threads``) build at once.
+_ONE_GENERATOR = threading.RLock()
+
+
 @contextlib.contextmanager
 def _draws(seed: int) -> Iterator[None]:
-    """Torch's generator seeded, and afterwards as it was."""
-    before = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(before)
+    """Torch's generator seeded, and afterwards as it was; one thread at a time."""
+    with _ONE_GENERATOR:
+        before = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.random.set_rng_state(before)
 
 
 def build(
