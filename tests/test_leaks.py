@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from dopamine_lib.course import leaks
 from dopamine_lib.course.leaks import LEAKS, PACKAGE, plant_leak
 
 #: Where each leak shows, as a ``Scene``, and releases enough to see it.
@@ -76,3 +78,10 @@ def test_the_run_with_a_leak_looks_like_any_other(tmp_path):
     assert (
         "FSCDP" in json.loads((tmp_path / "out" / "results" / "results.json").read_text(encoding="utf-8"))["settings"]
     )
+
+
+def test_a_run_that_fails_leaves_no_folder_behind(tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr(leaks.sys, "executable", shutil.which("false"))
+    with refuses("the run with the leak failed"):
+        plant_leak(tmp_path / "out", 1)
+    assert not list(tmp_path.iterdir())

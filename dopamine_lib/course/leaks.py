@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+from dopamine_lib.data.transfer import new_folder
 from dopamine_lib.errors import InputError, check_within
 
 #: This package, which is copied.
@@ -68,17 +69,23 @@ def plant_leak(out: str | PathLike, number: int, *, run: bool = True) -> Leak:
     text = (PACKAGE / leak.file).read_text(encoding="utf-8")
     left_out = shutil.ignore_patterns("__pycache__", "kit", Path(__file__).name)  # a wheel has solutions in "kit"
     try:
-        copied = shutil.copytree(PACKAGE, out / "dopamine_lib", ignore=left_out)
-        (copied / leak.file).write_text(text.replace(leak.sound, leak.faulty), encoding="utf-8")
-        shutil.copystat(PACKAGE / leak.file, copied / leak.file)  # the newest file of all would say which it is
+        with new_folder(out) as folder:
+            copied = shutil.copytree(PACKAGE, folder / "dopamine_lib", ignore=left_out)
+            (copied / leak.file).write_text(text.replace(leak.sound, leak.faulty), encoding="utf-8")
+            shutil.copystat(PACKAGE / leak.file, copied / leak.file)  # the newest file of all would say which it is
+            if run:
+                _run_in(folder)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror}); name another folder, or make room") from None
-    if run:
-        asked = ("reproduce", "--data", "heart", "--settings", "FSCDP", "--runs", "1", "--out", "results")
-        with_copy = {**os.environ, "PYTHONPATH": str(out.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dopamine_lib", *asked], cwd=out, env=with_copy, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise InputError(f"the run with the leak failed: {done.stderr.strip()[-300:]}")
     return leak
+
+
+def _run_in(folder: Path) -> None:
+    """Train with the copy of the kit in this folder. Raises InputError where that fails."""
+    asked = ("reproduce", "--data", "heart", "--settings", "FSCDP", "--runs", "1", "--out", "results")
+    with_copy = {**os.environ, "PYTHONPATH": str(folder.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dopamine_lib", *asked], cwd=folder, env=with_copy, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise InputError(f"the run with the leak failed: {done.stderr.strip()[-300:]}")
