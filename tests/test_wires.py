@@ -18,8 +18,9 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.remote.service import MOST_CALLS, check_address, longest_message
 from dopamine_lib.federation.wires import party
+from dopamine_lib.federation.wires.hospital_end import HospitalEnd
 from dopamine_lib.federation.wires.identities import make_identity, read_certificates
-from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, HospitalEnd, Refused
+from dopamine_lib.federation.wires.relay import MOST_UNDELIVERED, Refused
 from dopamine_lib.federation.wires.threads import LocalCalls, Threads
 from dopamine_lib.federation.wires.wire import TERMS, UP, SessionOver, Silence, Wire
 

@@ -156,7 +156,8 @@ def _dialled(job: dict, folder: str, number: int, address: str) -> tuple:
     """A party's carrier over gRPC, and what ends it."""
     from dopamine_lib.federation.remote.dial import Dialled
     from dopamine_lib.federation.remote.service import Service, longest_message, most_bytes
-    from dopamine_lib.federation.wires.relay import HospitalEnd, Relay
+    from dopamine_lib.federation.wires.hospital_end import HospitalEnd
+    from dopamine_lib.federation.wires.relay import Relay
 
     d, certificates = max(job["sizes"]), read_certificates(folder, job["K"])
     credentials = read_credentials(folder, number, certificates)

@@ -136,8 +136,8 @@ def _train(arguments, experiment, identity, publics, credentials, certificates) 
     from dopamine_lib.federation.remote.dial import Dialled
     from dopamine_lib.federation.remote.service import longest_message, most_bytes
     from dopamine_lib.federation.run_folder import claim, writing
+    from dopamine_lib.federation.wires.hospital_end import HospitalEnd
     from dopamine_lib.federation.wires.party import take_part
-    from dopamine_lib.federation.wires.relay import HospitalEnd
     from dopamine_lib.federation.wires.wire import Wire
 
     number, plan, out = arguments.number, experiment.plan(experiment.options.settings[0]), Path(arguments.out)

@@ -64,16 +64,16 @@ class Dialled:
         self._unreachable = self._hung_up = False
 
     def join(self) -> Seat | None:
-        """As ``Calls.join``."""
+        """As ``hospital_end.Calls.join``."""
         answer = self._call("join", bytes(16), 0, 0)
         return Seat(answer[:16], unpack_numbers(answer[16:])) if answer else None
 
     def put(self, session: bytes, count: int, peer: int, message: bytes) -> None:
-        """As ``Calls.put``."""
+        """As ``hospital_end.Calls.put``."""
         self._call("put", session, count, peer, message)
 
     def get(self, session: bytes, count: int) -> tuple[int, bytes] | None:
-        """As ``Calls.get``."""
+        """As ``hospital_end.Calls.get``."""
         answer = self._call("get", session, count, 0)
         return (SENDER.unpack_from(answer)[0], answer[SENDER.size :]) if answer else None
 

@@ -6,9 +6,9 @@ A hospital makes three calls, each of which may be repeated when its answer was 
     put    leave a message for the server or, sealed for it, another hospital
     get    fetch the next message, however long that takes
 
-The server opens sessions, and reads and fills the boxes as its own ``Carrier``, ``ServerEnd``; ``HospitalEnd`` is a
-hospital's. An *instance* is one life of a hospital's program: a hospital that is started again is another instance, and
-what the one before had left to do is over.
+The server opens sessions, and reads and fills the boxes as its own ``Carrier``, ``ServerEnd``; a hospital's is
+``HospitalEnd`` in ``hospital_end``. An *instance* is one life of a hospital's program: a hospital that is started again
+is another instance, and what the one before had left to do is over.
 """
 
 import os
@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
@@ -41,19 +41,6 @@ class Refused(InputError):
     """The server wants nothing more to do with this hospital, and says why."""
 
 
-class Calls(Protocol):
-    """The three calls of one hospital, made to the relay directly or from elsewhere."""
-
-    def join(self) -> Seat | None:
-        """A place in the next session; None where there is none yet. Raises Refused."""
-
-    def put(self, session: bytes, count: int, peer: int, message: bytes) -> None:
-        """Leave message number ``count`` of this session. Raises SessionOver."""
-
-    def get(self, session: bytes, count: int) -> tuple[int, bytes] | None:
-        """Message number ``count`` of this session and its sender; None where there is none yet. Raises SessionOver."""
-
-
 class Relay:
     """The boxes of all K hospitals and the server.
 
@@ -74,7 +61,7 @@ class Relay:
         self._put: dict[int, int] = {}
 
     def join(self, number: int, instance: bytes, seconds: float = CALL_SECONDS) -> Seat | None:
-        """As ``Calls.join``, for hospital ``number``."""
+        """As ``hospital_end.Calls.join``, for hospital ``number``."""
 
         def ready() -> bool:
             seated = not self.over and self._instances.get(number) == instance and number not in self.lost
@@ -95,7 +82,7 @@ class Relay:
             return self.seat
 
     def put(self, number: int, instance: bytes, session: bytes, count: int, peer: int, message: bytes) -> None:
-        """As ``Calls.put``, for hospital ``number``."""
+        """As ``hospital_end.Calls.put``, for hospital ``number``."""
         with self.changed:
             self._check(number, instance, session)
             if count < self._put[number]:  # it came already, and the answer was lost
@@ -103,7 +90,7 @@ class Relay:
             if count > self._put[number] or peer == number or peer not in self._boxes:
                 raise SessionOver(f"hospital {number} sends message {count} for {peer}, which is not due")
             box = self._boxes[peer]
-            if not _fits([own for sender, own in box if sender == number], message, self.most_bytes):
+            if not fits([own for sender, own in box if sender == number], message, self.most_bytes):
                 most = f"{MOST_UNDELIVERED} messages or {self.most_bytes:,} bytes"
                 self._lose(number, f"has more than {most} for one party under way, which no protocol has")
                 raise SessionOver(f"hospital {number} {self.lost[number]}")
@@ -114,7 +101,7 @@ class Relay:
     def get(
         self, number: int, instance: bytes, session: bytes, count: int, seconds: float = CALL_SECONDS
     ) -> tuple[int, bytes] | None:
-        """As ``Calls.get``, for hospital ``number``; messages before ``count`` have arrived and are forgotten."""
+        """As ``hospital_end.Calls.get``, for hospital ``number``; what came before ``count`` has arrived: forget it."""
 
         def ready() -> bool:
             self._check(number, instance, session)
@@ -283,96 +270,12 @@ class ServerEnd:
         self._relay.close(why)
 
 
-class HospitalEnd:
-    """A hospital's end of a relay's session: a ``Carrier``. What it fetches is sorted by sender.
+def fits(under_way: Collection[bytes], message: bytes, most_bytes: int) -> bool:
+    """Whether one more message may be under way from a sender to a receiver.
 
-    Made once the server has opened a session for this hospital. Raises Refused, or what ``calls`` raises.
-
-    most_bytes  as the relay's
+    >>> fits([b"one"], b"more", most_bytes=7), fits([b"one"], b"more", most_bytes=6)
+    (True, False)
     """
-
-    reopens = True
-
-    def __init__(self, number: int, hospitals: int, calls: Calls, patience: float, most_bytes: int = MOST_BYTES):
-        self.number, self.hospitals, self._calls, self._most_bytes = number, hospitals, calls, most_bytes
-        self.patience = 3 * patience  # the server may be patient with others first
-        seat = None
-        while seat is None:
-            seat = calls.join()
-        self._session, self.members = seat
-        self._inbox = {peer: deque() for peer in [*self.members, SERVER] if peer != number}
-        self._changed, self._over, self._sent = threading.Condition(), None, 0
-        threading.Thread(target=self._fetch, name=f"hospital {number} fetches", daemon=True).start()
-
-    def who(self, number: int) -> str:
-        """A party in an error message."""
-        return who(number)
-
-    def send(self, peer: int, message: bytes) -> None:
-        """Leave a message with the server. Raises SessionOver."""
-        self._calls.put(self._session, self._sent, peer, message)
-        self._sent += 1
-
-    def here(self, peers: Sequence[int]) -> list[int]:
-        """Those whose next message has arrived."""
-        return [peer for peer in peers if self._inbox[peer]]
-
-    def take(self, peer: int) -> bytes:
-        """The next message of a peer that is ``here``."""
-        return self._inbox[peer].popleft()
-
-    def lost(self, peers: Sequence[int]) -> dict[int, str]:
-        """Nobody: the server tells who is present."""
-        return {}
-
-    def wait(self, done: Callable[[], object], seconds: float) -> bool:
-        """Sleep until ``done()`` is true, or the time is over; returns which. Raises what ended the session."""
-        with self._changed:
-            self._changed.wait_for(lambda: done() or self._over, seconds)
-            if done():
-                return True
-            if self._over:
-                raise self._over
-            return False
-
-    def leave_out(self, peer: int, why: str, for_good: bool) -> None:
-        """The server's business."""
-
-    def newcomers(self) -> list[int]:
-        """The server's business."""
-        return []
-
-    def close(self, why: str) -> None:
-        """This hospital has done its part in the session."""
-        with self._changed:
-            self._over = SessionOver(why)
-            self._changed.notify_all()
-
-    def _fetch(self) -> None:
-        """In a thread: fetch until the session is over. So the server sees that this hospital is there."""
-        count = 0
-        while self._over is None:
-            try:
-                found = self._calls.get(self._session, count)
-                if found is not None and found[0] not in self._inbox:
-                    raise SessionOver(f"the server relays a message of {found[0]}, who is not in this session")
-            except Exception as error:  # whatever it is, who waits must hear of it
-                with self._changed:
-                    self._over = self._over or error
-                    self._changed.notify_all()
-                return
-            if found is not None:
-                count += 1
-                sender, message = found
-                with self._changed:
-                    # of one that floods the rest is dropped: its next message that is awaited is refused, and named
-                    if sender == SERVER or _fits(self._inbox[sender], message, self._most_bytes):
-                        self._inbox[sender].append(message)
-                    self._changed.notify_all()
-
-
-def _fits(under_way: Collection[bytes], message: bytes, most_bytes: int) -> bool:
-    """Whether one more message may be under way from a sender to a receiver."""
     return len(under_way) < MOST_UNDELIVERED and sum(map(len, under_way)) + len(message) <= most_bytes
 
 

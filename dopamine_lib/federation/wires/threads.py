@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.messages import SERVER
-from dopamine_lib.federation.wires.relay import HospitalEnd, Relay, Seat, who
+from dopamine_lib.federation.wires.hospital_end import HospitalEnd
+from dopamine_lib.federation.wires.relay import Relay, Seat, who
 from dopamine_lib.federation.wires.wire import SessionOver, Wire
 
 T = TypeVar("T")
@@ -28,15 +29,15 @@ class LocalCalls:
         self._threads, self._number, self.instance = threads, number, os.urandom(16)
 
     def join(self) -> Seat | None:
-        """As ``Calls.join``."""
+        """As ``hospital_end.Calls.join``."""
         return self._threads.relay.join(self._number, self.instance, 1.0)  # a server that was killed says nothing
 
     def put(self, session: bytes, count: int, peer: int, message: bytes) -> None:
-        """As ``Calls.put``."""
+        """As ``hospital_end.Calls.put``."""
         self._threads.relay.put(self._number, self.instance, session, count, peer, message)
 
     def get(self, session: bytes, count: int) -> tuple[int, bytes] | None:
-        """As ``Calls.get``."""
+        """As ``hospital_end.Calls.get``."""
         return self._threads.relay.get(self._number, self.instance, session, count)
 
 
