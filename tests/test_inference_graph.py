@@ -24,7 +24,7 @@ from dopamine_lib.inference.network.rehearsal import Rehearsal
 from dopamine_lib.inference.network.serving import load
 from dopamine_lib.inference.protocols.pooling import AveragePool
 from dopamine_lib.inference.protocols.truncation import Sum
-from dopamine_lib.inference.workers.commands import _print
+from dopamine_lib.inference.workers.printing import print_answers
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.models.networks import IMAGENET, to_input
 from dopamine_lib.models.tables import TABLE_MODELS
@@ -344,10 +344,10 @@ def test_of_a_thousand_classes_five_are_printed(capsys):
     amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider", "offline_to_patient"), 0)
     answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
     answer |= {"seconds_online": 1, "seconds_offline": 1}
-    _print([("eye.png", answer | {"exceeded": False})], 1.0, as_json=False)
+    print_answers([("eye.png", answer | {"exceeded": False})], 1.0, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0].startswith("class 999") and lines[0].endswith("<")
-    _print([("eye.png", answer | {"exceeded": True})], 1.0, as_json=False)
+    print_answers([("eye.png", answer | {"exceeded": True})], 1.0, as_json=False)
     assert "the answer may be wrong" in capsys.readouterr().out.splitlines()[5]
 
 

@@ -19,7 +19,6 @@ The paper's crypto-provider is a hospital: ``hospital`` is understood as well, a
 
 import argparse
 import contextlib
-import json
 import logging
 import signal
 import sys
@@ -29,10 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from dopamine_lib.errors import InputError
+from dopamine_lib.inference.workers.printing import print_answers
 
 CRYPTO_PROVIDER_PORT, PROVIDER_PORT = 7100, 7101
-#: Of more classes than these the five most probable are printed.
-MOST_SHOWN = 20
 
 
 def add_infer(commands: Any) -> None:
@@ -158,7 +156,7 @@ def _infer(arguments) -> None:
     ):
         begin = time.perf_counter()
         answers = workers.infer_all(arguments.files)
-        _print(answers, time.perf_counter() - begin, arguments.json)
+        print_answers(answers, time.perf_counter() - begin, arguments.json)
 
 
 def _crypto_provider(arguments) -> None:
@@ -217,7 +215,7 @@ def _patient(arguments) -> None:
         answers = client.infer_all([x for _, x in queries])
         seconds = time.perf_counter() - begin
         named = [(name, answer.record()) for (name, _), answer in zip(queries, answers, strict=True)]
-        _print(named, seconds, arguments.json)
+        print_answers(named, seconds, arguments.json)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -290,49 +288,3 @@ def _one_line_for_a_break():
         yield
     except ChannelError as error:
         sys.exit(f"dopamine: {error}")
-
-
-def _print(answers: list[tuple[str, dict]], seconds: float, as_json: bool) -> None:
-    """One answer at length; several in a line each, and what they cost together."""
-    if as_json:
-        for name, answer in answers:
-            print(json.dumps(answer if len(answers) == 1 else {"image": name} | answer))
-        return
-    if len(answers) == 1:
-        _print_one(answers[0][1])
-        return
-    from dopamine_lib.inference.protocols.room import EXCEEDED
-
-    for name, answer in answers:
-        likely = "" if answer["probabilities"] is None else f", {100 * max(answer['probabilities']):.1f} %"
-        print(f"{name}: {answer['grade']}{likely}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
-    first = answers[0][1]
-    amounts = first["bytes"]
-    online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
-    print(
-        f"{len(answers)} answers in {seconds:.1f} s, {60 * len(answers) / seconds:.0f} a minute: "
-        f"{first['together']} at once in {first['seconds_online']:.2f} s online ({first['rounds']} rounds), "
-        f"each {online:.1f} MB and {first['seconds_offline']:.2f} s ahead"
-    )
-
-
-def _print_one(answer: dict) -> None:
-    if answer["probabilities"] is None:
-        print(answer["grade"])
-    else:
-        scored = [*zip(answer["grades"], answer["probabilities"], strict=True)]
-        if len(scored) > MOST_SHOWN:
-            scored = sorted(scored, key=lambda one: -one[1])[:5]
-        for grade, probability in scored:
-            print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
-    if answer["exceeded"]:
-        from dopamine_lib.inference.protocols.room import EXCEEDED
-
-        print(f"warning: {EXCEEDED}")
-    amounts = answer["bytes"]
-    online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
-    ahead = [f"{amounts[f'offline_to_{role}'] / 1e6:.1f} MB for the {role}" for role in ("provider", "patient")]
-    print(
-        f"{answer['seconds_online']:.2f} s online ({online:.1f} MB, {answer['rounds']} rounds), "
-        f"{answer['seconds_offline']:.2f} s ahead ({', '.join(ahead)})"
-    )
