@@ -11,15 +11,26 @@ from pathlib import Path
 
 import pytest
 
+from dopamine_lib.machine import GB, cores, memory_size
 from dopamine_lib.page.process_memory import children, together
 
 # no progress: it shows after five seconds, which depends on the machine, and would be part of an output
 os.environ["TQDM_DISABLE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers take the cores; the threads of each would wait for the others'
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MINUTES, BYTES = 2, 2 * 2**30
 #: The students' copies, whose tests fail until somebody answers; their sources are run.
 collect_ignore = [str(path) for path in (Path(__file__).parent / "notebooks" / "homework").glob("*.ipynb")]
 INTERVAL = 1.0  # seconds between two samples
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Folders are run by a worker for each core that has 4 GB; files that are named, by this process."""
+    named = (Path(config.invocation_params.dir, argument.partition("::")[0]) for argument in config.args)
+    workers = min(cores(), (memory_size() or 0) // (4 * GB))
+    return workers if workers > 1 and any(path.is_dir() for path in named) else 0
 
 
 class _Costs:

@@ -29,14 +29,14 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_session():
+def pytest_configure(config):
     """One cache for all tests, so that what is decoded once is not decoded again, and gone afterwards."""
-    # pytest's own temporary directories would stay, and this one has hundreds of megabytes
-    with tempfile.TemporaryDirectory(prefix="dopamine-") as cache, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOPAMINE_CACHE", cache)
-        patch.setenv("no_proxy", "127.0.0.1,localhost")  # tests serve pages here, and a company's proxy is elsewhere
-        yield
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # tests serve pages here, and a company's proxy is elsewhere
+    if not hasattr(config, "workerinput"):  # workers (``-n 2``) have this process's
+        # pytest's own temporary directories would stay, and this one has hundreds of megabytes
+        cache = tempfile.TemporaryDirectory(prefix="dopamine-")
+        os.environ["DOPAMINE_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
 
 
 @pytest.fixture

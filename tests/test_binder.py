@@ -26,6 +26,7 @@ LEFT_OUT |= {
     "playwright",
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "pyyaml",
     "ruff",
     "scikit-image",
