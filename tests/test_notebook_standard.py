@@ -21,6 +21,8 @@ ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:home|tmp|work|root|Users)/|[A-Z]:\\+\w)
 MOST_BYTES = 1_000_000
 #: What a lecture has room for; how it is counted is in ``lecture``.
 MOST_CELLS, MOST_WORDS, MOST_LINES, MOST_IMPORTS = 40, 3000, 30, 12
+#: What begins a paragraph that a colon may announce.
+_SET_APART = re.compile(r"[-*|>`<]|\d+\. |\$\$|!\[| {4}")
 
 
 def headings(notebook) -> list[tuple[int, str]]:
@@ -220,6 +222,17 @@ def first_screen_shows(notebook, path):
             return
 
 
+def colons_announce(notebook, path):
+    """What a colon at a paragraph's end announces comes next: a list, a table, a formula, a text set apart, a cell."""
+    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        if cell.cell_type == "markdown":
+            paragraphs = [text for text in re.split(r"\n\s*\n", cell.source.strip("\n")) if text.strip()]
+            for text, follows in zip(paragraphs, [*paragraphs[1:], None], strict=True):
+                if text.rstrip("* \n").endswith(":"):
+                    found = after and after.cell_type == "code" if follows is None else _SET_APART.match(follows)
+                    assert found, f"nothing comes of {text[-80:]!r}"
+
+
 def honest_times(notebook, path):
     if path in HOMEWORK:
         return
@@ -253,6 +266,7 @@ RULES = (
     no_long_cell,
     few_imports_first,
     first_screen_shows,
+    colons_announce,
     honest_times,
 )
 
@@ -394,6 +408,8 @@ FAULTS = [
     (few_imports_first, lambda notebook: notebook.cells.insert(1, set_up(MOST_IMPORTS + 1))),
     (first_screen_shows, put(1, "outputs", [nbformat.v4.new_output("stream", name="stdout", text="ready")])),
     (first_screen_shows, lambda notebook: notebook.cells.__setitem__(slice(1, 1), notebook.cells[2:3] * 3)),
+    (colons_announce, replace(2, "## Claim", "This shows it:\n\n## Claim")),
+    (colons_announce, replace(8, "- The paper, Eq. 1.", "And:")),
     (honest_times, replace(0, "study, with exercises and questions: 20", "study, with exercises and questions: 31")),
     (honest_times, replace(2, "## Claim", "word " * 11 * lecture.WORDS + "\n\n## Claim")),
     (honest_times, lambda notebook: notebook.cells[0].update(source=notebook.cells[0].source.replace("To read", ""))),
