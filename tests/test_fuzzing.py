@@ -36,7 +36,7 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.inference.network import serving
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.parties import CryptoProvider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.network.serving import calibration_images
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair

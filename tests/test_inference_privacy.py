@@ -19,7 +19,8 @@ from scipy.stats import chi2
 from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
+from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Weights
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
+from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import MOST_BYTES, Plan
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair

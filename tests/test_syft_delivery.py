@@ -11,7 +11,8 @@ import torch
 
 import dopamine_lib.inference.workers
 from dopamine_lib.inference.network.compiler import compile_model
-from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
+from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import ANSWER, MODEL
 from dopamine_lib.inference.network.rehearsal import at_once
 from dopamine_lib.inference.protocols import kernels

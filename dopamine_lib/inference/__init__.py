@@ -42,7 +42,7 @@ What is opened between patient and provider is masked by uniform randomness used
 protocol's file). Shares, masks and seeds live in memory only.
 
     plan, weights = compile_model(net, 224, calibration)            network.compiler    provider
-    CryptoProvider(plan)                                            network.parties     crypto-provider, one per session
+    CryptoProvider(plan)                                  network.crypto_provider       crypto-provider, one per session
     Patient(plan, seed, channel).infer(x)                           network.parties     patient
     Provider(plan, weights, seed, channel).serve()                  network.parties     provider
     Patient(plan, channel), Provider(plan, weights, channel)        offline.parties     the same without the third

@@ -1,4 +1,4 @@
-"""The three parties of a session: what each does at set-up, ahead of a query, and online. Channels bring the messages.
+"""Patient and provider of a session: what each does at set-up, ahead of a query, and online. Channels bring messages.
 
     crypto_provider = CryptoProvider(plan)
     patient         = Patient(plan, crypto_provider.patient_seed, channel_to_provider)
@@ -13,7 +13,7 @@ After an error a session is over: nothing of it is used again, and a new one beg
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,59 +25,12 @@ from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.protocols.lanes import side_by_side
 from dopamine_lib.inference.protocols.opening import SCORES, noise
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, TAGS, Own, Party, Run, Workspace
-from dopamine_lib.inference.protocols.randomness import SESSION, fresh_seed, query_key
+from dopamine_lib.inference.protocols.randomness import SESSION, query_key
 from dopamine_lib.inference.protocols.sharing import decode
 
 #: Called with (layers done, layers, name) after each layer of the plan.
 Progress = Callable[[int, int, str], None]
 Result = TypeVar("Result")
-
-
-class CryptoProvider:
-    """Hands out correlated randomness for one session: two fresh seeds, then corrections query by query.
-
-    It needs the public plan and nothing else, and sees neither image nor model nor answer. It must not collude with
-    either party: with the patient's seed the provider could read the image, with the provider's seed the patient could
-    read the model.
-
-    patient_seed   16 bytes for the patient only: all it ever needs
-    provider_seed  16 bytes for the provider only
-
-    Queries count up and cannot be asked for again, so no randomness is handed out twice; a session that broke is
-    replaced by a new one with new seeds, never continued. ``seed`` is for teaching and tests.
-    """
-
-    def __init__(self, plan: Plan, seed: int | None = None):
-        self.plan = plan
-        self.patient_seed, self.provider_seed = fresh_seed(seed, "patient"), fresh_seed(seed, "provider")
-        self._queries = 0
-        self._space = Workspace()
-        key = query_key(self.provider_seed, SESSION)
-        layouts = {i: plan.operations[i][1].weight_masks for i in plan.weighted}
-        self._weight_masks = {i: list(layout.draw(key, i).values()) for i, layout in layouts.items()}
-
-    def deal(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The next query's corrections: (number of the operation, bytes) for each; valid until the next one."""
-        query, self._queries = self._queries, self._queries + 1
-        return self._deal(query_key(self.patient_seed, query), query_key(self.provider_seed, query))
-
-    def _deal(self, patient_key: bytes, provider_key: bytes) -> Iterator[tuple[int, np.ndarray]]:
-        for i, (_, operation) in enumerate(self.plan.operations):
-            patient = operation.patient.draw(patient_key, i, self._scratch("patient", operation.patient))
-            provider = operation.provider.draw(provider_key, i, self._scratch("provider", operation.provider))
-            buffer = self._scratch("corrections", operation.corrections)
-            corrections = operation.corrections.arrays(buffer)
-            masks = self._weight_masks.get(i, [])
-            operation.deal(Own(**patient), Own(**provider), Own(**corrections), masks, self._space)
-            yield i, buffer
-
-    def send(self, provider: Channel) -> None:
-        """Send the next query's corrections to the provider over a channel."""
-        for i, corrections in self.deal():
-            provider.send(TAGS * i, corrections)
-
-    def _scratch(self, name: str, layout) -> np.ndarray:
-        return self._space.array(name, (layout.nbytes,), np.uint8)
 
 
 @dataclass(repr=False)

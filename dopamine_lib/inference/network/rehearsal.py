@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dopamine_lib.inference.network.parties import CryptoProvider, Patient, Provider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
+from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Operation, Own, Party, Workspace

@@ -3,7 +3,8 @@
 A session has one seed for the patient and one for the provider; the crypto-provider knows both. Every query has a
 key of its own, derived from the seed and the query's number, and every operation of the query reads a part of that
 key's counter that no other operation reaches. The same bytes come out twice only if a query's number is used twice in
-one session, which ``network.parties`` rules out; a new session, after a break or a restart, has new seeds.
+one session, which ``network.crypto_provider`` rules out; a new session, after a break or a restart, has new
+seeds.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ import threading
 
 from dopamine_lib.encryption.certificates import Credentials
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.network.parties import CryptoProvider
+from dopamine_lib.inference.network.crypto_provider import CryptoProvider
 from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.workers import control
