@@ -11,7 +11,8 @@ from torchvision import datasets
 from dopamine_lib.data import cache
 from dopamine_lib.data.benchmarks import _unpack
 from dopamine_lib.data.cache import cache_dir, read_array, write_array
-from dopamine_lib.models.networks import extract_features, load_weights
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.weights import load_weights
 
 SHAPE = (30, 7)
 VALUES = np.random.default_rng(0).normal(size=SHAPE).astype("<f4")

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dopamine_lib.federation.run_folder import check_out, read_record, write_record
-from dopamine_lib.models import networks
+from dopamine_lib.models import weights
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint
-from dopamine_lib.models.networks import read_state
+from dopamine_lib.models.weights import read_state
 
 RECORD = {"server_steps": 30, "charged": [30, 29], "epoch": 1, "reserved": 2, "history": [{"accuracy": 0.5}]}
 
@@ -106,6 +106,6 @@ def test_weights_beyond_the_limit_are_not_unpacked(tmp_path, monkeypatch, refuse
         assert path.stat().st_size < 2**14
     else:
         save_file({"w": torch.from_numpy(zeros)}, path)
-    monkeypatch.setattr(networks, "MAX_WEIGHTS", 2**20)
+    monkeypatch.setattr(weights, "MAX_WEIGHTS", 2**20)
     with refuses("holds 4,", "at most 1,048,576"):
         read_state(path)

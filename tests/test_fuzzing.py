@@ -42,7 +42,9 @@ from dopamine_lib.inference.network.serving import calibration_images
 from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
 from dopamine_lib.inference.workers.client import _read_card
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint
-from dopamine_lib.models.networks import NormalisedFeatures, load_weights, squeezenet
+from dopamine_lib.models.features import NormalisedFeatures
+from dopamine_lib.models.networks import squeezenet
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.page.served_model import SERVED, facts
 from dopamine_lib.report.verification import options_of, read_results
 

@@ -23,7 +23,7 @@ from dopamine_lib.inference.protocols.channel import ChannelError, local_pair
 from dopamine_lib.inference.protocols.operation import TAGS
 from dopamine_lib.inference.protocols.randomness import query_key
 from dopamine_lib.inference.protocols.sharing import signed
-from dopamine_lib.models.networks import NormalisedFeatures
+from dopamine_lib.models.features import NormalisedFeatures
 
 CLEAN, CAUGHT = 1e-6, 1e-12
 

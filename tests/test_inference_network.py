@@ -17,14 +17,9 @@ from dopamine_lib.inference.network.quantise import MOST_TOGETHER, quantise, rou
 from dopamine_lib.inference.network.rehearsal import Rehearsal
 from dopamine_lib.inference.network.serving import calibration_images
 from dopamine_lib.inference.protocols.operation import Layer
-from dopamine_lib.models.networks import (
-    NormalisedFeatures,
-    backbone,
-    build,
-    cnn,
-    load_weights,
-    to_input,
-)
+from dopamine_lib.models.features import NormalisedFeatures, backbone
+from dopamine_lib.models.networks import build, cnn, to_input
+from dopamine_lib.models.weights import load_weights
 
 torch.set_num_threads(1)
 

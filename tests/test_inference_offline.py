@@ -26,7 +26,7 @@ from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own, W
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
-from dopamine_lib.models.networks import NormalisedFeatures
+from dopamine_lib.models.features import NormalisedFeatures
 
 CLEAN = 1e-9
 RNG = np.random.default_rng(0)

@@ -18,15 +18,9 @@ from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.sharing import share
-from dopamine_lib.models.networks import (
-    HALF,
-    IMAGENET,
-    NormalisedFeatures,
-    backbone,
-    build,
-    load_weights,
-    to_input,
-)
+from dopamine_lib.models.features import NormalisedFeatures, backbone
+from dopamine_lib.models.networks import HALF, IMAGENET, build, to_input
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.page.served_model import SERVED
 
 #: Within this of the two bounds it may be said either way.

@@ -16,7 +16,9 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.machine import machine_check, threads
-from dopamine_lib.models.networks import build, extract_features, load_weights
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.networks import build
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.reproduction.run import reproduce
 
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dopamine_lib.models import networks
-from dopamine_lib.models.networks import EMBEDDED, HALF, IMAGENET, build, extract_features, load_weights, squeezenet
+from dopamine_lib.files import EMBEDDED, IMAGENET_FILE
+from dopamine_lib.models import features, networks
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.networks import HALF, IMAGENET, build, squeezenet
+from dopamine_lib.models.weights import load_weights
 
 BACKBONE = {key: value for key, value in squeezenet(5).state_dict().items() if key.startswith("features.")}
 
@@ -97,7 +100,7 @@ def test_torchvisions_checkpoint_is_never_downloaded(tmp_path, refuses, monkeypa
 def test_a_damaged_torchvision_checkpoint_is_refused(tmp_path, refuses, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(BACKBONE, tmp_path / "hub" / "checkpoints" / networks.IMAGENET_FILE)
+    torch.save(BACKBONE, tmp_path / "hub" / "checkpoints" / IMAGENET_FILE)
     with refuses("is damaged"):
         load_weights("imagenet")
 
@@ -117,7 +120,7 @@ def test_features_are_cached_by_content(images, monkeypatch):
     weights = load_weights("random")
     first = extract_features(weights, images, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "backbone", lambda *_: pytest.fail("extracted again"))
+        patch.setattr(features, "backbone", lambda *_: pytest.fail("extracted again"))
         assert torch.equal(extract_features(weights, images.copy(), progress=False), first)
     changed = images.copy()
     changed[0] //= 2

@@ -27,7 +27,8 @@ from dopamine_lib.federation import hospital
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.hospital import Hospital
 from dopamine_lib.federation.training import Training
-from dopamine_lib.models.networks import BATCH, extract_features, load_weights
+from dopamine_lib.models.features import BATCH, extract_features
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.reproduction import run
 
 N, SIZE = 150, 28

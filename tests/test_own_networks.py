@@ -18,7 +18,8 @@ from dopamine_lib.federation import settings
 from dopamine_lib.federation.options import Options
 from dopamine_lib.models.architectures import make, without_batch_statistics
 from dopamine_lib.models.checkpoints import load_model
-from dopamine_lib.models.networks import build, load_backbone, load_weights, parameter_count, replaced_layers
+from dopamine_lib.models.networks import build, parameter_count, replaced_layers
+from dopamine_lib.models.weights import load_backbone, load_weights
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.report.verification import read_results, verify
 

@@ -12,8 +12,10 @@ from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.synthetic import load_synthetic
 from dopamine_lib.federation.metrics import SCORES, evaluate
 from dopamine_lib.federation.settings import setting
+from dopamine_lib.files import EMBEDDED
 from dopamine_lib.models.checkpoints import load_model, save_model
-from dopamine_lib.models.networks import EMBEDDED, extract_features, load_weights
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.page import served_model
 from dopamine_lib.page.html import about
 from dopamine_lib.page.served_model import MEASURED, SERVED, facts, main, make

@@ -17,7 +17,8 @@ from dopamine_lib.data import synthetic
 from dopamine_lib.data.cache import cache_dir
 from dopamine_lib.data.photograph import match_histogram
 from dopamine_lib.data.synthetic import GRADE_PROPORTIONS, load_synthetic, make_population
-from dopamine_lib.models.networks import extract_features, load_weights
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.weights import load_weights
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from dopamine_lib.data.synthetic import make_population
 from dopamine_lib.errors import InputError, check_whole
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.models.checkpoints import load_network, save_model
-from dopamine_lib.models.networks import IMAGENET, build, load_weights, to_input
+from dopamine_lib.models.networks import IMAGENET, build, to_input
+from dopamine_lib.models.weights import load_weights
 
 #: Pictures of these are given to the workers at once, and to torch.
 AT_ONCE = 10

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dopamine_lib.benchmarks.measure import row
 from dopamine_lib.federation.settings import SETTINGS, Setting
-from dopamine_lib.models.networks import build, load_weights
+from dopamine_lib.models.networks import build
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.privacy.dpsgd import Task
 
 PATIENTS, RUNS, PIXELS, BATCH = 2931, 5, 224, 10

@@ -191,7 +191,8 @@ def _model_and_image(folder: Path, size: int):
     from dopamine_lib.data.dataset import GRADES
     from dopamine_lib.data.synthetic import make_population
     from dopamine_lib.models.checkpoints import save_model
-    from dopamine_lib.models.networks import build, load_weights, to_input
+    from dopamine_lib.models.networks import build, to_input
+    from dopamine_lib.models.weights import load_weights
 
     weights = load_weights()
     net = build("squeezenet", len(GRADES), weights, 0).eval()

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dopamine_lib.models.networks import CPU, build, load_weights
+from dopamine_lib.models.networks import CPU, build
+from dopamine_lib.models.weights import load_weights
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.randomness import Randomness
 from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian

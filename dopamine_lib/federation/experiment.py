@@ -28,18 +28,10 @@ from dopamine_lib.federation.server import Server
 from dopamine_lib.federation.training import Training
 from dopamine_lib.federation.transports import make_aggregation
 from dopamine_lib.machine import find_device
-from dopamine_lib.models.networks import (
-    Weights,
-    build,
-    extract_features,
-    load_backbone,
-    load_weights,
-    parameter_count,
-    replaced_layers,
-    resident_inputs,
-    to_input,
-)
+from dopamine_lib.models.features import extract_features
+from dopamine_lib.models.networks import Weights, build, parameter_count, replaced_layers, resident_inputs, to_input
 from dopamine_lib.models.tables import TABLE_MODELS
+from dopamine_lib.models.weights import load_backbone, load_weights
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.randomness import Randomness

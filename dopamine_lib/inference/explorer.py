@@ -27,7 +27,8 @@ def network() -> tuple:
     from dopamine_lib.data.synthetic import make_population
     from dopamine_lib.inference.network.compiler import compile_model
     from dopamine_lib.inference.network.serving import calibration_images
-    from dopamine_lib.models.networks import build, load_weights, to_input
+    from dopamine_lib.models.networks import build, to_input
+    from dopamine_lib.models.weights import load_weights
 
     start = load_weights()
     calibration = to_input(calibration_images(SIZE), start.mean, start.std)

@@ -14,20 +14,10 @@ from dopamine_lib.data.function import is_function
 from dopamine_lib.errors import InputError, table_model
 from dopamine_lib.files import atomic_path, parse_json
 from dopamine_lib.models.architectures import with_weights
-from dopamine_lib.models.networks import (
-    HALF,
-    IMAGENET,
-    MODELS,
-    NormalisedFeatures,
-    Weights,
-    backbone,
-    build,
-    check_model,
-    load_backbone,
-    load_weights,
-    read_state,
-)
+from dopamine_lib.models.features import NormalisedFeatures, backbone
+from dopamine_lib.models.networks import HALF, IMAGENET, MODELS, Weights, build, check_model
 from dopamine_lib.models.tables import TABLE_MODELS
+from dopamine_lib.models.weights import load_backbone, load_weights, read_state
 
 
 class Resumable(Protocol):

@@ -15,7 +15,8 @@ from dopamine_lib.data.synthetic import describe, make_population
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import find_device
-from dopamine_lib.models.networks import FEATURES, HALF, normalise_features, squeezenet, to_input
+from dopamine_lib.models.features import normalise_features
+from dopamine_lib.models.networks import FEATURES, HALF, squeezenet, to_input
 from dopamine_lib.progress import progress_bar
 
 PATIENTS, HELD_OUT, SIZE = 25_000, 1000, 64

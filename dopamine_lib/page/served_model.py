@@ -90,7 +90,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
     from dopamine_lib.federation.metrics import SCORES
     from dopamine_lib.federation.options import Options
     from dopamine_lib.files import atomic_path
-    from dopamine_lib.models.networks import read_state
+    from dopamine_lib.models.weights import read_state
     from dopamine_lib.reproduction.run import reproduce
 
     out = Path(out)

@@ -22,7 +22,7 @@ from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.files import atomic_path
-from dopamine_lib.models.networks import read_state
+from dopamine_lib.models.weights import read_state
 from dopamine_lib.progress import progress_bar
 from dopamine_lib.report.text import html, markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify

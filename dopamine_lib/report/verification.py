@@ -29,7 +29,8 @@ from dopamine_lib.federation.rounds import rescaled
 from dopamine_lib.federation.settings import Choice
 from dopamine_lib.federation.statement import privacy_statement
 from dopamine_lib.files import parse_json
-from dopamine_lib.models.networks import parameter_count, read_state, replaced_layers
+from dopamine_lib.models.networks import parameter_count, replaced_layers
+from dopamine_lib.models.weights import read_state
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 
 #: Relative difference that is put down to rounding: the PRV accountant's last digits depend on the number of threads.

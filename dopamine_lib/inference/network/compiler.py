@@ -26,7 +26,7 @@ from dopamine_lib.inference.protocols.opening import GRADE, HALF, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import Layer
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Raise, Truncate
-from dopamine_lib.models.networks import NormalisedFeatures
+from dopamine_lib.models.features import NormalisedFeatures
 
 #: Scores are opened with noise of 2^-NOISE of the largest on public images, to a factor of two.
 NOISE = 14

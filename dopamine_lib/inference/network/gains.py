@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dopamine_lib.inference.network.graph import Add, Branches, Join, Step, readers
-from dopamine_lib.models.networks import NormalisedFeatures
+from dopamine_lib.models.features import NormalisedFeatures
 
 #: ReLU needs |x| < 2^31 - 2^15, a comparison of two values |a - b| below it too; truncation one bit less.
 RING_BITS = 31

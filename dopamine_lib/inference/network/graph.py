@@ -19,7 +19,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torchvision.ops import StochasticDepth
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.models.networks import NormalisedFeatures
+from dopamine_lib.models.features import NormalisedFeatures
 
 _BatchNorm, _Dropout = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
 

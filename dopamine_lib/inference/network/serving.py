@@ -19,8 +19,9 @@ from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.models.checkpoints import load_model, load_network
-from dopamine_lib.models.networks import HALF, read_state, to_input
+from dopamine_lib.models.networks import HALF, to_input
 from dopamine_lib.models.tables import TABLE_MODELS
+from dopamine_lib.models.weights import read_state
 
 EYES, ROWS = 8, 512
 
