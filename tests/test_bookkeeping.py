@@ -11,10 +11,10 @@ from plain_clipping import clipped_sums_by_loop
 from torch import nn
 
 from dopamine_lib.models.networks import cnn, squeezenet
-from dopamine_lib.privacy import layers
+from dopamine_lib.privacy import linear_map
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.dpsgd import clip_factors
-from dopamine_lib.privacy.layers import LinearMap, cheaper_by_gram
+from dopamine_lib.privacy.linear_map import LinearMap, cheaper_by_gram
 
 CLIP = 0.5
 WAYS = {"gram": lambda *shape: True, "instantiated": lambda *shape: False}
@@ -71,7 +71,7 @@ def test_any_convolution_equals_the_loop(options, way, channels_last, batch):
     net = nn.Sequential(first, nn.Tanh(), second, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x, y = random_batch(batch, options["in_channels"], 8, 9)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    with mock.patch.object(layers, "cheaper_by_gram", WAYS[way]):
+    with mock.patch.object(linear_map, "cheaper_by_gram", WAYS[way]):
         assert_equals_the_loop(net, x, y)
 
 
@@ -83,7 +83,7 @@ def test_a_linear_layer_equals_the_loop_at_any_number_of_positions(way, shape, b
     net = nn.Sequential(nn.Linear(7, 6, bias=bias), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     x, y = random_batch(*shape)
     net.double()(x)
-    with mock.patch.object(layers, "cheaper_by_gram", WAYS[way]):
+    with mock.patch.object(linear_map, "cheaper_by_gram", WAYS[way]):
         assert_equals_the_loop(net, x, y)
 
 
@@ -98,7 +98,7 @@ def test_the_models_equal_the_loop(make, way, in_place):
             module.inplace = in_place
     x, y = random_batch(4, 3, 28, 28)
     rule = WAYS.get(way, cheaper_by_gram)
-    with mock.patch.object(layers, "cheaper_by_gram", rule):
+    with mock.patch.object(linear_map, "cheaper_by_gram", rule):
         assert_equals_the_loop(net, x.contiguous(memory_format=torch.channels_last), y, [0, 2, 2, 3], 5)
 
 

@@ -15,14 +15,14 @@ from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.training import Training
 from dopamine_lib.models.networks import cnn, squeezenet
-from dopamine_lib.privacy import dpsgd, head, layers
+from dopamine_lib.privacy import dpsgd, head, layer, linear_map
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask, unit_rows
 from dopamine_lib.privacy.randomness import Randomness
 
 MOST = 1 + 1e-6
 SCALES = [1e-42, 1e-20, 1e-3, 1.0, 1e3, 1e10, 1e20, 1e30, 3e38]
-WAYS = {"rule": layers.cheaper_by_gram, "gram": lambda *shape: True, "instantiated": lambda *shape: False}
+WAYS = {"rule": linear_map.cheaper_by_gram, "gram": lambda *shape: True, "instantiated": lambda *shape: False}
 
 
 def own_part(task, patient, clip, w=None):
@@ -69,7 +69,7 @@ def cancelling(length, seed):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_patients_part_is_no_longer_than_c_at_any_scale(way, scale, monkeypatch):
-    monkeypatch.setattr(layers, "cheaper_by_gram", WAYS[way])
+    monkeypatch.setattr(linear_map, "cheaper_by_gram", WAYS[way])
     torch.manual_seed(0)
     x = torch.randn(4, 3, 12, 12).clamp(-1, 1) * scale
     task = Task(convolutions(), lambda index: x[index], torch.tensor([0, 1, 2, 0]))
@@ -105,14 +105,14 @@ def test_norms_are_exact_where_positions_cancel(length):
 
 def test_gram_matrices_alone_would_let_cancelling_gradients_through(monkeypatch):
     """The faults put back: in float32 a part is many C long; in float64, but added up in float32, far too short."""
-    monkeypatch.setattr(layers, "MOST_CANCELLED", math.inf)
+    monkeypatch.setattr(linear_map, "MOST_CANCELLED", math.inf)
     assert min(own_part(cancelling(1e4, seed)[0], 0, 1.0).norm() for seed in range(10)) < 0.9999
 
-    def as_it_was(layer, x, g):
+    def as_it_was(own, x, g):
         squares = (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-        return layers.Kept(squares.clamp_min(0), inputs=x, outputs=g)
+        return layer.Kept(squares.clamp_min(0), inputs=x, outputs=g)
 
-    monkeypatch.setattr(layers.LinearMap, "_by_gram", as_it_was)
+    monkeypatch.setattr(linear_map.LinearMap, "_by_gram", as_it_was)
     assert max(own_part(cancelling(1e4, seed)[0], 0, 1.0).norm() for seed in range(30)) > 5
 
 
@@ -123,9 +123,9 @@ def test_norms_of_instantiated_gradients_are_exact(m):
     for value in torch.rand(200) * 3 + 0.01:
         matrices = value.expand(2, 3, m).contiguous()
         true = matrices.double().flatten(1).norm(dim=1)
-        assert ((layers.matrix_norms(matrices) / true - 1).abs() < 7e-7).all()
+        assert ((layer.matrix_norms(matrices) / true - 1).abs() < 7e-7).all()
     matrices[0] *= 1e30  # whose squares overflow
-    assert layers.matrix_norms(matrices)[0] == pytest.approx(float(true[0]) * 1e30, rel=1e-6)
+    assert layer.matrix_norms(matrices)[0] == pytest.approx(float(true[0]) * 1e30, rel=1e-6)
 
 
 def poisoned(features, target):
@@ -198,7 +198,7 @@ def test_a_model_stretched_beyond_floats_gives_zeros_at_the_very_first_batch():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
 def test_an_image_that_is_not_finite_counts_as_zero_and_spoils_nobody(way, bad, monkeypatch):
-    monkeypatch.setattr(layers, "cheaper_by_gram", WAYS[way])
+    monkeypatch.setattr(linear_map, "cheaper_by_gram", WAYS[way])
     torch.manual_seed(0)
     x = torch.randn(6, 3, 28, 28)
     task = Task(cnn(5), lambda index: x[index], torch.arange(6) % 5)

@@ -12,7 +12,8 @@ from dopamine_lib.privacy.bookkeeping import Book
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.float_sums import CLIP_SLACK, FEW, FLOAT_SLACK, most_together, room, sum_type
 from dopamine_lib.privacy.head import HeadTask
-from dopamine_lib.privacy.layers import Kept, LinearMap
+from dopamine_lib.privacy.layer import Kept
+from dopamine_lib.privacy.linear_map import LinearMap
 
 #: How far one of two neighbours' sums may be off, in units of C.
 MOST = (FLOAT_SLACK - CLIP_SLACK) / 2

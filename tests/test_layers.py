@@ -9,7 +9,9 @@ from plain_clipping import clipped_sums_by_loop
 from torch import nn
 
 from dopamine_lib.privacy.dpsgd import Task
-from dopamine_lib.privacy.layers import KINDS, Convolution, Embedding, Layer, LinearMap, Normalisation
+from dopamine_lib.privacy.layer import Layer
+from dopamine_lib.privacy.layers import KINDS, Convolution, Embedding, Normalisation
+from dopamine_lib.privacy.linear_map import LinearMap
 
 #: A layer, the shape of its inputs without the batch, and the kind that differentiates it.
 LAYERS = {

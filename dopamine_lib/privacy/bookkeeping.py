@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.privacy.layers import Kept, Layer, accelerated, layer_for
+from dopamine_lib.privacy.layer import Kept, Layer, accelerated
+from dopamine_lib.privacy.layers import layer_for
 from dopamine_lib.privacy.trial import noise_like, refuse_mixed_samples, same, scores_of
 
 
@@ -77,7 +78,7 @@ class Book:
             first = last
 
     def _rounding(self, factors: Tensor, rows: slice) -> float:
-        """How far off the sum of float32 products of the samples ``rows`` may be: see ``layers``."""
+        """How far off the sum of float32 products of the samples ``rows`` may be: see ``linear_map``."""
         off = [
             (entry.inputs[rows, :, 0].numel() + 3) * 2**-24 * float(factors[rows] @ entry.uncancelled[rows])
             for _, entry in self._kept

@@ -19,7 +19,7 @@ from dopamine_lib.privacy.augmentation import views
 from dopamine_lib.privacy.balanced import join, log_shares, take_apart
 from dopamine_lib.privacy.bookkeeping import BookKeeper
 from dopamine_lib.privacy.float_sums import most_together, room, sum_type
-from dopamine_lib.privacy.layers import accelerated
+from dopamine_lib.privacy.layer import accelerated
 from dopamine_lib.privacy.operating_point import OperatingPoint
 from dopamine_lib.privacy.trajectories import mean_gradients
 

@@ -10,7 +10,7 @@ before the sum, and one of the sum after it, that is below 2^-24 n (n + 5) / 2 C
     more                      float64 does, for any number below 10^6
 
 A gradient that is itself a sum, of products at P positions, may be longer on its way than at its end: see
-``layers``, which has ``room`` for that. The slack is paid for with as much more noise, so that sigma and every
+``linear_map``, which has ``room`` for that. The slack is paid for with as much more noise, so that sigma and every
 epsilon stay what they are. One thing is not proven: a network computes several patients at once, and how it rounds one
 patient's gradient may depend on who else is there. That is measured to be a thousandth of the slack, and named in every
 statement; a head trained by ``head_loop`` computes everybody alone.
