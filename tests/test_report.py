@@ -23,7 +23,8 @@ from dopamine_lib.federation.release import release
 from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice
 from dopamine_lib.federation.statement import SEEDED, privacy_statement
 from dopamine_lib.report.collect import collect, short_audit, write_report
-from dopamine_lib.report.text import html, markdown, plain
+from dopamine_lib.report.markup import html, plain
+from dopamine_lib.report.text import markdown
 from dopamine_lib.report.verification import read_results, verify
 from dopamine_lib.reproduction.run import reproduce
 

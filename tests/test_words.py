@@ -10,7 +10,7 @@ from dopamine_lib.__main__ import main
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import LEAST, MOST_VALUES, left_out
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.results import table
+from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.run_folder import check_out
 from dopamine_lib.report.collect import collect
 from dopamine_lib.report.text import markdown

@@ -24,7 +24,8 @@ from dopamine_lib.federation.settings import Choice
 from dopamine_lib.files import atomic_path
 from dopamine_lib.models.weights import read_state
 from dopamine_lib.progress import progress_bar
-from dopamine_lib.report.text import html, markdown
+from dopamine_lib.report.markup import html
+from dopamine_lib.report.text import markdown
 from dopamine_lib.report.verification import Accounted, options_of, read_results, verify
 
 #: Packages whose version may change a number in the report.

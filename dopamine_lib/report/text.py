@@ -1,50 +1,11 @@
-"""The report's words: from the facts that ``collect`` gathered to Markdown, and from Markdown to a page of its own."""
-
-import re
+"""The report's words: from the facts that ``collect`` gathered to Markdown."""
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
 from dopamine_lib.federation.metrics import SCREENING
-from dopamine_lib.federation.results import on_the_papers_task
+from dopamine_lib.federation.results_table import on_the_papers_task
 from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, once_summed, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Privacy statement and model card</title>
-<style>
-@page {{ size: A4; margin: 11mm; }}
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem; color: #111; }}
-h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.1em; margin: 0.9em 0 0.3em; }} p, ul {{ margin: 0.3em 0; }}
-table {{ border-collapse: collapse; margin: 0.4em 0; font-size: 0.9em; display: block; overflow-x: auto; }}
-th, td {{ border: 1px solid #999; padding: 0.1em 0.5em; text-align: left; vertical-align: top; }}
-@media print {{ body {{ font-size: 7.6px; line-height: 1.25; max-width: none; margin: 0; padding: 0; }}
-table {{ display: table; }} }}
-</style>
-</head>
-<body>
-{body}</body>
-</html>
-"""
-
-
-def plain(text: object) -> str:
-    """Any text as Markdown that shows it as it is, on one line: no tag, link, picture or table cell can begin in it.
-
-    >>> print(plain("a*b | <c>"))
-    a\\*b \\| \\<c\\>
-    """
-    return re.sub(r"([\\`*_\[\]<>|&!#~$])", r"\\\1", " ".join(str(text).split()))
-
-
-def html(text: str) -> str:
-    """``markdown``'s text as an HTML page that loads nothing from elsewhere."""
-    import mistune
-
-    return PAGE.format(body=mistune.create_markdown(escape=True, plugins=["table"])(text))
+from dopamine_lib.report.markup import bullets, markdown_table, plain
 
 
 def markdown(facts: dict) -> str:
@@ -61,16 +22,6 @@ def markdown(facts: dict) -> str:
     parts += ["## Audit", _audits(facts), "## For whom it works", _subgroups(facts)]
     parts += ["## Data sheet", _sheet(facts), "## Versions and seeds", _versions(facts)]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table. Its cells are Markdown already: what comes from a file has gone through ``plain``."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _list(*lines: str) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _opening(facts: dict) -> str:
@@ -131,7 +82,7 @@ def _verdicts(facts: dict) -> str:
         note += " *Referable* is grade 2 and above, *sight-threatening* grade 3 and above: what accuracy hides."
     if any(one.epsilon and not one.private for one in facts["accounted"].values()):
         note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
-    return f"**This folder as a whole.** {plain(_folder(facts))}\n\n" + _table(columns, rows) + "\n\n" + note
+    return f"**This folder as a whole.** {plain(_folder(facts))}\n\n" + markdown_table(columns, rows) + "\n\n" + note
 
 
 def _mean(result: dict, score: str, digits: str) -> str:
@@ -183,7 +134,7 @@ def _bounds(facts: dict, bounded: list) -> str:
     # what all settings share is said once
     shared = [f"**{key}** {own[0]}" for key, own in cells.items() if len(set(own)) == 1 and len(own) > 1]
     own = [[key, *values] for key, values in cells.items() if len(set(values)) > 1 or len(values) == 1]
-    return _table(header, own) + ("\n\n" + "For all: " + "; ".join(shared) + "." if shared else "")
+    return markdown_table(header, own) + ("\n\n" + "For all: " + "; ".join(shared) + "." if shared else "")
 
 
 def _mechanism(one) -> str:
@@ -229,7 +180,7 @@ def _adversaries(facts: dict, bounded: list) -> str:
         rows.append([one.name, f"every model of the training: {_epsilons(views['outsider'])}", server, hospital])
     federated = any(one.bound.setting.federated for one in bounded)
     how = (APART if apart else HOW).get(aggregation, f"{plain(aggregation)} reads every message.") if federated else ""
-    return _table(["epsilon against", "an outsider", "the server", "one curious hospital"], rows) + "\n\n" + how
+    return markdown_table(["epsilon against", "an outsider", "the server", "one curious hospital"], rows) + "\n\n" + how
 
 
 def _audits(facts: dict) -> str:
@@ -245,7 +196,7 @@ def _audits(facts: dict) -> str:
         for row in facts["audits"]
     ]
     note = "A lower bound below the accounted epsilon proves no fault; it does not prove that there is none."
-    return _table(["setting", "empirical epsilon", "from one training run", "source"], rows) + "\n\n" + note
+    return markdown_table(["setting", "empirical epsilon", "from one training run", "source"], rows) + "\n\n" + note
 
 
 def _subgroups(facts: dict) -> str:
@@ -265,7 +216,8 @@ def _subgroups(facts: dict) -> str:
     if results.get("groups_left_out"):
         told += f"Without a score of their own: {plain('; '.join(results['groups_left_out']))}. "
     cannot = plain(facts["sheet"]["cannot"])
-    return _table(["accuracy in %, 95 % interval", _ones(results), *map(plain, names)], rows) + f"\n\n{told}{cannot}"
+    header = ["accuracy in %, 95 % interval", _ones(results), *map(plain, names)]
+    return markdown_table(header, rows) + f"\n\n{told}{cannot}"
 
 
 def _interval(score: dict | None) -> str:
@@ -288,7 +240,7 @@ def _sheet(facts: dict) -> str:
         return f"{plain(results['data'])}; its sheet could not be read: {plain(facts['missing'])}."
     label = _label(results)
     counts = ", ".join(f"{plain(grade)} {count}" for grade, count in sheet["grades"].items())
-    return _list(
+    return bullets(
         f"source: {plain(sheet['source'])}; licence: {plain(sheet['licence'])}; checksum: {plain(sheet['checksum'])}",
         f"test {_ones(results)} by {label}: {counts}; how many training patients have which {label} is not released",
         *map(plain, sheet["notes"]),
@@ -302,7 +254,7 @@ def _versions(facts: dict) -> str:
     shown = replaced if len(replaced) < 5 else [*replaced[:2], "…", replaced[-1]]
     layers = "; group normalisation in the place of batch normalisation, layers: "
     layers += f"{len(replaced)} ({plain(', '.join(shown))})"
-    return _list(
+    return bullets(
         f"this report was written with {versions}",
         f"randomness of noise and samples: {plain(results['randomness'])}; split, initial weights and the draw of "
         f"participants: public seed {options.public_seed}",
