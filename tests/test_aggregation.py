@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tenseal import sealapi
 
-from dopamine_lib.encryption.aggregation import BfvSum, set_up
+from dopamine_lib.encryption.bfv_sum import BfvSum, set_up
 from dopamine_lib.encryption.codec import LAYOUTS, SLOTS
 from dopamine_lib.encryption.group import MAX_HOSPITALS, BFVVector, Group, make_group
 from dopamine_lib.encryption.messages import AggregationAborted, MessageError

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dopamine_lib.encryption import messages
-from dopamine_lib.encryption.aggregation import set_up
+from dopamine_lib.encryption.bfv_sum import set_up
 from dopamine_lib.encryption.codec import SLOTS, RangeError
 from dopamine_lib.encryption.group import BFVVector, make_group
 from dopamine_lib.encryption.messages import MessageError, read_header

@@ -26,7 +26,7 @@ from dopamine_lib.data.cache import read_array, write_array
 from dopamine_lib.data.images import prepare
 from dopamine_lib.data.transfer import unpack_zip
 from dopamine_lib.data.uploads import read_upload
-from dopamine_lib.encryption import aggregation, links
+from dopamine_lib.encryption import bfv_sum, links
 from dopamine_lib.encryption.certificates import Credentials, read_certificate
 from dopamine_lib.encryption.group import make_group, read_group
 from dopamine_lib.encryption.masks import MaskSum
@@ -138,7 +138,7 @@ def test_messages_of_masks_that_a_party_with_the_right_keys_spoils(monkeypatch):
 @pytest.mark.parametrize("inside", [False, True], ids=["on the way", "within a hospital's own seal"])
 def test_messages_of_bfv(inside, monkeypatch):
     d, old = 300, []
-    hospitals, server = aggregation.set_up(4, d)
+    hospitals, server = bfv_sum.set_up(4, d)
     values = {k: np.random.default_rng(k).integers(-900, 900, d) for k in range(4)}
     rounds, encrypt = iter(range(10**6)), hospitals[2].group.encrypt
 

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from dopamine_lib.encryption.aggregation import BfvHospital, BfvServer, BfvSum
+from dopamine_lib.encryption.aggregation import BfvHospital, BfvServer
+from dopamine_lib.encryption.bfv_sum import BfvSum
 from dopamine_lib.encryption.group import BFVVector, Group, make_group, read_group
 from dopamine_lib.encryption.keys import Identity, channel
 from dopamine_lib.encryption.messages import MessageError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dopamine_lib.encryption.aggregation import BfvSum, set_up
+from dopamine_lib.encryption.bfv_sum import BfvSum, set_up
 from dopamine_lib.encryption.masks import MaskSum
 from dopamine_lib.encryption.messages import SERVER, AggregationAborted, MessageError, pack_numbers
 from dopamine_lib.federation.plan import Plan

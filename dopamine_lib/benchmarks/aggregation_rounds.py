@@ -14,7 +14,7 @@ import numpy as np
 import tenseal
 
 from dopamine_lib.encryption import group
-from dopamine_lib.encryption.aggregation import set_up
+from dopamine_lib.encryption.bfv_sum import set_up
 from dopamine_lib.encryption.codec import LAYOUTS, SLOTS, Codec
 from dopamine_lib.encryption.masks import MaskSum
 

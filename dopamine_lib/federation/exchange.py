@@ -6,7 +6,7 @@ Clipping, noise, keys, ciphertexts and seals are the library's; the gradients ar
 import numpy as np
 from matplotlib.figure import Figure
 
-from dopamine_lib.encryption.aggregation import set_up
+from dopamine_lib.encryption.bfv_sum import set_up
 from dopamine_lib.encryption.codec import LAYOUTS
 from dopamine_lib.exchange import Event, draw_exchange
 from dopamine_lib.federation.algorithm1 import contribute, step

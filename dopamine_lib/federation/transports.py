@@ -16,7 +16,7 @@ def make_aggregation(plan: Plan) -> Aggregation:
         from dopamine_lib.encryption.masks import MaskSum
 
         return IntegerAggregation(MaskSum(plan.hospitals, plan.d, least=plan.least_in_a_total), plan)
-    from dopamine_lib.encryption.aggregation import BfvSum  # tenseal takes a second to load
+    from dopamine_lib.encryption.bfv_sum import BfvSum  # tenseal takes a second to load
 
     terms = {"least": plan.least_in_a_total, "limit": plan.message_limit}
     return IntegerAggregation(BfvSum(plan.hospitals, plan.d, plan.layout, **terms), plan)
