@@ -12,7 +12,7 @@ from dopamine_lib.__main__ import main
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.own_settings import from_record, read_settings
-from dopamine_lib.federation.results import table
+from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.settings import CHOICES, SETTINGS, setting
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.reproduction.config import config_words

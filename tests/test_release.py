@@ -8,7 +8,7 @@ import pytest
 from dopamine_lib.auditing.membership import most_true_positives
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.release import release
-from dopamine_lib.federation.results import table
+from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.settings import CHOICES, SETTINGS
 from dopamine_lib.federation.statement import HOW, TUNING, privacy_statement
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon

@@ -25,7 +25,7 @@ from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.results import table
+from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.models.checkpoints import load_model

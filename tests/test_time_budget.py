@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.results import table
+from dopamine_lib.federation.results_table import table
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.report.verification import read_results
 from dopamine_lib.reproduction import run

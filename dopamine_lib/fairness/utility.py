@@ -16,9 +16,9 @@ from scipy import stats
 
 from dopamine_lib.errors import InputError, check_within
 from dopamine_lib.fairness.scores import METRICS, scores
+from dopamine_lib.federation.bounds import calibrated
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.options import Options
-from dopamine_lib.federation.plan import calibrated
 from dopamine_lib.federation.rounds import rescaled
 from dopamine_lib.federation.settings import Choice, Setting, setting
 from dopamine_lib.federation.training import Training

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from dopamine_lib.federation.settings import Choice, Setting
-from dopamine_lib.privacy.accounting import DpEvent, epsilon, epsilons
+from dopamine_lib.privacy.accounting import Accountant, DpEvent, SampledGaussian, epsilon, epsilons
+from dopamine_lib.privacy.budget import noise_multiplier_for
 from dopamine_lib.privacy.integer_noise import IntegerNoise
 from dopamine_lib.privacy.rounded_gaussian import RoundedGaussian
 
@@ -84,3 +85,16 @@ class Bound:
         curious = self.epsilons(steps, colluding=1) if self.shares > 1 else None
         server = self.epsilons(steps, colluding=self.shares - 1) if in_clear else outsider
         return {"outsider": outsider, "server": server, "hospital": curious}
+
+
+def calibrated(
+    declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str | Accountant
+) -> Setting:
+    """A private setting at the least sigma whose steps, and the mean features before them, spend at most epsilon."""
+    mean = accounted_mean_noise(declared, choice, shares)
+    before = () if mean is None else (SampledGaussian(mean, 1.0, 1),)
+    return declared.with_noise(
+        noise_multiplier_for(
+            epsilon, declared.sample_rate, declared.steps, delta, accountant, before, draws=declared.draws
+        )
+    )

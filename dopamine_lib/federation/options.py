@@ -10,10 +10,10 @@ from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.function import find_function, is_function
 from dopamine_lib.data.hospitals import SPLITS
 from dopamine_lib.errors import InputError, check_delta, check_epsilon, check_whole, check_within
-from dopamine_lib.federation.bounds import bounded
+from dopamine_lib.federation.bounds import bounded, calibrated
 from dopamine_lib.federation.metrics import screening
 from dopamine_lib.federation.own_settings import from_record
-from dopamine_lib.federation.plan import AGGREGATIONS, Plan, calibrated
+from dopamine_lib.federation.plan import AGGREGATIONS, Plan
 from dopamine_lib.federation.rounds import check_rounds, rescaled, takes_local_steps, with_rounds
 from dopamine_lib.federation.settings import DELTA, SETTINGS, Choice, Setting, balanced, choices_of, fitted, setting
 from dopamine_lib.models.networks import check_model

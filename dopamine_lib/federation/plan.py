@@ -17,14 +17,14 @@ from torch import Tensor
 
 from dopamine_lib.data.function import is_function
 from dopamine_lib.encryption.codec import Codec, find_layout
-from dopamine_lib.errors import InputError, check_within
-from dopamine_lib.federation.bounds import Bound, accounted_mean_noise
+from dopamine_lib.errors import InputError
+from dopamine_lib.federation.bounds import Bound
+from dopamine_lib.federation.plan_checks import check_terms
+from dopamine_lib.federation.schedule import schedule
 from dopamine_lib.federation.settings import DELTA, Choice, Setting
-from dopamine_lib.privacy.accounting import Accountant, SampledGaussian
-from dopamine_lib.privacy.budget import Ledger, noise_multiplier_for
+from dopamine_lib.privacy.budget import Ledger
 from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.integer_noise import IntegerNoise
-from dopamine_lib.privacy.local_steps import longest_step
 from dopamine_lib.privacy.operating_point import OperatingPoint, counting_rounds
 from dopamine_lib.privacy.rounded_gaussian import BOX, RoundedGaussian, most_in_a_sum
 
@@ -80,38 +80,10 @@ class Plan:
             raise ValueError(
                 f"{self.setting.name} is private and needs a finite max_grad_norm: without one nothing is bounded"
             )
-        if self.discrete and not self.setting.private:
-            raise InputError(f"{self.setting.name} has no discrete noise: it is not private and has none at all")
         if self.aggregation not in AGGREGATIONS and not is_function(self.aggregation):
             known = ", ".join(AGGREGATIONS)
             raise InputError(f"aggregation is '{self.aggregation}', but must be one of {known}, or module:function")
-        if not self.setting.federated and (self.hospitals != 1 or self.aggregation != "plain"):
-            raise InputError(
-                f"{self.setting.name} is not federated, but {self.hospitals} hospitals and aggregation "
-                f"'{self.aggregation}' were given: take all patients as one, and 'plain'"
-            )
-        if self.hidden and not self.setting.private and self.invited < 3:
-            raise InputError(
-                f"{self.setting.name} has no noise and invites {self.invited} of {self.hospitals} hospitals a round, "
-                "and of a total of fewer than 3 each has the other's message: take more hospitals, or aggregation plain"
-            )
-        check_within("least", self.survivors, 1, self.hospitals, "no more hospitals can survive", low_open=False)
-        if self.invited < self.least_in_a_total:
-            raise InputError(
-                f"{self.setting.name} invites {self.invited} of {self.hospitals} hospitals a round, but aggregation "
-                f"'{self.aggregation}' opens no total of fewer than {self.least_in_a_total}: nothing would be trained. "
-                "Take more hospitals, more participation, or aggregation plain"
-            )
-        if self.setting.draws > 1:
-            check_local_steps(self)
-        if self.operating_point is not None:
-            self._check_operating_point(self.operating_point)
-        if self.discrete and self.accountant in ("prv", "pld") and math.isfinite(self.budget):
-            if self.noise.event(self.setting.steps).prv is None:
-                raise InputError(
-                    f"discrete noise of so few units has no {self.accountant.upper()}, so no budget by it: take "
-                    "accountant rdp or rdp_classic, or fewer hospitals"
-                )
+        check_terms(self)
 
     @classmethod
     def of(cls, setting: Setting, choice: Choice, task: Task, patients: Sequence[np.ndarray], **terms: Any) -> "Plan":
@@ -284,15 +256,6 @@ class Plan:
         """The first round of each run that asks for histograms, as far as it was asked."""
         return {}
 
-    def _check_operating_point(self, point: OperatingPoint) -> None:
-        if self.setting.rounds < 2:
-            raise InputError(f"specificity takes one of {self.setting.name}'s rounds, which has no other: take more")
-        if point.cells > self.d:
-            raise InputError(
-                f"specificity asks for {point.cells} counts in a message, but the model's have {self.d} numbers: take "
-                "a larger model"
-            )
-
     @property
     def _adds_sums(self) -> bool:
         """Whether hospitals' noisy sums are added up, rather than their changes of the model or nothing."""
@@ -314,69 +277,9 @@ class Plan:
         return next((ledger.left for ledger in self.ledgers()), math.inf)
 
 
-def check_local_steps(plan: Plan) -> None:
-    """Raise InputError where local steps under one sum's noise would have no bound, as ``privacy.local_steps`` has it.
-
-    A step of a hospital, eta / (q N_k) for each patient, must be so short that it draws no two models apart.
-    """
-    name, setting, choice = plan.setting.name, plan.setting, plan.choice
-    if not (setting.private and setting.federated) or setting.participation != 1 or plan.discrete:
-        raise InputError(
-            f"{name} has {setting.local_steps} local steps under one sum's noise, which have a bound with Gaussian "
-            "noise and all hospitals in every round alone: take 1, or shared_noise = false"
-        )
-    longest = longest_step(choice.max_grad_norm) * setting.sample_rate * min(plan.sizes)
-    if choice.learning_rate > longest:
-        raise InputError(
-            f"learning_rate is {choice.learning_rate:.4g}, but {name}'s {setting.local_steps} local steps have a bound "
-            f"up to {longest:.4g} alone, 8 q N_k / C^2: take a smaller one, or a larger sample_rate"
-        )
-
-
 def _narrowest(make: Callable[[int], RoundedGaussian]) -> RoundedGaussian:
     """Noise whose totals fit the 16 bits of the layout "packed" or, if these are too few, the 24 of "wide"."""
     try:
         return make(find_layout("packed").total_range)
     except InputError:
         return make(find_layout("wide").total_range)
-
-
-def schedule(
-    setting: Setting, hospitals: int, affordable: float = math.inf, *, seed: int = 0, run: int = 0
-) -> list[list[int]]:
-    """Who takes part in each round, from public numbers alone; a hospital whose budget is spent sits out.
-
-    affordable  noisy steps that the budget allows at one hospital
-    Under shared noise all take part or none, so the schedule ends where the budget does.
-
-    >>> from dopamine_lib.federation.settings import SETTINGS
-    >>> schedule(SETTINGS["FSCDP"], hospitals=3, affordable=2)
-    [[0, 1, 2], [0, 1, 2]]
-    """
-    everybody = list(range(hospitals))
-    invited = max(1, round(setting.participation * hospitals))
-    sits_out = setting.private and not setting.shared_noise
-    rounds = setting.rounds if sits_out else int(min(setting.rounds, affordable))
-    if invited == hospitals and not sits_out:
-        return [everybody] * rounds
-    rng = np.random.default_rng([seed, run])
-    left, drawn = [affordable] * hospitals, []
-    for _ in range(rounds):
-        present = sorted(rng.choice(everybody, size=invited, replace=False).tolist())
-        drawn.append([k for k in present if left[k] >= setting.noisy_steps])
-        for k in drawn[-1]:
-            left[k] -= setting.noisy_steps
-    return drawn
-
-
-def calibrated(
-    declared: Setting, choice: Choice, shares: int, epsilon: float, delta: float, accountant: str | Accountant
-) -> Setting:
-    """A private setting at the least sigma whose steps, and the mean features before them, spend at most epsilon."""
-    mean = accounted_mean_noise(declared, choice, shares)
-    before = () if mean is None else (SampledGaussian(mean, 1.0, 1),)
-    return declared.with_noise(
-        noise_multiplier_for(
-            epsilon, declared.sample_rate, declared.steps, delta, accountant, before, draws=declared.draws
-        )
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from dopamine_lib.federation.results import on_the_papers_task, paper_figure1
+from dopamine_lib.federation.results_table import on_the_papers_task, paper_figure1
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.pictures import setting_colours
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon

@@ -115,7 +115,7 @@ def _rank(arguments, rank: int) -> int:
     from dopamine_lib.federation.mpi.ranks import wait_for_all
 
     if results is not None:
-        from dopamine_lib.federation.results import table
+        from dopamine_lib.federation.results_table import table
 
         print(table(results))
         print(f"{results['seconds']} s; results.json, metrics.csv and the model are in {arguments.out}", flush=True)

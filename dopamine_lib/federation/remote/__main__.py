@@ -185,7 +185,7 @@ def main(words: list[str] | None = None) -> int:
         print(line, file=sys.stderr, flush=True)
         return 1
     if results is not None:
-        from dopamine_lib.federation.results import table
+        from dopamine_lib.federation.results_table import table
 
         print(table(results))
         print(f"{results['seconds']} s; results.json, metrics.csv and the model are in {arguments.out}", flush=True)
