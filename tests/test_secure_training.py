@@ -330,6 +330,7 @@ def test_three_thousand_encrypted_rounds_end_at_the_accuracy_in_the_clear():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_accuracy_under_bfv_is_that_in_the_clear():
-    pairs = np.array([_paired("head", 300, seed) for seed in range(5)] + [_paired("cnn", 60, 0)])
+    # seed 0 has ten times as many rounds above
+    pairs = np.array([_paired("head", 300, seed) for seed in range(1, 5)] + [_paired("cnn", 60, 0)])
     assert (np.abs(pairs[:, 0] - pairs[:, 1]) <= 0.005).all()
     assert pairs.min() > 0.4
