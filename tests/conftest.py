@@ -113,7 +113,7 @@ def device(request, monkeypatch):
         if not torch.cuda.is_available():
             pytest.skip("PyTorch sees no CUDA device here")
         return find_device("cuda")
-    for module in ("layers", "bookkeeping", "dpsgd"):
+    for module in ("layer", "linear_map", "bookkeeping", "dpsgd"):
         monkeypatch.setattr(f"dopamine_lib.privacy.{module}.accelerated", lambda tensor: True)
     return torch.device("cpu")
 

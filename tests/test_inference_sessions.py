@@ -193,8 +193,8 @@ def test_sessions_never_share_randomness(small):
 
 def test_the_crypto_provider_does_without_torch(small):
     code = (
-        "import sys; from dopamine_lib.inference.network import parties, plan; "
-        "list(parties.CryptoProvider(plan.Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
+        "import sys; from dopamine_lib.inference.network import crypto_provider as c, plan; "
+        "list(c.CryptoProvider(plan.Plan.from_json(sys.stdin.read())).deal()); print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
