@@ -144,9 +144,7 @@ def test_any_model_of_reproduce_has_facts(tmp_path):
     save_model(tmp_path / "C-0.safetensors", torch.nn.Linear(2, 5), metadata)
     known = facts(tmp_path / "C-0.safetensors")
     assert known["setting"] == "C" and known["size"] == 28 and known["statement"] == "C is not private"
-    assert all(known[key] is None for key in MEASURED) and known["thresholds"] == {}
-    save_model(tmp_path / "S-0.safetensors", torch.nn.Linear(2, 5), metadata | {"thresholds": {"referable": 1.5}})
-    assert facts(tmp_path / "S-0.safetensors")["thresholds"] == {"referable": 1.5}
+    assert all(known[key] is None for key in MEASURED)
 
 
 def header(**metadata) -> bytes:
@@ -165,7 +163,6 @@ def header(**metadata) -> bytes:
         header(),
         header(setting="FSCDP"),
         header(setting="1", grades="[]", statement='"a"', preprocessing="3"),
-        header(setting="1", grades="[]", statement='"a"', preprocessing='{"size": 3}', thresholds="[1]"),
     ],
     ids=[
         "empty",
@@ -176,7 +173,6 @@ def header(**metadata) -> bytes:
         "nothing in it",
         "no JSON",
         "other shape",
-        "no thresholds",
     ],
 )
 def test_another_file_is_refused(tmp_path, refuses, content):

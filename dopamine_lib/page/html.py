@@ -18,6 +18,7 @@ from dopamine_lib.inference.protocols.room import EXCEEDED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dopamine_lib.inference.workers.client import Answer
     from dopamine_lib.page.consultation import Grading
 
 BLUE, INK, GREY, RED = "#00557f", "#1a1a1a", "#595959", "#9c2a00"
@@ -38,6 +39,9 @@ MEANINGS = dict(
         strict=True,
     )
 )
+
+#: What is screened for (``federation.metrics.SCREENING``), in a patient's words.
+DISEASES = {"referable": "moderate disease or worse", "sight_threatening": "severe disease or worse"}
 
 STYLE = f"""<style>
 .dopamine-page {{ background: #fff; max-width: 74rem; width: 100%; box-sizing: border-box; padding: 0.5rem 1rem; }}
@@ -103,6 +107,13 @@ def about(model: dict) -> str:
             f"{model['sight_threatening_sensitivity']:.0%} of those with severe disease or worse, with "
             f"{1 - model['sight_threatening_specificity']:.0%} false alarms."
         )
+    if model.get("operating_point"):
+        found = (
+            f"{own['sensitivity']:.0%} of those with {DISEASES.get(what, what)}, with {1 - own['specificity']:.0%} "
+            "false alarms"
+            for what, own in model["operating_point"].items()
+        )
+        said.append(f"Its thresholds call {', and '.join(found)}.")
     if model.get("loss") == "balanced":
         said.append(
             "It was trained as if all grades were equally common, so that severe disease is found: its percentages say "
@@ -160,7 +171,7 @@ def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> st
             for grade, probability in zip(answer.grades, answer.probabilities, strict=True)
         )
         table = f"<table><caption>What the model thinks of each grade</caption>{rows}</table>"
-        table += _calls(answer.probabilities, grading.model.get("thresholds", {}))
+        table += _calls(answer)
     warning = note(f"Take care: {EXCEEDED}.", wrong=True) if answer.exceeded else ""
     sample = f"<p>This sample is synthetic; it was drawn as: {html.escape(drawn)}.</p>" if drawn else ""
     return f"""<div role="status"><h{heading}>Grade: {html.escape(answer.grade)}</h{heading}>
@@ -169,17 +180,17 @@ def result(grading: "Grading", heading: int = 2, drawn: str | None = None) -> st
 <p><b>Not a diagnosis.</b> The model is for teaching, and can be confident and wrong. Ask a physician.</p>"""
 
 
-def _calls(probabilities: list[float], thresholds: dict[str, float]) -> str:
-    """What is called at a screening programme's thresholds, if the model has any."""
-    if not thresholds:
+def _calls(answer: "Answer") -> str:
+    """What is called at a screening programme's thresholds, if the provider has any."""
+    if not answer.called:
         return ""
-    severity = sum(grade * probability for grade, probability in enumerate(probabilities))
-    said = f"Expected grade: {severity:.2f} of 0 to {len(probabilities) - 1}. " + " ".join(
-        f"Beyond {threshold:.2f} a scan is called {what.replace('_', '-')}: this one is"
-        f"{'' if severity > threshold else ' not'}."
-        for what, threshold in thresholds.items()
+    said = f"Expected grade: {answer.severity:.2f} of 0 to {len(answer.grades) - 1}. " + " ".join(
+        f"Beyond {answer.thresholds[what]:.2f} a scan is called {what.replace('_', '-')}: this one is"
+        f"{'' if called else ' not'}."
+        for what, called in answer.called.items()
     )
-    return f"<p>{html.escape(said)}</p>"
+    own = "This page compared. The thresholds are the provider's, the same for everybody; it is not told the outcome."
+    return f"<p>{html.escape(said)}</p><p class='small'>{own}</p>"
 
 
 def workers(grading: "Grading") -> list[tuple[str, int, str, str]]:

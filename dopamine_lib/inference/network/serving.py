@@ -70,6 +70,17 @@ def row_inputs(weights: str | Path) -> dict | None:
     return parse_json(read_state(Path(weights))[1]["preprocessing"]).get("declared")
 
 
+def thresholds(weights: str | Path) -> dict[str, float]:
+    """Severities beyond which a disease is called, by its name, as a file of ``reproduce``'s has them; {} for none.
+
+    Raises InputError where the file has something else there.
+    """
+    found = parse_json(read_state(Path(weights))[1].get("thresholds", "{}"))
+    if not isinstance(found, dict) or not all(isinstance(beyond, int | float) for beyond in found.values()):
+        raise InputError(f"{weights}: its thresholds are not a number for each disease; give a model of reproduce's")
+    return found
+
+
 def _load_rows(
     net: torch.nn.Module, metadata: dict, weights: str | Path, size: int | None, answer: str
 ) -> tuple[Plan, Weights, list[str]]:

@@ -6,13 +6,14 @@
         answers = client.infer_all(images)                            # several, which share their rounds
 
 The image, or a table's row, never leaves this process. What the patient gets besides the logits is public: the plan,
-the grades, and how a row becomes numbers.
+the grades, how a row becomes numbers, and at which severity a disease is called.
 """
 
 import contextlib
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,7 @@ class Answer:
     exceeded         whether the image drove some value near the ring's end (``protocols.room``), so that the answer may
                      be wrong
     together         how many queries shared the rounds and the seconds online; the bytes are this one's
+    thresholds       severities beyond which a disease is called, by its name: the provider's, the same for all patients
     """
 
     grade: str
@@ -63,10 +65,25 @@ class Answer:
     bytes: dict[str, int]
     exceeded: bool
     together: int = 1
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> float | None:
+        """The expected grade, a number from 0 on, which thresholds are for; None where the grade alone was opened."""
+        if self.probabilities is None:
+            return None
+        return sum(grade * probability for grade, probability in enumerate(self.probabilities))
+
+    @property
+    def called(self) -> dict[str, bool]:
+        """For each disease with a threshold whether it is called, worked out here: nobody else knows the severity."""
+        if self.severity is None:
+            return {}
+        return {what: self.severity > threshold for what, threshold in self.thresholds.items()}
 
     def record(self) -> dict:
         """As plain data for JSON."""
-        return asdict(self)
+        return asdict(self) | {"severity": self.severity, "called": self.called}
 
 
 class PatientClient:
@@ -107,7 +124,8 @@ class PatientClient:
                 raise ChannelError(_refusal(status))
             if self._crypto_provider:
                 session = control.receive_bytes(self._channel, Tag.SESSION, control.SESSION_BYTES)
-            self.plan, self.grades, self.inputs = _read_card(control.receive_text(self._channel, Tag.CARD))
+            card = _read_card(control.receive_text(self._channel, Tag.CARD))
+            self.plan, self.grades, self.inputs, self.thresholds = card
             if self._crypto_provider:
                 self._patient = Patient(self.plan, self._join(session), self._channel)
             else:
@@ -242,6 +260,7 @@ class PatientClient:
             logits,
             seconds_offline=self._offline.pop(0),
             exceeded=exceeded,
+            thresholds=self.thresholds,
             **cost,
         )
 
@@ -270,20 +289,25 @@ class PatientClient:
             channel.close()
 
 
-def _read_card(text: str) -> tuple[Plan, list[str], dict | None]:
-    """The plan, the grades, and a row's inputs. Raises ChannelError for anything else."""
+def _read_card(text: str) -> tuple[Plan, list[str], dict | None, dict[str, float]]:
+    """The plan, the grades, a row's inputs, and thresholds. Raises ChannelError for anything else."""
     try:
         card = parse_json(text)
         plan, grades, inputs = Plan.from_json(card["plan"]), card["grades"], card["inputs"]
+        thresholds = {what: float(threshold) for what, threshold in card["thresholds"].items()}
         if len(grades) != plan.classes or not all(isinstance(grade, str) for grade in grades):
             raise ValueError("grades")
+        if any(unicodedata.category(character) == "Cc" for name in (*grades, *thresholds) for character in name):
+            raise ValueError("names that would steer a terminal")
+        if not all(0 <= threshold < len(grades) for threshold in thresholds.values()):
+            raise ValueError("thresholds")
         if (
             inputs is not None
             and encoded_rows(CsvFile(Path(), [*inputs], []), inputs, "")[0].shape[1:] != plan.shape[:1]
         ):
             raise ValueError("inputs")
-        return plan, grades, inputs
-    except (ValueError, KeyError, TypeError, AttributeError, InputError):
+        return plan, grades, inputs, thresholds
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InputError):
         raise ChannelError("the provider described its model in a way that cannot be read") from None
 
 

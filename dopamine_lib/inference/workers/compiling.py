@@ -22,8 +22,8 @@ def compile_apart(
     answer: str,
     model: str | None,
     meanwhile: Callable[[], object] = lambda: None,
-) -> tuple[Plan, Weights, list[str], dict | None]:
-    """``serving.load`` and ``row_inputs`` in a child process, while ``meanwhile`` is called here.
+) -> tuple[Plan, Weights, list[str], dict | None, dict[str, float]]:
+    """``serving.load``, ``row_inputs`` and ``thresholds`` in a child process, while ``meanwhile`` is called here.
 
     Raises InputError as ``load`` does, ChannelError where the child ended without a word.
     """
@@ -41,7 +41,7 @@ def compile_apart(
         raise ChannelError("the process that compiles the model ended without a word; has it enough memory?") from None
     finally:
         child.close()
-    return plan, integers, told["grades"], told["inputs"]
+    return plan, integers, told["grades"], told["inputs"], told["thresholds"]
 
 
 def _arrays(weights: Weights) -> Iterator[tuple[int, list[np.ndarray], np.ndarray]]:
@@ -50,7 +50,7 @@ def _arrays(weights: Weights) -> Iterator[tuple[int, list[np.ndarray], np.ndarra
 
 def main(descriptor: str) -> None:
     """Compile one model for the parent."""
-    from dopamine_lib.inference.network.serving import load, row_inputs
+    from dopamine_lib.inference.network.serving import load, row_inputs, thresholds
 
     def shape(array: np.ndarray) -> tuple[tuple[int, ...], str]:
         return array.shape, array.dtype.str
@@ -59,9 +59,11 @@ def main(descriptor: str) -> None:
     try:
         asked = parent.hear()
         plan, weights, grades = load(**asked)
-        inputs = row_inputs(asked["weights"]) if asked["model"] is None else None
+        inputs, beyond = None, {}
+        if asked["model"] is None:  # a file of reproduce's
+            inputs, beyond = row_inputs(asked["weights"]), thresholds(asked["weights"])
         shapes = [(number, [*map(shape, matrices)], shape(bias)) for number, matrices, bias in _arrays(weights)]
-        parent.say(plan=plan.to_json(), grades=grades, inputs=inputs, weights=shapes)
+        parent.say(plan=plan.to_json(), grades=grades, inputs=inputs, thresholds=beyond, weights=shapes)
         for _, matrices, bias in _arrays(weights):
             for array in (*matrices, bias):
                 parent.give(array)

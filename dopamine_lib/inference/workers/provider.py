@@ -34,6 +34,7 @@ class ProviderServer(ThreadingServer):
     plan, weights         the compiled model
     grades                names of the model's answers, in the order of its logits
     inputs                of a model of a table's rows: what is declared of each input (``data.table.encoded_rows``)
+    thresholds            severities beyond which a disease is called, by its name: patients are told them, and compare
     sessions              patients served at once; as many again may wait. Where several patients are known, none of
                           them may have more than half as many
     ahead                 queries prepared ahead, over all sessions, besides one per session
@@ -54,6 +55,7 @@ class ProviderServer(ThreadingServer):
         weights: Weights,
         grades: Sequence[str],
         inputs: dict | None = None,
+        thresholds: dict[str, float] | None = None,
         *,
         sessions: int = 4,
         ahead: int = 2,
@@ -63,7 +65,8 @@ class ProviderServer(ThreadingServer):
             alone.check_plan(plan)
         self._credentials, self._crypto_provider = credentials, crypto_provider
         self._plan, self._weights = plan, weights
-        self._card = json.dumps({"plan": plan.to_json(), "grades": list(grades), "inputs": inputs})
+        card = {"plan": plan.to_json(), "grades": list(grades), "inputs": inputs, "thresholds": thresholds or {}}
+        self._card = json.dumps(card)
         self._seats, self._places = threading.Semaphore(sessions), threading.Semaphore(2 * sessions)
         self._spare = threading.Semaphore(ahead)
         self._most_of_one = 2 * sessions if len(patients) == 1 else max(1, sessions // 2)
