@@ -216,10 +216,10 @@ def test_plans(plan):
 
 
 def test_cards(plan):
-    card = json.dumps({"plan": plan.to_json(), "grades": list("abcde"), "inputs": None})
+    card = json.dumps({"plan": plan.to_json(), "grades": list("abcde"), "inputs": None, "thresholds": {"c": 1.5}})
 
     def one_try(rng):
-        found, grades, _ = _read_card(changed_text(rng, card))
+        found, grades, *_ = _read_card(changed_text(rng, card))
         assert len(grades) == found.classes
 
     assert tries(7, one_try, ChannelError) > MUTATIONS / 2

@@ -343,12 +343,19 @@ def test_of_a_thousand_classes_five_are_printed(capsys):
     odds, classes = np.arange(1000) / 999 / 500, [f"class {i}" for i in range(1000)]
     amounts = dict.fromkeys(("online_sent", "online_received", "offline_to_provider", "offline_to_patient"), 0)
     answer = {"grades": classes, "probabilities": odds.tolist(), "grade": "class 999", "bytes": amounts, "rounds": 1}
-    answer |= {"seconds_online": 1, "seconds_offline": 1}
+    answer |= {"seconds_online": 1, "seconds_offline": 1, "called": {}}
     print_answers([("eye.png", answer | {"exceeded": False})], 1.0, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0].startswith("class 999") and lines[0].endswith("<")
     print_answers([("eye.png", answer | {"exceeded": True})], 1.0, as_json=False)
     assert "the answer may be wrong" in capsys.readouterr().out.splitlines()[5]
+    screened = {"called": {"referable": True, "sight_threatening": False}, "severity": 500.0, "exceeded": False}
+    screened |= {"thresholds": {"referable": 400.0, "sight_threatening": 600.0}, "together": 2}
+    print_answers([("eye.png", answer | screened)], 1.0, as_json=False)
+    said = "severity 500.00, of 999 at most: referable (threshold 400.00), not sight-threatening (threshold 600.00)"
+    assert capsys.readouterr().out.splitlines()[5] == said
+    print_answers([("eye.png", answer | screened)] * 2, 1.0, as_json=False)
+    assert capsys.readouterr().out.startswith("eye.png: class 999, 0.2 %, referable, not sight-threatening\n")
 
 
 @pytest.mark.slow

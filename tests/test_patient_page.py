@@ -594,9 +594,10 @@ def hostile():
 
     bad = "<script>x</script>"
     amounts = {"online_sent": 1, "online_received": 2, "offline_to_provider": 3, "setup_to_patient": 4}
-    answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts, exceeded=False)
+    beyond = {bad: 0.2, "worse_still": 0.3}  # the severity is 0.25
+    answer = Answer(bad, [bad, "B"], [0.75, 0.25], [1.0, 0.0], 0.1, 0.2, 7, amounts, exceeded=False, thresholds=beyond)
     model = {"statement": bad, "trained_on": bad, "setting": bad, "epsilon": {"prv": 1.0}, "delta": 1e-4}
-    model["thresholds"] = {bad: 0.2, "worse_still": 0.3}  # the expected class is 0.25
+    model["operating_point"] = {bad: {"sensitivity": 0.5, "specificity": 0.5}}
     seen = np.zeros((3, 8, 8), np.uint32)
     return consultation.Grading(answer, 1.0, seen, {"patient": 1, "provider": 2, "crypto-provider": 3}, model), bad
 
@@ -633,7 +634,9 @@ def test_what_is_called_at_a_threshold():
     said = show.result(grading)
     assert "Expected grade: 0.25 of 0 to 1. Beyond 0.20" in said and said.count("this one is not") == 1
     assert "Beyond 0.30 a scan is called worse-still: this one is not." in said
-    assert "Beyond" not in show.result(replace(grading, model=grading.model | {"thresholds": {}}))
+    assert "it is not told the outcome" in said
+    for silent in ({"thresholds": {}}, {"probabilities": None, "logits": None}):
+        assert "Beyond" not in show.result(replace(grading, answer=replace(grading.answer, **silent)))
 
 
 def test_a_picture_that_exceeds_the_room_is_answered_with_a_warning():

@@ -10,9 +10,10 @@ import torch
 
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.synthetic import load_synthetic
-from dopamine_lib.federation.metrics import SCORES, evaluate
+from dopamine_lib.federation.metrics import SCORES, at_thresholds, evaluate
 from dopamine_lib.federation.settings import setting
 from dopamine_lib.files import EMBEDDED
+from dopamine_lib.inference.network.serving import thresholds
 from dopamine_lib.models.checkpoints import load_model, save_model
 from dopamine_lib.models.features import extract_features
 from dopamine_lib.models.weights import load_weights
@@ -79,6 +80,13 @@ def test_the_accuracy_is_what_it_says(known):
         found = evaluate(data.labels[test], torch.softmax(net[-1](features), 1).numpy(), data.grades)
     for score in set(SCORES) & set(MEASURED):
         assert abs(found[score] - known[score]) <= 0.03, score
+    beyond = thresholds(SERVED)
+    with torch.inference_mode():
+        called = at_thresholds(
+            data.labels[test], torch.softmax(net[-1](features), 1).numpy(), data.grades, list(beyond.values())
+        )
+    for what, own in known["operating_point"].items():
+        assert called[what] == pytest.approx(own, abs=0.03) and beyond[what] == own["threshold"]
     with torch.inference_mode():  # a head of noise would not pass
         torch.manual_seed(0)
         net[-1].weight.copy_(torch.randn_like(net[-1].weight))
@@ -97,6 +105,10 @@ def test_severe_disease_is_found(known):
     """The page's model counts grades alike: without that it finds 58 % of sight-threatening disease."""
     assert known["loss"] == "balanced" and "features and classes" in known["statement"]
     assert known["sight_threatening_sensitivity"] > 0.63 and known["sight_threatening_specificity"] > 0.9
+    assert "specificity of 0.9" in known["statement"]
+    found = known["operating_point"]["sight_threatening"]
+    assert found["sensitivity"] > 0.8 and found["sensitivity"] > known["sight_threatening_sensitivity"] + 0.05
+    assert abs(found["specificity"] - 0.9) < 0.04 and f"{found['sensitivity']:.0%} of those with severe" in about(known)
 
 
 def test_a_model_that_is_not_what_it_says_is_refused(tmp_path, refuses):

@@ -23,6 +23,7 @@ from PIL import Image
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import Provider
 from dopamine_lib.inference.network.serving import load as load_served
+from dopamine_lib.inference.network.serving import thresholds
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError
 from dopamine_lib.inference.workers import compiling, control, tls
@@ -79,7 +80,7 @@ def start(model, identities):
     """Start crypto-provider and provider in threads; returns a function that makes a client for patient number i."""
     with contextlib.ExitStack() as stack:
 
-        def begin(served=(model.plan, model.weights), alone=False, grades=GRADES, inputs=None, **limits):
+        def begin(served=(model.plan, model.weights), alone=False, grades=GRADES, inputs=None, beyond=None, **limits):
             certificates = {name: identity.certificate for name, identity in identities.items()}
             patients = {name: certificates[name] for name in PATIENTS}
             crypto_provider = stack.enter_context(
@@ -88,7 +89,9 @@ def start(model, identities):
             at = (crypto_provider.address, certificates["crypto-provider"])
             used = None if alone else at
             provider = stack.enter_context(
-                ProviderServer(LOOPBACK, identities["provider"], patients, used, *served, grades, inputs, **limits)
+                ProviderServer(
+                    LOOPBACK, identities["provider"], patients, used, *served, grades, inputs, beyond, **limits
+                )
             )
 
             def client(i: int = 0, at=used) -> PatientClient:
@@ -154,11 +157,12 @@ def test_hundred_queries_from_four_patients_at_once(model, start):
 
 
 def test_the_grade_alone_is_all_that_a_patient_is_told(model, start):
-    with start(served=model.alone).client() as client:
+    with start(served=model.alone, beyond={"referable": 1.5}).client() as client:
         for k in range(20):
             answer = client.infer(model.images[k])
             assert answer.grade == GRADES[int(model.logits[k].argmax())]
-            assert answer.logits is answer.probabilities is None and answer.record().keys() == vars(answer).keys()
+            assert answer.logits is answer.probabilities is answer.severity is None and answer.called == {}
+            assert answer.record().keys() == vars(answer).keys() | {"severity", "called"}
 
 
 def test_two_sessions_of_one_patient_have_nothing_in_common(start, monkeypatch):
@@ -623,8 +627,13 @@ def rows(tmp_path_factory):
     net = build("mlp", 2, None, 0, inputs=4)
     about = {"architecture": "mlp", "grades": ["well", "ill"]}
     about |= {"preprocessing": {"inputs": ["age", "sex", "pain=none", "pain=some"], "declared": ROW}}
+    about["thresholds"] = {"ill": 0.5}
     save_model(folder / "model.safetensors", net, about)
-    save_model(folder / "bare.safetensors", net, about | {"preprocessing": {"inputs": ["a", "b", "c", "d"]}})
+    save_model(
+        folder / "bare.safetensors",
+        net,
+        about | {"preprocessing": {"inputs": ["a", "b", "c", "d"]}, "thresholds": ["ill"]},
+    )
     (folder / "me.csv").write_text("pain;age;sex\nsome;80;0\nnone;35;1\n;20;1\n", encoding="utf-8")
     numbers = torch.tensor([[1, -1, 0, 1], [-0.5, 1, 1, 0], [-1, 1, 0, 0]]) / 3**0.5
     return SimpleNamespace(folder=folder, logits=net(numbers).detach().numpy(), numbers=numbers.numpy())
@@ -632,13 +641,17 @@ def rows(tmp_path_factory):
 
 def test_the_rows_of_a_patient_s_table(rows, start, refuses):
     plan, weights, grades = load_served(rows.folder / "model.safetensors")
-    with start(served=(plan, weights), grades=grades, inputs=ROW).client() as client:
+    beyond = thresholds(rows.folder / "model.safetensors")
+    with start(served=(plan, weights), grades=grades, inputs=ROW, beyond=beyond).client() as client:
         read = client.read(rows.folder / "me.csv")
         assert [name for name, _ in read] == [", line 2", ", line 3", ", line 4"]
         assert np.allclose([row for _, row in read], rows.numbers, atol=1e-6)
         answers = client.infer_all([row for _, row in read])
         logits = np.array([answer.logits for answer in answers])
         assert np.abs(logits - rows.logits).max() < 1e-3 * np.ptp(rows.logits)
+        # of two classes the expected one is beyond a half where the second is the likelier
+        assert [answer.called for answer in answers] == [{"ill": bool(well < ill)} for well, ill in rows.logits]
+        assert answers[0].record()["severity"] == answers[0].probabilities[1]
         (rows.folder / "old.csv").write_text("pain,age,sex\nsome,old,0\n", encoding="utf-8")
         with refuses("old.csv, line 2: age", "not a number"):
             client.read(rows.folder / "old.csv")
@@ -647,9 +660,18 @@ def test_the_rows_of_a_patient_s_table(rows, start, refuses):
             client.read(rows.folder / "no.csv")
         with refuses("this model reads (4,)"):
             client.infer(np.zeros(5, np.float32))
+    card = {"plan": plan.to_json(), "grades": ["well", "ill"], "inputs": ROW, "thresholds": beyond}
     for bad in ([], 3, {"age": 3}, {"age": {"range": [20, 80]}}, {"age": {"range": [80, 20]}}, ROW | {"x": ROW["age"]}):
         with pytest.raises(ChannelError, match="cannot be read"):
-            _read_card(json.dumps({"plan": plan.to_json(), "grades": ["well", "ill"], "inputs": bad}))
+            _read_card(json.dumps(card | {"inputs": bad}))
+    assert _read_card(json.dumps(card))[3] == beyond == {"ill": 0.5}
+    for bad in ({"ill": 2}, {"ill": -0.1}, {"ill": "?"}, {"ill": None}, {"ill": 10**400}, [1], 3, {"\x1b[2J": 0.5}):
+        with pytest.raises(ChannelError, match="cannot be read"):
+            _read_card(json.dumps(card | {"thresholds": bad}))
+    with pytest.raises(ChannelError, match="cannot be read"):
+        _read_card(json.dumps(card | {"grades": ["well", "\x9b2J"]}))
+    with refuses("bare.safetensors: its thresholds are not a number for each disease"):
+        thresholds(rows.folder / "bare.safetensors")
     with refuses("bare.safetensors does not say how a patient becomes 4 numbers"):
         load_served(rows.folder / "bare.safetensors")
 
@@ -835,7 +857,7 @@ import sys
 from dopamine_lib.inference.workers.compiling import compile_apart
 from dopamine_lib.inference.workers.provider import ProviderServer
 called = []
-plan, weights, grades, _ = compile_apart(sys.argv[1], None, None, "scores", None, meanwhile=lambda: called.append(1))
+plan, weights, grades, *_ = compile_apart(sys.argv[1], None, None, "scores", None, meanwhile=lambda: called.append(1))
 print(plan.digest().hex(), digest(weights), *called, "torch" in sys.modules, *grades, sep=",")
 """
 DIGEST = """

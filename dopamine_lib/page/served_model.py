@@ -99,7 +99,9 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
     if out.suffix != ".safetensors":
         raise InputError(f"{out} ends in '{out.suffix}'; the model is written as .safetensors")
     with tempfile.TemporaryDirectory(prefix="dopamine-") as folder:
-        results = reproduce(Options(settings=("FSCDP",), runs=1, loss="balanced", specificity=SPECIFICITY), folder, progress=progress)
+        results = reproduce(
+            Options(settings=("FSCDP",), runs=1, loss="balanced", specificity=SPECIFICITY), folder, progress=progress
+        )
         state, metadata = read_state(Path(folder) / "FSCDP-0.safetensors")
     result, patients = results["settings"]["FSCDP"], results["patients"]
     measured = {

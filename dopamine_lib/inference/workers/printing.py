@@ -19,7 +19,8 @@ def print_answers(answers: list[tuple[str, dict]], seconds: float, as_json: bool
 
     for name, answer in answers:
         likely = "" if answer["probabilities"] is None else f", {100 * max(answer['probabilities']):.1f} %"
-        print(f"{name}: {answer['grade']}{likely}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
+        called = "".join(f", {said}" for said, _ in _called(answer))
+        print(f"{name}: {answer['grade']}{likely}{called}" + (f"; warning: {EXCEEDED}" if answer["exceeded"] else ""))
     first = answers[0][1]
     amounts = first["bytes"]
     online = (amounts["online_sent"] + amounts["online_received"]) / 1e6
@@ -39,6 +40,9 @@ def _print_one(answer: dict) -> None:
             scored = sorted(scored, key=lambda one: -one[1])[:5]
         for grade, probability in scored:
             print(f"{grade:18} {100 * probability:5.1f} %{'  <' if grade == answer['grade'] else ''}")
+    if answer["called"]:
+        said = ", ".join(f"{said} (threshold {beyond:.2f})" for said, beyond in _called(answer))
+        print(f"severity {answer['severity']:.2f}, of {len(answer['grades']) - 1} at most: {said}")
     if answer["exceeded"]:
         from dopamine_lib.inference.protocols.room import EXCEEDED
 
@@ -50,3 +54,11 @@ def _print_one(answer: dict) -> None:
         f"{answer['seconds_online']:.2f} s online ({online:.1f} MB, {answer['rounds']} rounds), "
         f"{answer['seconds_offline']:.2f} s ahead ({', '.join(ahead)})"
     )
+
+
+def _called(answer: dict) -> list[tuple[str, float]]:
+    """For each disease with a threshold, what the patient's process made of it, and the threshold."""
+    return [
+        (f"{'' if called else 'not '}{what.replace('_', '-')}", answer["thresholds"][what])
+        for what, called in answer["called"].items()
+    ]
