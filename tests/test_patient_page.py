@@ -634,7 +634,7 @@ def test_what_is_called_at_a_threshold():
     said = show.result(grading)
     assert "Expected grade: 0.25 of 0 to 1. Beyond 0.20" in said and said.count("this one is not") == 1
     assert "Beyond 0.30 a scan is called worse-still: this one is not." in said
-    assert "it is not told the outcome" in said
+    assert "nobody else learns the outcome" in said
     for silent in ({"thresholds": {}}, {"probabilities": None, "logits": None}):
         assert "Beyond" not in show.result(replace(grading, answer=replace(grading.answer, **silent)))
 

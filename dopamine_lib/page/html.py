@@ -189,7 +189,10 @@ def _calls(answer: "Answer") -> str:
         f"{'' if called else ' not'}."
         for what, called in answer.called.items()
     )
-    own = "This page compared. The thresholds are the provider's, the same for everybody; it is not told the outcome."
+    own = (
+        "The thresholds are the provider's, the same for everybody. This page has made the comparison, and nobody else "
+        "learns the outcome."
+    )
     return f"<p>{html.escape(said)}</p><p class='small'>{own}</p>"
 
 
