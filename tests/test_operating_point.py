@@ -24,6 +24,7 @@ from dopamine_lib.privacy.dpsgd import Task
 from dopamine_lib.privacy.head import HeadTask
 from dopamine_lib.privacy.operating_point import OperatingPoint, severity
 from dopamine_lib.privacy.randomness import Randomness
+from dopamine_lib.report.collect import write_report
 from dopamine_lib.report.verification import verify
 from dopamine_lib.reproduction import run
 
@@ -243,6 +244,12 @@ def test_what_a_run_leaves(make_aptos, tmp_path, capsys, monkeypatch):
     assert "with a specificity of 0.9" in results["settings"]["FSCDP"]["statement"]
     rows = (out / "metrics.csv").read_text(encoding="utf-8")
     assert rows.count("referable sensitivity (operating point)") == 4
+    (written, _) = write_report(out, progress=False)
+    for name, result in results["settings"].items():
+        own = {key: score["mean"] for key, score in result["operating_point"]["sight_threatening"].items()}
+        shares = f"{100 * own['sensitivity']:.0f} % | {100 * own['specificity']:.0f} %"
+        row = f"| {name} | sight-threatening | {own['threshold']:.2f} | {shares} |"
+        assert row in written.read_text(encoding="utf-8").split("## Whom its thresholds call")[1]
     results["settings"]["F"]["operating_point"]["referable"]["sensitivity"]["mean"] = 0.99
     with pytest.raises(InputError, match="referable sensitivity"):
         verify(results, out)

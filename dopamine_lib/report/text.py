@@ -11,6 +11,8 @@ from dopamine_lib.report.markup import bullets, markdown_table, plain
 def markdown(facts: dict) -> str:
     """The report as Markdown, from ``report.collect``."""
     parts = ["# Privacy statement and model card", _opening(facts), "## Is it private?", _verdicts(facts)]
+    if called := _called(facts["results"]["settings"]):
+        parts += ["## Whom its thresholds call", called]
     bounded = [one for one in facts["accounted"].values() if one.bound is not None]
     if bounded:
         parts += [
@@ -83,6 +85,24 @@ def _verdicts(facts: dict) -> str:
     if any(one.epsilon and not one.private for one in facts["accounted"].values()):
         note += " Where the verdict is *not private*, epsilon is what the noise would buy if nobody could predict it."
     return f"**This folder as a whole.** {plain(_folder(facts))}\n\n" + markdown_table(columns, rows) + "\n\n" + note
+
+
+def _called(settings: dict) -> str:
+    """What the thresholds of the settings find among the test patients, by what is screened for; "" without any."""
+    rows = [
+        [plain(name), plain(what.replace("_", "-")), _mean(own, "threshold", ".2f")]
+        + [_mean(own, score, ".0%") for score in ("sensitivity", "specificity")]
+        for name, result in settings.items()
+        for what, own in result.get("operating_point", {}).items()
+    ]
+    if not rows:
+        return ""
+    note = (
+        "A patient is called whose severity, the expected class as a number from 0, exceeds the threshold. Thresholds "
+        "come from counts that the last tenth of the rounds asked for, so a private setting's are in its epsilon. "
+        "Means over the runs, each with its own threshold, on the test patients."
+    )
+    return markdown_table(["setting", "called", "beyond", "sensitivity", "specificity"], rows) + "\n\n" + note
 
 
 def _mean(result: dict, score: str, digits: str) -> str:
