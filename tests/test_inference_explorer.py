@@ -9,8 +9,8 @@ import pytest
 from dopamine_lib.inference import explorer
 from dopamine_lib.inference.network import rehearsal
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.comparison import ReLUOperation
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
+from dopamine_lib.inference.protocols.relu import ReLUOperation
 from dopamine_lib.inference.protocols.sharing import random_ring, signed
 from dopamine_lib.pictures import png
 

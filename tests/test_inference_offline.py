@@ -19,11 +19,12 @@ from dopamine_lib.inference.offline.correlations import Correlations, Direction
 from dopamine_lib.inference.offline.products import N, PatientProducts, ProviderProducts, pack
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import RangeOperation, ReLU6Operation, ReLUOperation
+from dopamine_lib.inference.protocols.comparison import RangeOperation
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own, Workspace
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
+from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 from dopamine_lib.models.features import NormalisedFeatures

@@ -8,7 +8,7 @@ from private_session import seeds, with_weights
 
 from dopamine_lib.inference.network.rehearsal import run
 from dopamine_lib.inference.protocols import beaver, kernels
-from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, ReLU6, ReLU6Operation, ReLUOperation, borrow
+from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, borrow
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, BufferLayout
@@ -22,6 +22,7 @@ from dopamine_lib.inference.protocols.pooling import (
     window_factors,
 )
 from dopamine_lib.inference.protocols.randomness import SESSION, fill, fresh_seed, query_key
+from dopamine_lib.inference.protocols.relu import ReLU6, ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.sharing import decode, encode, random_ring, reconstruct, share, signed
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 

@@ -13,9 +13,10 @@ from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once, deal
 from dopamine_lib.inference.network.serving import calibration_images, extremes, load
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import RangeOperation, ReLU6Operation, ReLUOperation
+from dopamine_lib.inference.protocols.comparison import RangeOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
+from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.sharing import share
 from dopamine_lib.models.features import NormalisedFeatures, backbone

@@ -20,10 +20,10 @@ from dopamine_lib.inference.network.graph import Branches, Step, each_channel, r
 from dopamine_lib.inference.network.kinds import check_known, layer_for
 from dopamine_lib.inference.network.plan import Plan, Weights
 from dopamine_lib.inference.network.quantise import quantise
-from dopamine_lib.inference.protocols.comparison import ReLU, ReLU6
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, pair
 from dopamine_lib.inference.protocols.opening import GRADE, HALF, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import Layer
+from dopamine_lib.inference.protocols.relu import ReLU, ReLU6
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Raise, Truncate
 from dopamine_lib.models.features import NormalisedFeatures

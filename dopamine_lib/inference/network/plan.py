@@ -19,12 +19,13 @@ from functools import cached_property
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.comparison import RangeOperation, ReLU, ReLU6
+from dopamine_lib.inference.protocols.comparison import RangeOperation
 from dopamine_lib.inference.protocols.convolution import Convolution
 from dopamine_lib.inference.protocols.normalised import NormalisedLinear
 from dopamine_lib.inference.protocols.opening import GRADE, SCORES, ArgMax
 from dopamine_lib.inference.protocols.operation import TAGS, Layer, Operation, Shape
 from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
+from dopamine_lib.inference.protocols.relu import ReLU, ReLU6
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.sharing import encode, signed
 from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Sum, Truncate

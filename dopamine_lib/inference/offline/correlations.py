@@ -43,13 +43,12 @@ from dopamine_lib.inference.protocols.comparison import (
     SIGMA,
     Comparison,
     RangeOperation,
-    ReLU6Operation,
-    ReLUOperation,
 )
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Own
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
+from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
 

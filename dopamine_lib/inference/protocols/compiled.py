@@ -112,7 +112,7 @@ def look_up_end(number, m, thermometer, rho, planes, rest):
 
 @njit(void(int64, _ROW, uint8[::1], _ROW, _ROWS, int64, _ROW))
 def finish_relu(number, m, beta, rho, extra, shift, out):
-    """Step 5 of ``comparison``."""
+    """Step 5 of ``relu``."""
     e_0, e_1, e_2, e_3 = extra[0], extra[1], extra[2], extra[3]
     one, by = _U(1 - number), _U(shift)
     for i in range(len(m)):

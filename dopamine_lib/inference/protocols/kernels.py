@@ -90,7 +90,7 @@ def look_up_end(number: int, m: Words, thermometer: np.ndarray, rho: Words, plan
 
 
 def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shift: int, out: Words) -> None:
-    """Step 5 of ``comparison``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
+    """Step 5 of ``relu``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
     for part in _blocks(len(m)):
         chosen, x, e = beta[part], m[part], extra[:, part]
         upper = x >> 31
@@ -125,7 +125,7 @@ def deal_comparison(
 
 
 def deal_relu(r: Words, rho: Bits, shift: int, extra_0: Words, extra: Words) -> None:
-    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 5 of ``comparison``."""
+    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 5 of ``relu``."""
     for part in _blocks(len(r)):
         s_1 = -(r[part] >> shift)
         s_0 = s_1 + ((r[part] >> 31) << (31 - shift) << 1)

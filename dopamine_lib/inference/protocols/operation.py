@@ -6,7 +6,7 @@ so that together they have the right joint distribution. Either part alone is un
 
 A layer of a plan is public too. Its class knows everything about it: the shape of its output, its operations, what it
 computes on plain integers, what either party does with its shares, and which layers of torch become it. A new layer is
-a class like those in ``comparison``, ``convolution``, ``pooling``, ``truncation`` and ``normalised``, and one name in
+a class like those in ``relu``, ``convolution``, ``pooling``, ``truncation`` and ``normalised``, and one name in
 the list of ``network.plan``.
 """
 
