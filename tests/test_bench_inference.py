@@ -105,7 +105,7 @@ def test_the_benchmark_runs_and_its_sizes_hold(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_answers_held_against_plain_torch_s(refuses):
     rows = inference.run(size=32, images=12, model="squeezenet")["rows"]
-    assert [row["value"] for row in rows[:1]] == [12] and all(row["holds"] for row in rows[:2]), rows
+    assert [row["value"] for row in rows[:1]] == [12] and all(rows[i]["holds"] for i in (0, 2, 3)), rows
     with refuses("model is 'mine'", "torchvision"):
         inference.run(size=32, images=1, model="mine")
     with refuses("images is 0"):

@@ -147,7 +147,7 @@ def test_hidden_gains_of_residual_blocks_leave_only_exponents_in_the_plan():
 
 
 #: The largest error of a logit, as a share of the logits' range.
-ALLOWED = {"resnet18": 1e-3, "mobilenet_v2": 3e-3, "resnet50": 1e-3, "densenet121": 1e-3, "vgg11": 1e-3}
+ALLOWED = 1e-3
 
 
 def pictures(count, size, seed):
@@ -170,9 +170,9 @@ def test_torchvision_s_networks_of_a_thousand_classes(name, monkeypatch):
     net, calibration, x = published(name, 64)
     plain, answers = net(x).detach().numpy(), {}
     for answer in ("scores", "grade"):
-        with Rehearsal(*compile_model(net, 64, calibration, answer=answer)) as session:
+        with Rehearsal(*compile_model(net, 64, calibration, answer=answer), seed=1) as session:  # or roundings vary
             answers[answer] = np.array([session.infer(picture) for picture in x.numpy()])
-    assert answers["scores"].shape == (3, 1000) and error(answers["scores"], plain) < ALLOWED[name]
+    assert answers["scores"].shape == (3, 1000) and error(answers["scores"], plain) < ALLOWED
     assert np.array_equal(answers["scores"].argmax(1), plain.argmax(1))
     assert np.array_equal(answers["grade"][:, 0], plain.argmax(1))
 
@@ -186,7 +186,7 @@ def test_larger_networks(name, monkeypatch):
     found = [evaluate(plan, weights, picture) for picture in x.numpy()]
     got = np.array([logits for logits, _ in found])
     print(f"{name}: error {error(got, plain):.1e}, {plan.costs()}")
-    assert error(got, plain) < ALLOWED[name] and np.array_equal(got.argmax(1), plain.argmax(1))
+    assert error(got, plain) < ALLOWED and np.array_equal(got.argmax(1), plain.argmax(1))
     assert max(max(room.values()) for _, room in found) < 0.9
 
 

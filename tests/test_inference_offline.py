@@ -19,7 +19,7 @@ from dopamine_lib.inference.offline.correlations import Correlations, Direction
 from dopamine_lib.inference.offline.products import N, PatientProducts, ProviderProducts, pack
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import RangeOperation
+from dopamine_lib.inference.protocols.comparison import COARSE, RangeOperation
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own, Workspace
@@ -81,6 +81,7 @@ def made(operation, pair, weights=None):
 OPERATIONS = [
     MaximumOperation(1001),
     MaximumOperation(5, watch=False),
+    MaximumOperation(1001, coarse=COARSE),
     ReLUOperation(999, 17),
     ReLUOperation(40, 0),
     ReLUOperation(7, 30),
@@ -286,13 +287,14 @@ class Spied:
         views = [*self.pair.log("sent"), *self.pair.log("received"), *self.columns()]
         views += [columns[:-1] ^ columns[1:] for columns in self.columns()]  # choices without a mask would cancel
         forward, backward = self.parts
-        views += [forward.d[31] - forward.t[0], forward.rho - forward.s, backward.s[0] - backward.s[1]]
+        views += [forward.d[-1] - forward.t[0], forward.rho - forward.s, backward.s[0] - backward.s[1]]
         views += [forward.d ^ forward.rho, forward.group1[:, :] ^ forward.group2[:1]]
         one, other = self.patient, self.provider
-        views += [
-            own.__dict__[name] for own in (one, other) for name in ("r", "bits", "rho", "thermometer", "products")
-        ]
-        views += [one.extra, other.extra, one.r - other.r, one.bits ^ other.bits, one.rho - one.r, other.rho - other.r]
+        views += [own.__dict__[name] for own in (one, other) for name in ("bits", "rho", "thermometer", "products")]
+        views += [one.extra, other.extra, one.bits ^ other.bits, one.rho - one.r, other.rho - other.r]
+        for r in (one.r, other.r, one.r - other.r):  # its lower 12 bits are 0
+            assert not (r & 2**COARSE - 1).any()
+            views += [(r >> COARSE).astype(np.uint16), (r >> 24).astype(np.uint8)]
         return min(p_uniform(np.ascontiguousarray(view).reshape(-1).view(np.uint8)[:, None]) for view in views)
 
 

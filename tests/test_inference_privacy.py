@@ -23,8 +23,9 @@ from dopamine_lib.inference.network.crypto_provider import CryptoProvider
 from dopamine_lib.inference.network.parties import Patient, Provider
 from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, Weights
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
+from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import Comparison, RangeOperation
+from dopamine_lib.inference.protocols.comparison import Comparison, RangeOperation, halves
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import TAGS, BufferLayout
 from dopamine_lib.inference.protocols.randomness import query_key
@@ -100,8 +101,29 @@ class Run:
                 for k, mask in enumerate(masks):
                     mine = self.messages[side, "sent", TAGS * i + k]
                     theirs = self.messages[side, "received", TAGS * i + k]
-                    both = (mine.view("<u4") + theirs.view("<u4")).view(np.uint8) if k == 0 else mine ^ theirs
+                    if k:
+                        both = mine ^ theirs
+                    elif getattr(operation, "coarse", 0):
+                        both, mask = added_upper(mine, theirs), packed_upper(mask.view("<u4"))
+                    else:
+                        both = (mine.view("<u4") + theirs.view("<u4")).view(np.uint8)
                     yield (side, TAGS * i + k), both, mask
+
+
+def packed_upper(values):
+    """The upper 20 bits of values (N, n), as they travel: bytes (N, 5 n / 2)."""
+    rows = np.empty((len(values), values.shape[1] * 5 // 2), np.uint8)
+    for row, one in zip(rows, values, strict=True):
+        kernels.pack_upper(one, *halves(row))
+    return rows
+
+
+def added_upper(mine, theirs):
+    """The sums that two messages open, packed again."""
+    sums = np.empty((len(mine), mine.shape[1] * 2 // 5), np.uint32)
+    for total, one, other in zip(sums, mine, theirs, strict=True):
+        kernels.open_upper(*halves(one), *halves(other), total)
+    return packed_upper(sums)
 
 
 def p_uniform(rows):
@@ -219,8 +241,9 @@ def test_one_mask_for_a_value_and_the_value_less_six_is_caught(monkeypatch):
         return arrays
 
     def apart(run):
-        rows = [rows for (_, tag), rows, _ in run.opened() if tag % TAGS == 0 and rows.shape[1] == 64]
-        return p_uniform((rows[0].view("<u4")[:, :8] - rows[0].view("<u4")[:, 8:]).view(np.uint8))
+        rows = [rows for (_, tag), rows, _ in run.opened() if tag % TAGS == 0 and rows.shape[1] == 40]
+        lower = rows[0][:, :32].view("<u2")  # of 16 elements
+        return p_uniform((lower[:, :8] - lower[:, 8:]).view(np.uint8))
 
     model = block()
     assert apart(Run(IMAGES[0], model=model)) > CLEAN
@@ -304,6 +327,21 @@ def test_a_reused_comparison_mask_is_caught(monkeypatch):
     run = Run(IMAGES[0])
     tags = {tag for (side, tag), rows, _ in run.opened() if p_uniform(rows) < CAUGHT}
     assert len(tags) == 3 + 3 + 1 + 2  # maximum, ReLU, truncation, range
+
+
+def test_upper_bits_that_no_mask_covers_are_caught(monkeypatch):
+    """A mask of 16 bits for messages of 20 would leave the sign and the three bits below it in the open."""
+    draw = BufferLayout.draw
+
+    def short(layout, key, operation, buffer=None):
+        arrays = draw(layout, key, operation, buffer)
+        if "r" in arrays and "bits" in arrays:
+            arrays["r"][:] &= 2**28 - 1
+        return arrays
+
+    monkeypatch.setattr(BufferLayout, "draw", short)
+    caught = {tag for (_, tag), rows, _ in Run(IMAGES[0]).opened() if p_uniform(rows) < CAUGHT}
+    assert len(caught) == 3 and all(tag % TAGS == 0 for tag in caught)  # maximum, ReLU, range
 
 
 def test_the_two_bits_about_the_ring_s_end_without_masks_are_caught(monkeypatch):

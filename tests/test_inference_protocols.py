@@ -8,7 +8,7 @@ from private_session import seeds, with_weights
 
 from dopamine_lib.inference.network.rehearsal import run
 from dopamine_lib.inference.protocols import beaver, kernels
-from dopamine_lib.inference.protocols.comparison import DROPPED, PRODUCTS, borrow
+from dopamine_lib.inference.protocols.comparison import COARSE, DROPPED, PRODUCTS, borrow
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, BufferLayout
@@ -337,9 +337,18 @@ def test_compiled_kernels_give_the_same_bits():
             ends, rest = np.empty((2, n // 8), np.uint8), np.empty(n // 8, np.uint8)
             same("look_up_end", (number, m, thermometer, rho, ends, rest), [ends, rest])
             same("finish_relu", (number, m, bits, rho, extra, 15, out), [out])
-            same("finish_maximum", (number, extra[0, 3:], m, bits, r_0, rho, extra[1], out[3:]), [out])
+            for coarse in (0, COARSE):
+                arguments = number, extra[0, 3:], m, bits, r_0, rho, extra[1], coarse, out[3:]
+                same("finish_maximum", arguments, [out])
+        packed = [(np.empty(n, np.uint16), np.empty(n // 2, np.uint8)) for _ in range(2)]
+        for masked, into in zip((m, r_0), packed, strict=True):
+            same("pack_upper", (masked, *into), into)
+        same("open_upper", (*packed[0], *packed[1], out), [out])
+        assert np.array_equal(out, (m >> COARSE) + (r_0 >> COARSE) << COARSE)
         r, rho_bits, t, rho_1 = words(n), np.empty(n, np.uint8), np.empty_like(thermometer), words(n)
-        same("deal_comparison", (r_0, m, bits, thermometer, rho, r, rho_bits, t, rho_1), [r, rho_bits, t, rho_1])
+        for coarse in (0, COARSE):
+            outs = r, rho_bits, t, rho_1
+            same("deal_comparison", (r_0, m, bits, thermometer, rho, *outs, coarse), outs)
         four = np.empty_like(extra)
         for shift in (0, 1, 15, 31):
             same("deal_relu", (m, bits, shift, extra, four), [four])

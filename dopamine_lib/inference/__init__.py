@@ -49,8 +49,8 @@ protocol's file). Shares, masks and seeds live in memory only.
 
 To follow one query from image to logits, read ``Patient.infer`` in network.parties, ``Plan`` in network.plan, ``Layer``
 in protocols.operation, and then the layers, each with its protocol, steps first: protocols.convolution,
-protocols.comparison, protocols.relu, protocols.pooling, and for a ``head`` protocols.truncation and protocols.normalised. beaver
-is for reading: no layer uses it. How a network of torch becomes a plan: network.graph (its steps), network.gains (how
-large values may be), network.quantise (weights as integers), network.compiler. ``network.rehearsal`` runs all three
-parties in one process; ``workers`` has them as processes that talk over TLS.
+protocols.comparison, protocols.relu, protocols.pooling, and for a ``head`` protocols.truncation and
+protocols.normalised. beaver is for reading: no layer uses it. How a network of torch becomes a plan: network.graph (its
+steps), network.gains (how large values may be), network.quantise (weights as integers), network.compiler.
+``network.rehearsal`` runs all three parties in one process; ``workers`` has them as processes that talk over TLS.
 """

@@ -32,8 +32,10 @@ from dopamine_lib.models.features import NormalisedFeatures
 NOISE = 14
 #: Bits of an activation, and the most numbers in a sum that reads it; the rest of the ring is for the weights, and the
 #: longer a sum, the less is left. A picture has 8 bits to begin with, and the last weights, with one scale for all
-#: channels, would come out coarse. All follow from the architecture alone.
+#: channels, would come out coarse. A sum that is truncated, or that ReLU6 bounds, has a bit less of the ring than one
+#: that ReLU reads. All follow from the architecture alone.
 ACTIVATION_BITS = {576: 16, 1152: 15, math.inf: 14}
+BOUNDED_BITS = {64: 15, math.inf: 14}
 MOST_BITS, PICTURE_BITS, LAST_BITS = 16, 14, 14
 
 
@@ -198,7 +200,7 @@ class Compiler:
 
     def clip(self, layer: type[Layer], name: str, images: Tensor, **weights: Any) -> None:
         """Append a ReLU, which truncates to the bits of an activation in passing."""
-        bits = min((activation_bits(reader.module) for reader in self._reading[self.step]), default=MOST_BITS)
+        bits = min((self._bits_read(reader) for reader in self._reading[self.step]), default=MOST_BITS)
         shift = max(0, replace(self.value, images=images).bits - bits)
         gain, scale = self.value.gain / 2**shift, self.value.scale / 2**shift
         self.append(layer, name, images, gain=gain, scale=scale, shift=shift, **weights)
@@ -258,7 +260,7 @@ class Compiler:
 
     def weigh(self, layer: type[Layer], name: str, modules: Sequence[nn.Module], branches: tuple[Branch, ...]) -> None:
         """Append the layer of modules that read one input, their weights rounded."""
-        bits = LAST_BITS if self.gains.uniform(self.step) else min(map(activation_bits, modules))
+        bits = LAST_BITS if self.gains.uniform(self.step) else self._bits_read(self.step, *modules)
         self._coarser(bits)
         self.narrow(name, bits)
         x, flat = self.value.images, self.value.flat
@@ -272,6 +274,12 @@ class Compiler:
         weights = [encode(weight.numpy(), 1) for weight, _ in parts], bias
         self.append(layer, name, torch.cat(z, 1), gain=gain, scale=scale, weights=weights, branches=branches, flat=flat)
 
+    def _bits_read(self, step: Step, *modules: nn.Module) -> int:
+        """Bits of an activation that a step reads, or ``modules`` that it becomes."""
+        bounded = any(isinstance(reader.module, nn.ReLU6) for reader in self._reading[step])
+        bits = ACTIVATION_BITS if self.gains.compared(step) and not bounded else BOUNDED_BITS
+        return min(activation_bits(module, bits) for module in modules or [step.module])
+
     def _coarser(self, bits: int) -> None:
         """Let a value have ``bits``, where a ReLU has just made it for nobody else."""
         value, last = self.value, self.layers[-1] if self.layers else None
@@ -283,12 +291,17 @@ class Compiler:
             self.value = replace(value, gain=value.gain / 2**more, scale=value.scale / 2**more)
 
 
-def activation_bits(module: nn.Module) -> int:
-    """Bits of an activation that a module reads, from the numbers in one of its sums."""
+def activation_bits(module: nn.Module, allowed: dict[float, int]) -> int:
+    """Bits of an activation that a module reads, from the numbers in one of its sums: ``allowed`` for so many at most.
+
+    >>> activation_bits(nn.Conv2d(64, 8, 3), ACTIVATION_BITS), activation_bits(nn.Conv2d(64, 8, 3), BOUNDED_BITS)
+    (16, 14)
+    """
     if isinstance(module, Branches):
-        return min(map(activation_bits, module))
-    count = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 1
-    return next(bits for most, bits in ACTIVATION_BITS.items() if count <= most)
+        return min(activation_bits(one, allowed) for one in module)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return MOST_BITS
+    return next(bits for most, bits in allowed.items() if module.weight[0].numel() <= most)
 
 
 _NO_LAYER = (

@@ -7,8 +7,8 @@
 
 What there is to be made for one query of SqueezeNet-1.1 at 64 pixels:
 
-    comparisons   236,000 elements, 42 transfers each (32 bits of r, rho, 8 mask bits; one back): 16 bytes a transfer to
-                  the provider, 0.33 kilobytes an element of masked words back, 1 kilobyte in all: 236 MB, 4 s of
+    comparisons   236,000 elements, 30 transfers each (20 bits of r, rho, 8 mask bits; one back): 16 bytes a transfer to
+                  the provider, 0.28 kilobytes an element of masked words back, 0.76 in all: 179 MB, 3 s of
                   processor time. Tables of 2^16 entries instead of four of 2^4 would be 65 kilobytes an element, and
                   gates of 31-bit adders on triples 1.5 kilobytes and 31 rounds.
     convolutions  21.5 million products, as 895 products of polynomials of 8192 coefficients; 193 ciphertexts to the

@@ -10,7 +10,7 @@ K_0, K_1 the provider's pads, K_c the patient's):
               provider sends F[i ^ q] under pad i, for i = 1, 2 …, and pad 0 makes its own share.
 
 A comparison (``protocols.comparison``), for each element, from the patient's bits p_0 … p_31, rho_0 and six for masks,
-and the provider's q_0 … q_31, rho_1 and six: 39 transfers.
+and the provider's q_0 … q_31, rho_1 and six: 39 transfers, 27 where the lower 12 bits of r are left out (coarse).
 
     1. r has the bits p_i ^ q_i. As a number p ^ q = p + q - 2 p q, so one product for each bit gives shares of r, of
        r >> f, and of msb(r) 2^(32 - f); and of rho, whose bits are rho_0 and rho_1.
@@ -55,8 +55,8 @@ from dopamine_lib.inference.protocols.truncation import TruncationOperation
 Words = np.ndarray
 #: Elements worked on at once.
 BLOCK = 2**14
-#: Planes of a comparison's bits: r, rho, masks.
-WORD, RHO, MASKS = 32, 32, 33
+#: Bits of r; behind them, less those that are left out, come a comparison's rho and mask bits.
+WORD = 32
 #: Uses of pads by look-ups; products use them as number 0, or, of a vector, from 0 on.
 NIBBLES, GROUPS = 1, 2
 #: The mask bits whose products are looked up together.
@@ -166,16 +166,21 @@ class Correlations:
         self._draws += 1
         return drawn
 
-    def _numbers(self, message: Own, bits: np.ndarray, shift: int) -> tuple[Words, Words, Words]:
-        """Step 1: shares of r uint32 (n,), and in the ring of ``message.d`` of r >> shift and msb(r) 2^(32 - shift)."""
-        ring, forward = message.d.dtype.type, self._forward
-        weights = np.array([1 << (i - shift if i >= shift else i) for i in range(WORD)], ring)[:, None]
-        own = weights * bits[:WORD]
-        own += forward.product(message.d, slice(WORD), 0, bits[:WORD], -(own + own))
-        upper, low = (part.sum(0, dtype=ring) for part in (own[shift:], own[:shift]))
-        top = (bits[WORD - 1 : WORD].astype(ring) << ring(31 - shift)) << ring(1)
-        top = top + forward.product(message.t, slice(WORD - 1, WORD), 1, bits[WORD - 1 : WORD], -(top + top))
-        return ((upper << ring(shift)) + low).astype(np.uint32), upper, top[0]
+    def _numbers(self, message: Own, bits: np.ndarray, shift: int, first: int = 0) -> tuple[Words, Words, Words]:
+        """Step 1: shares of r uint32 (n,), and in the ring of ``message.d`` of r >> shift and msb(r) 2^(32 - shift).
+
+        bits  of r, from bit number ``first`` <= shift on; those before it are 0 in r and in both shares
+        """
+        ring, forward, count = message.d.dtype.type, self._forward, WORD - first
+        weights = np.array([1 << (i - (shift if i >= shift else first)) for i in range(first, WORD)], ring)[:, None]
+        own = weights * bits[:count]
+        own += forward.product(message.d, slice(count), 0, bits[:count], -(own + own))
+        below = shift - first
+        upper, low = (part.sum(0, dtype=ring) for part in (own[below:], own[:below]))
+        last = slice(count - 1, count)
+        top = (bits[last].astype(ring) << ring(31 - shift)) << ring(1)
+        top = top + forward.product(message.t, last, 1, bits[last], -(top + top))
+        return ((upper << ring(below)) + low << ring(first)).astype(np.uint32), upper, top[0]
 
     def comparison(self, operation: Comparison, own: Own) -> None:
         """Fill all that a party holds for a comparison."""
@@ -185,33 +190,36 @@ class Correlations:
 
     def _compare(self, operation: Comparison, own: Own, part: slice, packed: slice) -> None:
         n, forward = part.stop - part.start, self._forward
-        shift, factors = operation.shift if isinstance(operation, ReLUOperation) else 0, FACTORS[type(operation)]
+        factors = FACTORS[type(operation)]
+        shift = operation.shift if isinstance(operation, ReLUOperation) else operation.coarse
         masks = [bit for bit in range(len(own.bits)) if bit != SIGMA]
         together = (*TOGETHER, WATCHED) if operation.watched else TOGETHER
-        choices = self._draw(MASKS + len(masks), n // 8)
+        rho_at = WORD - operation.coarse
+        masks_at = rho_at + 1
+        choices = self._draw(masks_at + len(masks), n // 8)
         bits = np.unpackbits(choices, axis=1, bitorder="little")
         forward.extend(choices)
         groups = {f"group{i}": ("u2", (2 ** len(group) - 1, n)) for i, group in enumerate(together)}
         message = forward.message(
-            d=("u4", (WORD, n)), t=("u4", (1, n)), rho=("u4", (1, n)), s=("u4", (factors, 1, n)),
+            d=("u4", (rho_at, n)), t=("u4", (1, n)), rho=("u4", (1, n)), s=("u4", (factors, 1, n)),
             nibbles=("u2", (4, 15, n)), **groups,
         )  # fmt: skip
-        own.r[part], upper, top = self._numbers(message, bits, shift)
-        rho, plane = bits[RHO].astype(np.uint32), slice(RHO, RHO + 1)
+        own.r[part], upper, top = self._numbers(message, bits, shift, operation.coarse)
+        rho, plane = bits[rho_at].astype(np.uint32), slice(rho_at, masks_at)
         own.rho[part] = rho + forward.product(message.rho, plane, 0, rho, -(rho + rho))[0]
         for k in range(4):  # step 2
-            planes = [*range(15 + 4 * k, 19 + 4 * k)]
+            planes = [i - operation.coarse for i in range(15 + 4 * k, 19 + 4 * k)]
             words = message.nibbles[k]
             own.thermometer[k, part] = forward.look_up(words, planes, NIBBLES, bits[planes], THERMOMETERS)
         for i, group in enumerate(together):
             numbers, table = products_of(group)
-            planes = [MASKS + masks.index(bit) for bit in group]
+            planes = [masks_at + masks.index(bit) for bit in group]
             words = forward.look_up(getattr(message, f"group{i}"), planes, GROUPS + i, bits[planes], table)
             for k, number in enumerate(numbers):
                 own.products[number, packed] = np.packbits(words >> k & 1, bitorder="little")
-        own.bits[masks, packed] = choices[MASKS:]
-        own.bits[SIGMA, packed] = choices[RHO] ^ choices[WORD - 1]  # step 3
-        s = ([top - upper, -upper] if factors == 2 else [upper])[:factors]  # step 4
+        own.bits[masks, packed] = choices[masks_at:]
+        own.bits[SIGMA, packed] = choices[rho_at] ^ choices[rho_at - 1]  # step 3
+        s = ([top - upper, -upper] if factors == 2 else [own.r[part]])[:factors]  # step 4
         turned = [(1 - rho - rho) * one for one in s]
         chosen = [rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)]
         forward.sent()

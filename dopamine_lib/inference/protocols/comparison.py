@@ -16,6 +16,15 @@ Why this hides x: r, the six bits and sigma are uniform, independent of all else
 and beta are uniform whatever x is: a simulator draws them from coins. A share of an opened value adds nothing, being
 the opened value minus one's own share. With r used twice, m - m' would be x - x'.
 
+Coarse. Where what follows drops the lower 12 bits anyway, they are not sent either. Before step 1 the patient rounds
+its share of x down to a multiple of 2^12, the provider its own up: x becomes one of the two multiples next to it, at
+random with the right mean, and stays as it is if it is one. r is a multiple of 2^12 as well, so 20 bits of m are left
+to open, 2.5 bytes in place of 4.
+
+Why this hides x: each party rounds on its own, and the upper 20 bits of r are as uniform modulo 2^20 as r was modulo
+2^32. Why it is never wrong by a turn of the ring: sums of upper bits modulo 2^20 are upper bits of sums but for one
+carry out of the lower ones.
+
 What is dropped: bits 0 … 14 are not compared, so where bits 15 … 30 of m and r agree, the borrow is taken as 0: a
 negative x above -2^15 may count as positive (and an x within 2^15 of the ring's end may count wrongly).
 
@@ -45,10 +54,12 @@ import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.kernels import Bits, Words
-from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Operation, Own, Party, Workspace
+from dopamine_lib.inference.protocols.operation import PATIENT, TAGS, BufferLayout, Operation, Own, Party, Workspace
 
 #: Bits that are not compared.
 DROPPED = 15
+#: Bits that are not sent where what follows drops them.
+COARSE = 12
 #: Absolute values from here on may be compared wrongly.
 LIMIT = 2**31 - 2**DROPPED
 #: The six bits opened in step 2, in the order of their mask bits; l3 needs no mask, nothing is multiplied by it.
@@ -76,12 +87,13 @@ class Comparison(Operation):
 
     extra    words of an element that a subclass has shared besides
     watched  of how many elements, the first ones, it is asked whether they are near the ring's end
+    coarse   bits of x and r that are left out: 0 or ``COARSE``
     """
 
     rounds = 3
 
-    def __init__(self, count: int, extra: int = 0, watched: int = 0):
-        self.count, self.comparisons, self.watched = count, count, watched
+    def __init__(self, count: int, extra: int = 0, watched: int = 0, coarse: int = 0):
+        self.count, self.comparisons, self.watched, self.coarse = count, count, watched, coarse
         self.opened, masks, products = (8, 9, len(PRODUCTS) + 1) if watched else (6, 7, len(PRODUCTS))
         self.messages = "m = x + r", f"{'eight' if watched else 'six'} masked bits", "beta"
         self.padded = -(-count // 8) * 8  # eight bits a byte
@@ -96,7 +108,12 @@ class Comparison(Operation):
         self.provider = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)))
         self.patient = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)), **shares)
         self.corrections = BufferLayout(**shares)
-        self.sent_by_patient = self.sent_by_provider = 4 * size + (self.opened + 1) * packed
+        self.sent_by_patient = self.sent_by_provider = self.masked_bytes + (self.opened + 1) * packed
+
+    @property
+    def masked_bytes(self) -> int:
+        """Bytes of step 1's message: 20 bits of each element, or all 32."""
+        return self.padded * 5 // 2 if self.coarse else self.padded * 4
 
     def deal(self, patient: Own, provider: Own, corrections: Own, weight_masks: list, space: Workspace) -> None:
         bits = patient.bits ^ provider.bits
@@ -106,18 +123,32 @@ class Comparison(Operation):
         r, rho = space.array("r", (self.padded,)), space.array("rho", (self.padded,), np.uint8)
         kernels.active().deal_comparison(
             patient.r, provider.r, unpack(bits[SIGMA]), patient.thermometer, patient.rho,
-            r, rho, corrections.thermometer, corrections.rho,
+            r, rho, corrections.thermometer, corrections.rho, self.coarse,
         )  # fmt: skip
         self.deal_extra(r, rho, patient, corrections)
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         """Fill ``corrections.extra`` from the mask r (n,) and the bits rho (n,)."""
 
-    def mask(self, x: np.ndarray, own: Own, out: np.ndarray) -> np.ndarray:
-        """Step 1: this party's share (n,) of m = x + r."""
-        np.add(x, own.r[: self.count], out=out[: self.count])
-        out[self.count :] = own.r[self.count :]
-        return out
+    def rounded(self, number: int, x: np.ndarray) -> np.ndarray:
+        """This party's share of x as it is compared: the patient's rounded down, the provider's up, where coarse."""
+        rest = np.uint32(2**self.coarse - 1)
+        return (x if number == PATIENT else x + rest) & ~rest if self.coarse else x
+
+    def open_masked(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
+        """Step 1 with the other party: m (n,), from this party's ``rounded`` share x (count,)."""
+        space, size = party.workspace, self.padded
+        masked = space.array("masked", (size,))
+        np.add(x, own.r[: self.count], out=masked[: self.count])
+        masked[self.count :] = own.r[self.count :]
+        if not self.coarse:
+            return party.open(tag, masked)
+        mine, theirs = (space.array(name, (self.masked_bytes,), np.uint8) for name in ("upper", "opened"))
+        kernels.active().pack_upper(masked, *halves(mine))
+        party.channel.exchange(tag, mine, theirs)
+        m = space.array(f"opened {tag % TAGS}", (size,))
+        kernels.active().open_upper(*halves(mine), *halves(theirs), m)
+        return m
 
     def look_up(self, m: np.ndarray, own: Own, planes: np.ndarray) -> np.ndarray:
         """Step 2: this party's shares (7, n / 8) of l0 e1 l1 e2 l2 e3 l3; the first six masked in place."""
@@ -136,9 +167,8 @@ class Comparison(Operation):
 
     def compare(self, party: Party, tag: int, own: Own, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Steps 1 to 3 with the other party: m (n,) and beta (n,), n the padded count."""
-        space = party.workspace
-        m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
-        planes = space.array("planes", (10, self.padded // 8), np.uint8)
+        m = self.open_masked(party, tag, own, x)
+        planes = party.workspace.array("planes", (10, self.padded // 8), np.uint8)
         self.look_up(m, own, planes[2:9])
         if self.watched:
             self.look_up_end(party.number, m, own, planes[:2], planes[9])
@@ -170,18 +200,23 @@ class RangeOperation(Comparison):
     rounds = 2
 
     def __init__(self, count: int):
-        super().__init__(count, watched=count)
+        super().__init__(count, watched=count, coarse=COARSE)
         self.comparisons = 0
         self.messages = "m = x + r", "two masked bits"
-        self.sent_by_patient = self.sent_by_provider = 4 * self.padded + 2 * (self.padded // 8)
+        self.sent_by_patient = self.sent_by_provider = self.masked_bytes + 2 * (self.padded // 8)
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> None:
         """Hash this party's share of whether x (count,) is near the ring's end."""
-        space = party.workspace
-        m = party.open(tag, self.mask(x, own, space.array("masked", (self.padded,))))
-        planes = space.array("planes", (3, self.padded // 8), np.uint8)
+        m = self.open_masked(party, tag, own, self.rounded(party.number, x))
+        planes = party.workspace.array("planes", (3, self.padded // 8), np.uint8)
         self.look_up_end(party.number, m, own, planes[:2], planes[2])
         self.watch(party, party.open(tag + 1, planes[:2], np.bitwise_xor), planes[2], own)
+
+
+def halves(message: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """20 bits an element, as they travel, uint8 (5 n / 2,): their lower 16 uint16 (n,), and two upper fours a byte."""
+    lower = len(message) * 4 // 5
+    return message[:lower].view("<u2"), message[lower:]
 
 
 def borrow(number: int, opened: np.ndarray, masks: np.ndarray, products: np.ndarray) -> np.ndarray:

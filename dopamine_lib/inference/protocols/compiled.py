@@ -123,21 +123,44 @@ def finish_relu(number, m, beta, rho, extra, shift, out):
         out[i] = _U(_U(x >> by) * selected) + (if_set if beta[i] else if_clear)
 
 
-@njit(void(int64, _ROW, _ROW, uint8[::1], _ROW, _ROW, _ROW, _ROW))
-def finish_maximum(number, b, m, beta, r, rho, rho_r, out):
+@njit(void(_ROW, uint16[::1], uint8[::1]))
+def pack_upper(masked, lower, upper):
+    """The upper 20 bits of each element."""
+    half = len(upper)
+    for i in range(len(masked)):
+        lower[i] = np.uint16(masked[i] >> _U(12))
+    for i in range(half):
+        upper[i] = np.uint8(masked[i] >> _U(28) | masked[half + i] >> _U(28) << _U(4))
+
+
+@njit(void(uint16[::1], uint8[::1], uint16[::1], uint8[::1], _ROW))
+def open_upper(lower_0, upper_0, lower_1, upper_1, m):
+    """The sum of what both parties packed."""
+    half = len(upper_0)
+    for i in range(half):
+        m[i] = _U(_U(lower_0[i]) + _U(lower_1[i])) << _U(12)
+        m[half + i] = _U(_U(lower_0[half + i]) + _U(lower_1[half + i])) << _U(12)
+    for i in range(half):
+        m[i] = _U(m[i] + (_U(_U(upper_0[i]) + _U(upper_1[i])) << _U(28)))
+        m[half + i] = _U(m[half + i] + (_U(_U(upper_0[i] >> 4) + _U(upper_1[i] >> 4)) << _U(28)))
+
+
+@njit(void(int64, _ROW, _ROW, uint8[::1], _ROW, _ROW, _ROW, int64, _ROW))
+def finish_maximum(number, b, m, beta, r, rho, rho_r, coarse, out):
     """Step 4 of ``pooling``."""
-    one = _U(1 - number)
+    one, by = _U(1 - number), _U(coarse)
     for i in range(len(b)):
         selected = _U(one - rho[i]) if beta[i] else rho[i]
-        masked = _U(r[i] - rho_r[i]) if beta[i] else rho_r[i]
+        masked = _U((r[i] >> by << by) - rho_r[i]) if beta[i] else rho_r[i]
         out[i] = _U(b[i] + _U(m[i] * selected)) - masked
 
 
-@njit(void(_ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW))
-def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, rho_1):
+@njit(void(_ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW, _ROW, uint8[::1], uint16[:, ::1], _ROW, int64))
+def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, rho_1, coarse):
     """What the crypto-provider deals for ``comparison``."""
+    less = _U(coarse)
     for i in range(len(r)):
-        x = _U(r_0[i] + r_1[i])
+        x = _U(_U((r_0[i] >> less) + (r_1[i] >> less)) << less)
         bit = _U(x >> _U(31)) ^ _U(sigma[i])
         r[i], rho[i], rho_1[i] = x, np.uint8(bit), _U(bit - rho_0[i])
     for k in range(4):

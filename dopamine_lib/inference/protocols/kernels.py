@@ -98,11 +98,31 @@ def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shi
         out[part] += _pick(chosen, _pick(upper, e[3], e[2]), _pick(upper, e[1], e[0]))
 
 
-def finish_maximum(number: int, b: Words, m: Words, beta: Bits, r: Words, rho: Words, rho_r: Words, out: Words) -> None:
+def pack_upper(masked: Words, lower: np.ndarray, upper: np.ndarray) -> None:
+    """The upper 20 bits of each element (n,): 16 in ``lower`` uint16 (n,), four in half a byte of ``upper`` (n / 2,).
+
+    Element i has the lower half of byte i, element n / 2 + i the upper one.
+    """
+    kept, half = masked >> 12, len(upper)
+    lower[:] = kept & 0xFFFF
+    upper[:] = kept[:half] >> 16 | kept[half:] >> 16 << 4
+
+
+def open_upper(lower_0: np.ndarray, upper_0: Bits, lower_1: np.ndarray, upper_1: Bits, m: Words) -> None:
+    """The sum m (n,) of what both parties packed, with 12 lower bits of zero."""
+    half = len(upper_0)
+    for part, by in ((slice(half), 0), (slice(half, None), 4)):
+        sums = (upper_0 >> by & 15).astype(np.uint32) + (upper_1 >> by & 15)
+        m[part] = (lower_0[part].astype(np.uint32) + lower_1[part] + (sums << 16)) << 12
+
+
+def finish_maximum(
+    number: int, b: Words, m: Words, beta: Bits, r: Words, rho: Words, rho_r: Words, coarse: int, out: Words
+) -> None:
     """Step 4 of ``pooling``: out (count,) = b + m [beta ^ rho] - beta r - (1 - 2 beta) rho_r."""
     for part in _blocks(len(b)):
         out[part] = b[part] + m[part] * _selected(number, beta[part], rho[part])
-        out[part] -= _pick(beta[part], r[part] - rho_r[part], rho_r[part])
+        out[part] -= _pick(beta[part], (r[part] >> coarse << coarse) - rho_r[part], rho_r[part])
 
 
 def _selected(number, chosen, rho) -> np.ndarray:
@@ -112,11 +132,13 @@ def _selected(number, chosen, rho) -> np.ndarray:
 
 def deal_comparison(
     r_0: Words, r_1: Words, sigma: Bits, thermometer_0: np.ndarray, rho_0: Words,
-    r: Words, rho: Bits, thermometer: np.ndarray, rho_1: Words,
+    r: Words, rho: Bits, thermometer: np.ndarray, rho_1: Words, coarse: int,
 ) -> None:  # fmt: skip
-    """Mask r = r_0 + r_1, bits rho = sigma ^ msb(r), and the provider's corrections of thermometers and rho."""
+    """The mask r = r_0 + r_1, both without their ``coarse`` lowest bits, the bits rho = sigma ^ msb(r), and the
+    provider's corrections of thermometers and rho.
+    """
     for part in _blocks(len(r)):
-        r[part] = r_0[part] + r_1[part]
+        r[part] = (r_0[part] >> coarse) + (r_1[part] >> coarse) << coarse
         rho[part] = sigma[part] ^ (r[part] >> 31)
         rho_1[part] = rho[part].astype(np.uint32) - rho_0[part]
         for k in range(4):

@@ -23,7 +23,7 @@ import numpy as np
 
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.comparison import LIMIT, Comparison
+from dopamine_lib.inference.protocols.comparison import COARSE, LIMIT, Comparison
 from dopamine_lib.inference.protocols.convolution import pair
 from dopamine_lib.inference.protocols.operation import Layer, Operation, Own, Party, Run, Shape
 
@@ -34,20 +34,27 @@ Windows = tuple[tuple[int, int], ...]
 
 
 class MaximumOperation(Comparison):
-    """max(a, b) for ``count`` pairs; with ``watch`` it is asked whether a difference is near the ring's end."""
+    """max(a, b) for ``count`` pairs.
 
-    def __init__(self, count: int, watch: bool = True):
-        super().__init__(count, extra=1, watched=count if watch else 0)
+    watch   it is asked whether a difference is near the ring's end
+    coarse  12 or 0: bits that a and b are rounded by (``comparison``)
+    """
+
+    def __init__(self, count: int, watch: bool = True, coarse: int = 0):
+        super().__init__(count, extra=1, watched=count if watch else 0, coarse=coarse)
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         kernels.active().deal_maximum(r, rho, patient.extra[0], corrections.extra[0])
 
     def run(self, party: Party, tag: int, own: Own, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Shares of max(a, b); a, b (count,)."""
+        a, b = self.rounded(party.number, a), self.rounded(party.number, b)
         difference = np.subtract(a, b, out=party.workspace.array("difference", a.shape))
         m, beta = self.compare(party, tag, own, difference)
         out = np.empty(self.count, np.uint32)
-        kernels.active().finish_maximum(party.number, b, m, beta, own.r, own.rho, own.extra[0], out)  # step 4
+        kernels.active().finish_maximum(
+            party.number, b, m, beta, own.r, own.rho, own.extra[0], self.coarse, out
+        )  # step 4
         return out
 
 
@@ -130,7 +137,7 @@ class MaxPool(Layer):
         return tuple(Axis(*one, self.ceil) for one in zip(self.kernel, self.stride, self.padding, strict=True))
 
     def operations(self, input_shape: Shape) -> list[Operation]:
-        return [MaximumOperation(n) for n in pair_counts(input_shape, self.axes)]
+        return [MaximumOperation(n, coarse=COARSE) for n in pair_counts(input_shape, self.axes)]
 
     def private(self, inputs: list[np.ndarray], runs: list[Run]) -> np.ndarray:
         return max_pool(inputs[0], self.axes, runs)

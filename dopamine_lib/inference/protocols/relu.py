@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dopamine_lib.inference.protocols import kernels
-from dopamine_lib.inference.protocols.comparison import LIMIT, Comparison
+from dopamine_lib.inference.protocols.comparison import COARSE, LIMIT, Comparison
 from dopamine_lib.inference.protocols.operation import PATIENT, Operation, Own, Party, Shape
 from dopamine_lib.inference.protocols.sharing import encode
 from dopamine_lib.inference.protocols.truncation import Shift
@@ -30,7 +30,8 @@ class ReLUOperation(Comparison):
     """max(x, 0) >> shift for ``count`` elements."""
 
     def __init__(self, count: int, shift: int, watched: int | None = None):
-        super().__init__(count, extra=4, watched=count if watched is None else watched)
+        watched = count if watched is None else watched
+        super().__init__(count, extra=4, watched=watched, coarse=COARSE if shift >= COARSE else 0)
         self.shift = shift
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
@@ -38,7 +39,7 @@ class ReLUOperation(Comparison):
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Shares of max(x, 0) >> shift, of x's shape."""
-        m, beta = self.compare(party, tag, own, x.reshape(-1))
+        m, beta = self.compare(party, tag, own, self.rounded(party.number, x.reshape(-1)))
         out = np.empty(self.padded, np.uint32)
         kernels.active().finish_relu(party.number, m, beta, own.rho, own.extra, self.shift, out)  # step 5
         return out[: self.count].reshape(x.shape)
