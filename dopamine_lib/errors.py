@@ -8,6 +8,7 @@ EXTRAS = {
     **dict.fromkeys(("tenseal",), "encryption"),
     **dict.fromkeys(("mpi4py",), "mpi"),
     **dict.fromkeys(("grpc",), "grpc"),
+    **dict.fromkeys(("flwr",), "flower"),
     **dict.fromkeys(("syft", "syft_perms", "voila", "ipywidgets", "IPython", "tornado"), "inference"),
     **dict.fromkeys(("jupyterlab", "nbformat", "nbgrader", "nbconvert", "traitlets", "psutil"), "course"),
     **dict.fromkeys(("sphinx", "myst_nb", "furo", "sphinx_revealjs", "jupyter_server_mathjax"), "course"),

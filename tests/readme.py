@@ -28,6 +28,10 @@ PROGRAMS = (
     "git",
     "apt-get",
     "docker",
+    "flwr",
+    "flower-superlink",
+    "flower-supernode",
+    "ssh-keygen",
 )
 SHELL = ("cd", "mkdir", "cp", ".", "source", "export")
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -16,8 +16,8 @@ from pins import CONSTRAINTS, REPOSITORY, REQUIREMENTS, lines, read_constraints,
 from readme import NOTEBOOKS, PAGES
 
 REQUIRED, PINNED = read_requirements(REQUIREMENTS), read_constraints(CONSTRAINTS)
-#: Imported only if it is installed, for a comparison.
-OPTIONAL = {"crypten"}
+#: Imported only where it is installed: for a comparison, and in an environment of its own (the extra "flower").
+OPTIONAL = {"crypten", "flwr"}
 
 
 def imported(source: str) -> set[str]:

@@ -38,6 +38,8 @@ from readme import (
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import chosen_options
+from dopamine_lib.federation.flower.config import hospital_words
+from dopamine_lib.federation.flower.config import words as run_words
 from dopamine_lib.federation.settings import SETTINGS
 from dopamine_lib.federation.wires.identities import make_identity
 
@@ -101,7 +103,7 @@ def check_kit(words: list[str], capsys) -> None:
 def check_python(words: list[str], tmp_path, capsys, monkeypatch) -> None:
     if words[:2] == ["-m", "dopamine_lib"]:
         check_kit(words[2:], capsys)
-    elif words[:2] in (["-m", "dopamine_lib.federation.mpi"], ["-m", "dopamine_lib.federation.remote"]):
+    elif " ".join(words[:2]).startswith("-m dopamine_lib.federation."):
         program = importlib.import_module(f"{words[1]}.__main__")
 
         if words[2] in ("identity", "fingerprints"):
@@ -149,6 +151,15 @@ def check_pytest(words: list[str], config) -> None:
             assert (REPOSITORY / word).exists(), word
 
 
+def check_flower(program: str, words: list[str]) -> None:
+    """What the kit reads of it: the run-config's keys, and the node-config's. Flower itself is not installed here."""
+    assert program in ("flwr", "flower-superlink", "flower-supernode")
+    for before, word in zip(words, words[1:], strict=False):
+        if before in ("-c", "--node-config"):
+            given = dict(pair.split("=") for pair in word.replace('"', "").split())
+            assert run_words(given) if before == "-c" else hospital_words({}, given)
+
+
 def check_nbgrader(words: list[str]) -> None:
     apps = pytest.importorskip("nbgrader.apps")
     app = apps.NbGraderApp.subcommands[words[0]][0]
@@ -184,6 +195,10 @@ def test_a_command_is_understood(words, path, tmp_path, capsys, monkeypatch, req
     elif program == "jupyter":
         assert rest[0] == "lab" and importlib.util.find_spec("jupyterlab")
         assert all((REPOSITORY / word).exists() for word in rest[1:])
+    elif program.startswith(("flwr", "flower-")):
+        check_flower(program, rest)
+    elif program == "ssh-keygen":
+        assert rest[:2] == ["-t", "ecdsa"]  # of the kind that Flower's nodes take
     elif program == "docker":
         named = rest[rest.index("-f") + 1] if "-f" in rest else rest[-1]
         assert rest[0] in ("build", "run") and (named == "dopamine" or (REPOSITORY / named).is_file()), rest
@@ -225,6 +240,9 @@ def test_ci_runs_the_commands_at_the_top():
         "    mpiexec -n 11 python -m dopamine_lib.federation.mpi --turns 3 --out results",
         "    python -m dopamine_lib.federation.remote server --identities keys --port 3 --out results",
         "    python -m dopamine_lib.federation.remote hospital --identities keys --out results",
+        "    python -m dopamine_lib.federation.flower hospital --identities keys --out results",
+        "    flwr run APP here -c 'epsilom=3.0'",
+        "    flower-supernode --superlink SERVER:8000 --node-config 'partition-id=3 keys=\"/home/h3/keys\"'",
         "`pip install -r requirement.txt`",
         "`pip install torch==1.0.0`",
         '`pip install "dopamine-kit[mpl]"`',
@@ -240,7 +258,7 @@ def test_ci_runs_the_commands_at_the_top():
 )
 def test_a_wrong_command_is_found(text, tmp_path, capsys, monkeypatch, request):
     (words,) = commands(text)
-    with pytest.raises((AssertionError, KeyError, SystemExit)):
+    with pytest.raises((AssertionError, KeyError, SystemExit, InputError)):
         test_a_command_is_understood(words, README, tmp_path, capsys, monkeypatch, request)
 
 

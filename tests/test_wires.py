@@ -1,5 +1,6 @@
 """Parties over threads and over gRPC: equal models, hospitals that vanish, come back or lie, a server that dies."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,13 +9,14 @@ import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from wire_runs import Run, Wired, note_totals
+from wire_runs import Lettered, Run, Wired, note_totals
 
 from dopamine_lib.encryption.certificates import Credentials
 from dopamine_lib.encryption.links import Handshake
 from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.federation import settings
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.flower.post import Lost
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.remote.service import MOST_CALLS, check_address, longest_message
 from dopamine_lib.federation.wires import party
@@ -94,7 +96,7 @@ def check_whole(run):
 def check_same(run, options, out):
     """The run's model and ledger are those of one process with the same options."""
     result = check_whole(run)
-    assert not run.errors and not any("left" in line for line in run.said)
+    assert not run.errors and not any("left" in line for line in run.said), (run.said, run.errors)
     training = Experiment.load(Options(**options), progress=False).training("FSCDP").run()
     training.task.load(training.server.model)
     assert [ledger.charged for ledger in training.ledgers] == result["charged"]
@@ -102,7 +104,7 @@ def check_same(run, options, out):
         assert np.allclose(model(out)[key], value.numpy(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("wired", [False, True], ids=["threads", "gRPC"])
+@pytest.mark.parametrize("wired", ["", "gRPC", "letters"], ids=["threads", "gRPC", "Flower's letters"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_and_the_ledger_are_those_of_one_process(kind, wired, options, tmp_path, noted):
     asked = options | {"aggregation": kind}
@@ -124,7 +126,9 @@ def test_local_steps_between_parties_are_those_of_one_process(more, options, tmp
 STEPS = [("plain", 0), ("bfv", 0), ("masks", 0), ("masks", 1), ("masks", 2), ("masks", 3)]
 
 
-@pytest.mark.parametrize("kind, step, wired", [*((*one, False) for one in STEPS), ("masks", 2, True)])
+@pytest.mark.parametrize(
+    "kind, step, wired", [*((*one, "") for one in STEPS), ("masks", 2, "gRPC"), ("masks", 2, "letters")]
+)
 def test_a_hospital_that_dies_in_any_step_leaves_the_round_to_the_others_and_comes_back(
     kind, step, wired, options, tmp_path, noted
 ):
@@ -182,7 +186,11 @@ def test_a_hospital_that_waits_misses_no_session_that_ended_before_it_woke():
         assert [one.result().members for one in joined] == [(0, 1), (0, 1)]
 
 
-@pytest.mark.parametrize("wired, after", [(False, 4 * 9), (True, 4 * 9), (False, 2)], ids=["threads", "gRPC", "first"])
+@pytest.mark.parametrize(
+    "wired, after",
+    [("", 4 * 9), ("gRPC", 4 * 9), ("letters", 4 * 9), ("", 2)],
+    ids=["threads", "gRPC", "letters", "first"],
+)
 def test_a_server_that_dies_is_resumed_and_hospitals_go_on(wired, after, options, tmp_path, noted):
     """The epoch that was begun is charged and not run again; nor is its first round, which asks for mean features."""
     died = []
@@ -228,6 +236,28 @@ def test_too_few_hospitals_open_nothing_and_wait_for_the_others(options, tmp_pat
     check_whole(run)
     assert all(hospitals == (0, 1, 2, 3) for _, _, hospitals in run.included)
     assert "the session is over: 3 of the 4 hospitals that are needed are left" in run.said
+
+
+def test_what_is_lost_once_on_the_way_is_written_again_and_counts_once(options, tmp_path, noted, monkeypatch):
+    """Letters, or the replies to them; neither the same hospital's twice in a row."""
+    chance, last, lost = random.Random(1), {}, []
+    plain = Lettered._carry
+
+    def carry(self, number, letter):
+        drawn = chance.random()
+        if last.get(number) or drawn > 0.2:
+            last[number] = False
+            return plain(self, number, letter)
+        last[number] = True
+        lost.append(number)
+        if drawn < 0.1:
+            plain(self, number, letter)
+        raise Lost("on the way")
+
+    monkeypatch.setattr(Lettered, "_carry", carry)
+    run = noted(options | {"aggregation": "masks"}, tmp_path, wired="letters").run()
+    assert run.results is not None and not run.errors and len(lost) > 20
+    assert sum("hospitals, from epoch" in line for line in run.said) == 1, "no session was lost with a letter"
 
 
 @pytest.mark.slow

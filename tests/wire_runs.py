@@ -9,22 +9,24 @@ from dopamine_lib.encryption.certificates import Credentials
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.flower.box import DONE, Box, Boxed
+from dopamine_lib.federation.flower.post import Lost, Post
 from dopamine_lib.federation.options import Options
 from dopamine_lib.federation.remote.dial import Dialled
 from dopamine_lib.federation.remote.service import Service, longest_message
 from dopamine_lib.federation.wires import party
 from dopamine_lib.federation.wires.identities import party_name
 from dopamine_lib.federation.wires.threads import LocalCalls, Threads, Vanished
+from dopamine_lib.federation.wires.wire import Wire
 
 
 class Doomed:
     """A life of a hospital that may end before any message."""
 
     def __init__(self, run, number):
-        wired = isinstance(run.threads, Wired)
-        self.calls = run.threads.dial(number) if wired else LocalCalls(run.threads, number)
+        self.calls = run.threads.dial(number) if hasattr(run.threads, "dial") else LocalCalls(run.threads, number)
         self._run, self._number, self.instance = run, number, self.calls.instance
-        self.get = self.calls.get
+        self.get, self.attach = self.calls.get, getattr(self.calls, "attach", None)
 
     def join(self):
         """As ``Calls.join``; a run that is over is as a server whose port is closed."""
@@ -49,6 +51,10 @@ class Wired(Threads):
         self.d, self.address = d, "127.0.0.1:0"
         self._listen()
 
+    def close(self):
+        """Answer no more calls."""
+        self.service.close()
+
     def _listen(self):
         certificates = {k: own.certificate for k, own in self.credentials.items() if k != SERVER}
         limit = longest_message(self.d)
@@ -69,6 +75,52 @@ class Wired(Threads):
             self._listen()
 
 
+class Lettered(Threads):
+    """The same parties, whose calls go by letters, as Flower carries them; here nothing is between."""
+
+    def __init__(self, hospitals, **terms):
+        super().__init__(hospitals, **terms)
+        self.boxes = {}
+        self._write()
+
+    def close(self):
+        """Write no more letters."""
+        self.post.close(5.0)
+
+    def _write(self):
+        self.post = Post(self.relay, self._carry, pause=0.02, say=self.say)
+
+    def _carry(self, number, letter):
+        if number not in self.boxes:
+            raise Lost("nobody listens")
+        return self.boxes[number].answer(letter)
+
+    def dial(self, number):
+        """A life of a hospital."""
+        self.boxes[number] = Box(self.patience)
+        return self.boxes[number]
+
+    def connect(self, number, calls=None):
+        """As ``Threads.connect``."""
+        if number == SERVER:
+            return super().connect(number)
+        end = Boxed(number, self.hospitals, calls or self.dial(number), self.patience)
+        return Wire(end, self.identities[number], self.publics)
+
+    def vanish(self, number, instance=b""):
+        """A program that is killed leaves the letter that it was to answer; nobody is told more."""
+        if number == SERVER:
+            self.post.close(0.0)
+            super().vanish(number)
+            self._write()
+        else:
+            self.boxes.pop(number).close("it was killed")
+
+    def ended(self, number):
+        """A program that has come to its end says so in its last letter."""
+        self.boxes[number].close(DONE)
+
+
 class Run:
     """One run over threads.
 
@@ -76,10 +128,10 @@ class Run:
     doomed    called as ``doomed(number, life, message)`` before a hospital sends: whether it is killed there; its lives
               count from 0
     back      seconds after which a party that was killed is started again; None for never
-    wired     whether calls go over gRPC
+    wired     how calls go: "" within the process, over "gRPC", or by "letters", as Flower carries them
     """
 
-    def __init__(self, options, out, *, doomed=lambda *what: False, back=0.0, wired=False):
+    def __init__(self, options, out, *, doomed=lambda *what: False, back=0.0, wired=""):
         options = Options(**options | {"settings": tuple(options["settings"])})
         (self.name,), self.hospitals = options.settings, options.hospitals
         self.numbers = [*range(self.hospitals), SERVER]
@@ -89,8 +141,11 @@ class Run:
         self.lives, self.results = dict.fromkeys(self.numbers, 0), None
         self.said, self.errors, self.included, self.most = [], {}, [], {}
         least = party.needed(self.plan)
-        terms = dict(needed=least, gather=0.05, patience=30.0, say=self.say)
-        self.threads = Wired(self.hospitals, self.plan.d, **terms) if wired else Threads(self.hospitals, **terms)
+        terms = dict(needed=least, gather=0.05, patience=90.0, say=self.say)
+        if wired == "gRPC":
+            self.threads = Wired(self.hospitals, self.plan.d, **terms)
+        else:
+            self.threads = (Lettered if wired else Threads)(self.hospitals, **terms)
 
     def say(self, line):
         """What the server is told."""
@@ -107,8 +162,8 @@ class Run:
         for worker in workers:
             worker.join(max(0.0, end - time.monotonic()))
         self.threads.relay.close("the run is over")
-        if isinstance(self.threads, Wired):
-            self.threads.service.close()
+        if hasattr(self.threads, "close"):
+            self.threads.close()
         assert not any(worker.is_alive() for worker in workers), (self.said, self.errors, self.lives)
         return self
 
@@ -134,6 +189,8 @@ class Run:
                     self.results = found
                     self.threads.relay.drain(5.0)
                     self.threads.relay.close("the run is over")
+                elif hasattr(self.threads, "ended"):
+                    self.threads.ended(number)
                 return
             except Vanished:
                 self.threads.vanish(number, b"" if calls is None else calls.instance)

@@ -1,6 +1,6 @@
 """Runs in which hospitals and the server are killed, delayed and started again at random; what must hold is checked.
 
-    python tests/wire_storm.py [ROUNDS] [bfv|masks|plain] [gRPC]
+    python tests/wire_storm.py [ROUNDS] [bfv|masks|plain] [gRPC|letters]
 
 No hang, no total of fewer than are needed, one total a round for all, no noise before its charge is on disk, no charge
 that is lost, and every death of a hospital in a session explained in one line.
@@ -21,7 +21,7 @@ from dopamine_lib.federation import settings
 from dopamine_lib.federation.wires import party
 
 
-def storm(options, out, *, rounds, hospitals=5, least=3, wired=False, seconds=600.0, deadly=0.004, seed=0):
+def storm(options, out, *, rounds, hospitals=5, least=3, wired="", seconds=600.0, deadly=0.004, seed=0):
     """One run, and what happened in it: deaths, sessions, rounds with a total, seconds."""
     chance, begin = random.Random(seed), time.monotonic()
 
@@ -66,6 +66,7 @@ def _unaccounted(experiment, begun, records, account, **more):
 if __name__ == "__main__":
     rounds = int(next((word for word in sys.argv[1:] if word.isdecimal()), 300))
     kind = next((word for word in sys.argv[1:] if word in ("bfv", "masks", "plain")), "masks")
+    wired = next((word for word in sys.argv[1:] if word in ("gRPC", "letters")), "")
     options = {"data": "synthetic", "settings": ["FSCDP"], "runs": 1, "aggregation": kind}
     with tempfile.TemporaryDirectory() as folder:
-        print(storm(options, Path(folder), rounds=rounds, wired="gRPC" in sys.argv))
+        print(storm(options, Path(folder), rounds=rounds, wired=wired))

@@ -26,7 +26,7 @@ from dopamine_lib.progress import progress_bar
 TEACHING = tuple(f"notebooks/{name}" for name in ("INSTRUCTORS", "pages/grading", "NOTATION", "pages/register"))
 PAGES = tuple(
     f"notebooks/pages/{name}"
-    for name in "install commands reproducing release threat_model own_data own_network own_settings".split()
+    for name in "install commands reproducing hospitals release threat_model own_data own_network own_settings".split()
 )
 DEVELOPMENT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 #: What pages link to, copied unchanged.

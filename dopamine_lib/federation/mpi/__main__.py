@@ -42,6 +42,7 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, chosen_options, party_arguments
+from dopamine_lib.federation.wires.program import one_setting
 from dopamine_lib.machine import safe_output
 
 #: Where MPICH 5.0 has ranks of one host exchange messages, and the bytes it takes for each; Docker gives 64 MB in all.
@@ -168,13 +169,7 @@ def _check(arguments, size: int) -> None:
         raise InputError(f"{size} {were} started, but a server and two hospitals need 3: mpiexec -n 3 python -m ...")
     if arguments.hospitals != size - 1:
         raise InputError(f"--hospitals is {arguments.hospitals}, but {size} ranks are a server and {size - 1}")
-    options = chosen_options(arguments)
-    if len(options.settings) > 1:
-        raise InputError(f"{arguments.setting} declares {', '.join(options.settings)}: MPI trains one at a time")
-    if not options.setting(options.settings[0]).federated:
-        raise InputError(f"{options.settings[0]} is not federated: choose FSCDP, FPDP or F")
-    if not arguments.patience > 0:
-        raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
+    one_setting(arguments)
 
 
 def _check_shared_memory(ranks: int) -> None:
@@ -204,7 +199,6 @@ def main(words: list[str] | None = None) -> int:
 
             return identity_command(words)
         arguments = _parser(size - 1).parse_args(words)
-        arguments.settings = (arguments.setting,)
         _check(arguments, size)
         _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))  # taken once all ranks have come this far
         if importlib.util.find_spec("mpi4py") is None:

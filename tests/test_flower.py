@@ -1,0 +1,122 @@
+"""Letters between hospitals and server, as Flower carries them; and Flower itself, where it is installed."""
+
+import argparse
+import importlib.util
+import json
+import random
+import tomllib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dopamine_lib.encryption.messages import SERVER, MessageError
+from dopamine_lib.federation.arguments import chosen_options
+from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.flower.box import DONE, Box, hand_in, listening
+from dopamine_lib.federation.flower.config import (
+    PLACES,
+    flower_arguments,
+    hospital_words,
+    pyproject,
+    words,
+    write_app,
+)
+from dopamine_lib.federation.flower.letters import Letter, pack, unpack
+
+
+def read(command):
+    """The arguments of a command line of one party's."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    flower_arguments(parser)
+    return parser.parse_args(["--identities", "keys", "--out", "results", *command])
+
+
+def test_the_run_config_is_the_command_line():
+    """Every option has its key, with its default; and a run-config stands for the command line that it names."""
+    app = tomllib.loads(pyproject())["tool"]["flwr"]["app"]
+    asked = vars(read([]))
+    assert {key.replace("-", "_") for key in app["config"]} == asked.keys()
+    for key, value in app["config"].items():
+        if key not in ("identities", "out"):
+            assert value == ("" if asked[key.replace("-", "_")] is None else asked[key.replace("-", "_")]), key
+    given = {"epsilon": 3, "rounds": "auto", "setting": "F", "least": 3, "resume": True, "data": "two words.csv"}
+    found = vars(read(words(app["config"] | given)))
+    assert {key: found[key] for key in given} == given
+    assert chosen_options(argparse.Namespace(**found, settings=("F",), runs=1)).data == "two words.csv"
+    for module, _, name in (text.partition(":") for text in app["components"].values()):
+        path = importlib.util.find_spec(module).origin
+        with open(path, encoding="utf-8") as source:
+            assert f"\n{name} = " in source.read(), "Flower looks for this name, and does not run the module"
+
+
+def test_a_run_chooses_no_files_of_a_hospitals(refuses):
+    theirs = {"data": "heart"} | dict.fromkeys(PLACES, "/theirs")
+    node = {"partition-id": 1, "identities": "keys", "out": "mine", "num-partitions": 4}
+    found = hospital_words(theirs, node)
+    assert found == ["1", "--data", "heart", "--weights", "/theirs", "--identities", "keys", "--out", "mine"]
+    assert "/theirs" not in hospital_words(theirs, node | {"weights": "own.npz"})
+    with refuses("lacks identities and out"):
+        hospital_words({}, {"partition-id": 1})
+    with refuses("epsilom, which is no option"):
+        words({"epsilom": 1.0})
+    with refuses("epsilon is true", "takes a value"):
+        words({"epsilon": True})
+
+
+def test_an_app_is_written_once(tmp_path, refuses):
+    assert write_app(tmp_path / "app").read_text(encoding="utf-8") == pyproject()
+    with refuses("is there already"):
+        write_app(tmp_path / "app")
+
+
+def test_a_letter_comes_back_as_it_was_or_is_refused():
+    letter = Letter(b"i" * 16, b"s" * 16, (0, 2), 3, 4, ((1, b"one"), (SERVER, b"")), True, "why", True)
+    body = pack(letter)
+    assert unpack(body) == letter
+    chance, refused = random.Random(0), 0
+    for _ in range(300):
+        changed = bytearray(body)
+        changed[chance.randrange(len(body))] ^= 1 << chance.randrange(8)
+        changed = bytes(changed[: chance.choice([len(body), len(body), chance.randrange(len(body))])])
+        try:
+            found = unpack(changed)
+        except MessageError:
+            refused += 1
+        else:  # what is changed within its bounds is for seals to find
+            assert [type(field) for field in found] == [type(field) for field in letter]
+    assert refused > 150
+
+
+def test_a_program_that_has_ended_says_so_and_who_hands_in_nonsense_disturbs_nobody(tmp_path, refuses):
+    box = Box(30.0)
+    with refuses("too long a name for a socket"), listening(box, tmp_path / ("long" * 30)):
+        pass
+    with listening(box, tmp_path / "s"):
+        with pytest.raises((EOFError, OSError)):
+            hand_in(tmp_path / "s", b"nonsense")
+        box.close(DONE)
+        assert unpack(hand_in(tmp_path / "s", pack(Letter()))).over == DONE
+    with pytest.raises(OSError):
+        hand_in(tmp_path / "s", pack(Letter()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "bfv"])
+def test_a_run_over_flower_has_the_model_and_the_ledger_of_one_process(kind, tmp_path):
+    """SuperLink and SuperNodes on this machine, with TLS and a key for each node; programs that the app starts."""
+    pytest.importorskip("flwr", reason="Flower has an environment of its own: notebooks/pages/hospitals.md")
+    from flower_deployment import Deployment
+
+    asked = {"data": "heart", "hospitals": 4, "epsilon": 3.0, "rounds": 3, "seed": 5, "aggregation": kind}
+    with Deployment(tmp_path, 4) as deployment:
+        ran = deployment.run(**asked)
+    result = json.loads((tmp_path / "server" / "results.json").read_text(encoding="utf-8"))["settings"]["FSCDP"]
+    found = load_file(tmp_path / "server" / "FSCDP-0.safetensors")
+    options = read(words(asked))
+    options.settings, options.runs = ("FSCDP",), 1
+    training = Experiment.load(chosen_options(options), progress=False).training("FSCDP").run()
+    training.task.load(training.server.model)
+    assert [ledger.charged for ledger in training.ledgers] == result["charged"], ran.stdout
+    for key, value in training.task.net.state_dict().items():
+        assert np.allclose(found[key], value.numpy(), rtol=0, atol=1e-6)
