@@ -20,7 +20,7 @@ from dopamine_lib.federation.arguments import (
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.machine import keep_to_cores, safe_output
 from dopamine_lib.page.app import add_app
-from dopamine_lib.progress import SHORT, last_line
+from dopamine_lib.progress import say_last_line
 
 
 def _settings(text: str) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--model", metavar="NAME", help=text)
     text = "for inference: only whether the answers to N pictures are plain torch's"
     measure.add_argument("--images", type=int, metavar="N", help=text)
-    measure.add_argument("--device", default="cpu", metavar="D", help="for dp: cpu (default) or cuda")
+    measure.add_argument("--device", metavar="D", help="for dp: cpu (default) or cuda")
     measure.set_defaults(call=_bench)
 
     add_course_commands(commands)
@@ -187,15 +187,13 @@ def _compare(arguments) -> None:
 
 def _bench(arguments) -> None:
     import importlib
+    import inspect
 
     module = importlib.import_module(f"dopamine_lib.benchmarks.{arguments.what}")
-    terms = {"size": arguments.size} if arguments.what == "inference" and arguments.size else {}
-    if arguments.what == "inference" and arguments.images is not None:
-        terms |= {"images": arguments.images, "model": arguments.model or "squeezenet"}
-    if arguments.what == "dp":
-        terms["device"] = arguments.device
-        terms |= {"model": arguments.model} if arguments.model else {}
-        terms |= {"size": arguments.size} if arguments.size else {}
+    given = {name: getattr(arguments, name) for name in ("size", "model", "images", "device")}
+    terms = {name: value for name, value in given.items() if value is not None}
+    for name in terms.keys() - inspect.signature(module.run).parameters.keys():
+        raise InputError(f"--{name} is {terms[name]}, but bench {arguments.what} has no such choice: leave it out")
     result = module.run(arguments.json, **terms)
     print(result["machine"])
     for row in result["rows"]:
@@ -235,8 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         for arguments in _commands(argv):
             arguments.call(arguments)
         sys.stdout.flush()
-        if (seconds := time.monotonic() - began) >= SHORT and not os.environ.get("TQDM_DISABLE"):
-            print(last_line(argv[0], seconds, _place(arguments)), file=sys.stderr)
+        say_last_line(argv[0], began, _place(arguments))
     except InputError as error:
         print(f"dopamine: {error}", file=sys.stderr)
         return 2

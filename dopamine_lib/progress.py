@@ -5,6 +5,7 @@ five seconds shows nothing. ``TQDM_DISABLE=1`` turns it off.
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -51,6 +52,15 @@ def last_line(title: str, seconds: float, where: object = None) -> str:
         peak = max(resource.getrusage(user).ru_maxrss for user in users) * (1 if sys.platform == "darwin" else 1024)
         said += f", {peak / 2**30:.1f} GB in the largest process"
     return said if where is None else f"{said}; {where}"
+
+
+def say_last_line(title: str, began: float, where: object = None) -> None:
+    """Print ``last_line`` to standard error, where the work took longer than ``SHORT`` since ``began``.
+
+    began  by ``time.monotonic``
+    """
+    if (seconds := time.monotonic() - began) >= SHORT and not os.environ.get("TQDM_DISABLE"):
+        print(last_line(title, seconds, where), file=sys.stderr, flush=True)
 
 
 class _Log:

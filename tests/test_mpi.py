@@ -291,7 +291,6 @@ def test_bad_input_is_one_line():
 
     for words, said in (
         (["--out", "x"], "1 rank was started, but a server and two hospitals need 3"),
-        (["identity", "hospital-1"], "identity takes a party and a folder"),
         (["identity", "nurse", "keys"], "party 'nurse' is unknown"),
     ):
         with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """The package: extras, one version, what its wheel holds, and commands that need nothing but what is installed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from dopamine_lib.__main__ import main
 from dopamine_lib.course import material
 from dopamine_lib.errors import EXTRAS
 from dopamine_lib.federation.wires.agreement import code_version
+from dopamine_lib.machine import PACKAGES
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 KIT = "dopamine-kit"
@@ -85,6 +87,46 @@ def test_a_missing_module_is_in_the_extra_that_is_named(module, extra):
         pytest.skip(f"{module} is not installed")
     own = {canonicalize_name(need) for need in distributions[module]}
     assert own & brought(extra).keys() and not own & BASE.keys()
+
+
+def test_what_this_machine_lacks_is_told_with_the_extra_that_brings_it():
+    """Chapter 0's table, of every package that an extra for users brings; jupyterlab and others bring ipywidgets."""
+    told = {name: re.findall(rf'"{KIT}\[(\w+)\]"', means) for name, means in PACKAGES.items()}
+    for extra in PROJECT["optional-dependencies"].keys() - {"test", "all"}:
+        own = {canonicalize_name(Requirement(need).name) for need in PROJECT["optional-dependencies"][extra]}
+        assert all(told[name] == [extra] for name in told.keys() & own), extra
+
+
+def test_the_wheel_has_what_git_tracks_and_nothing_that_lies_beside_it(tmp_path, monkeypatch):
+    """A teacher's marks or a patient's scan in the checkout stay there; without git all there is belongs to the kit."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("needs setuptools, which PyTorch brings along")
+    monkeypatch.syspath_prepend(REPOSITORY / ".ci")
+    monkeypatch.chdir(tmp_path)
+    build_kit, setuptools = map(importlib.import_module, ("build_kit", "setuptools"))
+    kept, stray = (
+        ("notebooks/01.ipynb", "dopamine_lib/assets/a.csv"),
+        ("notebooks/marks.csv", "dopamine_lib/assets/b.csv"),
+    )
+    for name in (*kept, *stray, "dopamine_lib/__init__.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("", encoding="utf-8")
+    whole = {
+        "packages": ["dopamine_lib"],
+        "package_data": {"dopamine_lib": ["assets/*"]},
+        "include_package_data": False,
+    }
+
+    def packed() -> set[str]:
+        build = build_kit.BuildPy(setuptools.Distribution(whole))
+        build.ensure_finalized()
+        beside = {path for path in build.kit().values() if path.startswith("notebooks")}
+        return beside | {f"{folder}/{name}" for _, folder, _, names in build.data_files for name in names}
+
+    assert packed() == {*kept, *stray}
+    for words in (["init", "-q"], ["add", *kept]):
+        subprocess.run(["git", *words], check=True)
+    assert packed() == set(kept)
 
 
 def test_there_is_one_version():

@@ -3,12 +3,19 @@
 import io
 import re
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from tqdm.notebook import tqdm as notebook_tqdm
 
 from dopamine_lib import __main__ as command_line
 from dopamine_lib import progress
+from dopamine_lib.course import gallery, grading
+from dopamine_lib.encryption.messages import SERVER
+from dopamine_lib.federation.wires import party
+from dopamine_lib.inference.offline import parties as alone
+from dopamine_lib.inference.workers import client
 from dopamine_lib.progress import progress_bar
 
 #: In tests, progress is turned off by the environment (``conftest.py``).
@@ -77,7 +84,7 @@ def test_nothing_is_said_of_what_is_short_or_silenced(terminal, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it does not count a process' largest memory this way")
 def test_a_long_command_ends_with_time_memory_and_place(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command_line, "SHORT", 0.0)
+    monkeypatch.setattr(progress, "SHORT", 0.0)
     assert command_line.main(EPSILON) == 0 and capsys.readouterr().err == ""  # turned off, as in all tests
     monkeypatch.delenv("TQDM_DISABLE")
     assert command_line.main(EPSILON) == 0
@@ -94,5 +101,52 @@ def test_a_long_command_ends_with_time_memory_and_place(monkeypatch, capsys, tmp
 
 def test_a_short_command_ends_without(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE")
-    monkeypatch.setattr(command_line, "SHORT", 1e6)
+    monkeypatch.setattr(progress, "SHORT", 1e6)
     assert command_line.main(EPSILON) == 0 and capsys.readouterr().err == ""
+
+
+def test_what_takes_minutes_shows_how_far_it_is(monkeypatch, tmp_path):
+    shown = []
+
+    def bar(items=None, *, title, total=None, show=True, **_):
+        shown.append((title, total or len(items)) if show else None)
+        return progress_bar(items, title=title, unit="one", total=total)
+
+    for module in (gallery, grading, client, alone):
+        monkeypatch.setattr(module, "progress_bar", bar)
+    monkeypatch.setattr(gallery, "PICTURES", {"a.png": list, "b.png": list})
+    monkeypatch.setattr(gallery, "save", lambda figure, path: path)
+    monkeypatch.setattr(gallery, "figure1", lambda found: None)
+    monkeypatch.setattr(gallery, "_read", lambda path: {})
+    assert len(list(gallery.draw_gallery(tmp_path, tmp_path))) == 3
+    monkeypatch.setattr(grading, "find_submissions", lambda folder: dict.fromkeys(("ada", "grace"), []))
+    monkeypatch.setattr(grading, "find_homework", lambda folder: [])
+    grading.grade_folder(tmp_path, tmp_path / "graded")
+    patient = client.PatientClient.__new__(client.PatientClient)
+    patient.inputs, patient.plan = None, SimpleNamespace(to_input=lambda image: image)
+    monkeypatch.setattr(patient, "_in_session", lambda work: work(), raising=False)
+    monkeypatch.setattr(patient, "_infer", lambda rest, progress: rest[:2], raising=False)
+    assert patient.infer_all([1, 2, 3]) == [1, 2, 3] and patient.infer_all([4]) == [4]
+    without = alone.Patient.__new__(alone.Patient)
+    without.plan = SimpleNamespace(operations=[(0, SimpleNamespace(patient=SimpleNamespace(nbytes=0)))])
+    with pytest.raises(AttributeError):  # this operation is none
+        monkeypatch.setattr(without, "_next_key", lambda: (0, b""), raising=False)
+        monkeypatch.setattr(without, "_spare", [], raising=False)
+        without._prepare()
+    queries = ("randomness for a query", 1)
+    assert shown == [("gallery", 2), ("grading", 2), ("grading", 3), None, queries]
+
+
+def test_every_party_ends_with_time_memory_and_place(monkeypatch, capsys, tmp_path):
+    """Over threads, MPI and gRPC alike."""
+    for name in ("claim", "writing"):
+        monkeypatch.setattr(party, name, lambda *_: nullcontext())
+    monkeypatch.setattr(party, "check_plan", lambda plan: None)
+    monkeypatch.setattr(party, "_sessions", lambda *_: {})
+    options = SimpleNamespace(settings=("FSCDP",), record=dict)
+    experiment = SimpleNamespace(options=options, plan=lambda name: None, weights=SimpleNamespace(sha256=None))
+    monkeypatch.setattr(progress, "SHORT", 0.0)
+    monkeypatch.delenv("TQDM_DISABLE")
+    for number, who in ((SERVER, "the server"), (2, "hospital 2")):
+        party.take_part(experiment, lambda: None, tmp_path, party=number)
+        assert re.fullmatch(rf"{who}: 0 s.*; {tmp_path}\n", capsys.readouterr().err)

@@ -33,6 +33,7 @@ from dopamine_lib.benchmarks.steps import (
     our_step,
     plain_step,
 )
+from dopamine_lib.errors import InputError
 from dopamine_lib.federation.plan import Plan
 from dopamine_lib.federation.settings import PAPER_CHOICES, SETTINGS
 from dopamine_lib.federation.training import Training
@@ -69,7 +70,7 @@ def run(
     *,
     device: str = "cpu",
     model: str | None = None,
-    size: int = 64,
+    size: int | None = None,
     steps: tuple[Case, ...] = STEPS,
     federated: tuple[Case, ...] = FEDERATED,
     memory: tuple[Case, ...] = MEMORY,
@@ -77,14 +78,19 @@ def run(
 ) -> dict:
     """All rows, also written to ``path`` if one is given. ``device_rows`` has those of a GPU.
 
-    model, size  one network's step alone, as ``reproduce --model`` names it, on images of ``size`` pixels
+    model, size  one network's step alone, as ``reproduce --model`` names it, on images of ``size`` pixels (64)
+    Raises InputError for a size without a model, and for a model on a GPU.
     """
     place = find_device(device)
+    if size is not None and model is None:
+        raise InputError(f"--size is {size}, but is for one network alone: give --model, or leave it out")
+    if model is not None and place.type != "cpu":
+        raise InputError(f"--model is {model}, but on {place.type} the paper's networks are measured: leave it out")
     keep_freed_memory()
     if place.type != "cpu":
         return write(device_rows(place, ON_GPU, repeats), path)
     if model is not None:
-        steps, federated, memory = (Case(model, size, 32, most=1.5, least=1.0),), (), ()
+        steps, federated, memory = (Case(model, size or 64, 32, most=1.5, least=1.0),), (), ()
     rows = [row("threads", torch.get_num_threads(), "threads")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus warns of its own hooks

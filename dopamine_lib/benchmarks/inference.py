@@ -25,6 +25,7 @@ from dopamine_lib.benchmarks import crypten_peer
 from dopamine_lib.benchmarks.agreement import agreement
 from dopamine_lib.benchmarks.link import Link
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
+from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
 from dopamine_lib.pool import Child, close_all
@@ -50,14 +51,17 @@ def run(
     repeats: int = 10,
     warm_up: int = 2,
     images: int | None = None,
-    model: str = "squeezenet",
+    model: str | None = None,
 ) -> dict:
     """All rows, also written to ``path`` if one is given. ``size`` is the image's side in pixels.
 
     images, model  instead: whether so many pictures get the answers of plain torch, by one network (``agreement``)
+    Raises InputError for a model without pictures: the others are SqueezeNet's figures.
     """
     if images is not None:
-        return write(agreement(model, size, images), path)
+        return write(agreement(model or "squeezenet", size, images), path)
+    if model is not None:
+        raise InputError(f"--model is {model}, but is for --images N: give both, or leave it out")
     import numpy as np
     import torch
 

@@ -92,7 +92,9 @@ def _over(wire: str, job: dict) -> dict[str, tuple[float, float]]:
                 _, said = one.communicate()
                 if one.returncode:
                     said = (said.splitlines() or ["killed"])[-1]
-                    raise InputError(f"a party of the rounds over {wire} failed: {said}; pip install mpi4py grpcio")
+                    raise InputError(
+                        f'a party of the rounds over {wire} failed: {said}; run: pip install "dopamine-kit[grpc,mpi]"'
+                    )
         finally:
             for one in started:
                 one.kill()
@@ -104,7 +106,8 @@ def _start(command: list[str]) -> subprocess.Popen:
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except OSError as error:
-        raise InputError(f"{command[0]} cannot be run ({error.strerror}): pip install mpi4py") from None
+        told = f"{command[0]} cannot be run ({error.strerror})"
+        raise InputError(f'{told}; run: pip install "dopamine-kit[mpi]"') from None
 
 
 def _rounds(wire: Wire, job: dict) -> dict[str, tuple[float, float]]:

@@ -59,10 +59,16 @@ def _homework(arguments) -> None:
             raise InputError(
                 "--course and --leak are for what students get; write: homework grade FOLDER --year Y --to DIR"
             )
+        from tqdm import tqdm
+
         from dopamine_lib.course.grading import grade_folder
 
+        def report(line: str) -> None:
+            with tqdm.external_write_mode():  # the bar stands below what is printed
+                print(line, flush=True)
+
         out = arguments.to or f"{os.path.normpath(arguments.folder)}-graded"
-        grade_folder(arguments.folder, out, year=year, report=lambda line: print(line, flush=True))
+        grade_folder(arguments.folder, out, year=year, report=report)
         print(f"grades.csv, by_hand.html and the pages of feedback are in {out}")
         return
     if arguments.leak is not None:

@@ -24,6 +24,7 @@ from dopamine_lib.files import atomic_path, parse_json
 from dopamine_lib.inference.explorer import draw_message
 from dopamine_lib.pictures import plain_style
 from dopamine_lib.privacy.explorer import draw_budget, draw_calibration
+from dopamine_lib.progress import progress_bar
 from dopamine_lib.reproduction.figure1 import figure1
 from dopamine_lib.reproduction.run import reproduce
 
@@ -54,7 +55,7 @@ def draw_gallery(out: str | PathLike, results: str | PathLike | None = None) -> 
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made ({error.strerror}); name another folder") from None
-    for name, draw in PICTURES.items():
+    for name, draw in progress_bar(PICTURES.items(), title="gallery", unit="picture"):
         with plain_style():
             path = save(draw(), out / name)
         yield path

@@ -20,6 +20,7 @@ from dopamine_lib.course.judge import Judge, Verdict
 from dopamine_lib.course.submissions import Submission, find_submissions
 from dopamine_lib.errors import InputError
 from dopamine_lib.files import atomic_path
+from dopamine_lib.progress import progress_bar
 
 COLUMNS = ("assignment", "student_id", "score", "max_score", "exercises", "note", "by_hand")
 
@@ -91,7 +92,7 @@ def grade_folder(
     homeworks = [Homework.read(path, year) for path in find_homework(SOURCES if sources is None else Path(sources))]
     judges: dict[str, Judge] = {}
     graded: dict[str, list[Graded]] = {}
-    for student, paths in students.items():
+    for student, paths in progress_bar(students.items(), title="grading", unit="student"):
         graded[student] = []
         for homework, submission, notes in _choose(paths, homeworks):
             one = Graded(student, "" if homework is None else homework.name, notes=notes)

@@ -145,4 +145,27 @@ def chosen_options(arguments: argparse.Namespace) -> "Options":
     own = {name: own[name] for name in names if name in own}
     if own:
         given |= {"settings": tuple(dict.fromkeys(names)), "own": own}
-    return Options(**given)
+    options = Options(**given)
+    _check_used(options)
+    return options
+
+
+def _check_used(options: "Options") -> None:
+    """Raise InputError for what was asked for and would change nothing: whoever asks believes that it does."""
+    from dopamine_lib.data import is_table
+
+    settings = [options.setting(name) for name in options.settings]
+    for name, idle, why in (
+        ("data_dir", options.data == "synthetic", "synthetic eyes are drawn, not read"),
+        ("size", is_table(options.data), f"{options.data} has rows, not images"),
+        ("accountant", options.epsilon is None and ":" not in options.accountant, "it keeps --epsilon, which is none"),
+        *((name, not any(one.private for one in settings), "no setting is private") for name in ("epsilon", "noise")),
+        *(
+            (name, not any(one.federated for one in settings), "no setting is federated")
+            for name in ("aggregation", "least", "dropout")
+        ),
+    ):
+        value = getattr(options, name)
+        if idle and value != getattr(type(options), name):
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} is {value}, but {why} ({', '.join(options.settings)}): leave it out")

@@ -114,6 +114,8 @@ def load_model(
         raise InputError(f"{path} does not fit its architecture {architecture}; run reproduce again") from error
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise InputError(f"{path} is damaged: it has weights that are not finite; run reproduce again")
+    if architecture != "head" and backbone_weights is not None:
+        raise InputError(f"--backbone is {backbone_weights}, but {path} is no head ({architecture}): leave it out")
     if architecture == "head":
         if below == "squeezenet":
             weights = load_weights(backbone_weights if start else "random")

@@ -79,6 +79,12 @@ def collect(
     """All that the report says, as plain data, which ``text`` puts into words."""
     results, folder = read_results(path)
     options = options_of(results)
+    for name, value, idle, why in (
+        ("data-dir", data_dir, options.data == "synthetic", "synthetic eyes are drawn, not read"),
+        ("model", model, model != options.model, f"the results are of {options.model}"),
+    ):
+        if value is not None and idle:
+            raise InputError(f"--{name} is {value}, but {why}: leave it out")
     accounted = verify(results, folder)
     audits = [_recorded(row) for row in results.get("audit", [])]
     if audit:

@@ -21,6 +21,7 @@ from dopamine_lib.encryption.keys import Identity
 from dopamine_lib.encryption.links import check_different
 from dopamine_lib.encryption.messages import SERVER, MessageError
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.arguments import Parser
 from dopamine_lib.files import read_key, write_key
 
 
@@ -83,17 +84,21 @@ def make_identity(folder: str | Path, name: str) -> str:
 def identity_command(words: list[str]) -> int:
     """``identity PARTY DIR`` and ``fingerprints DIR``, as all programs of parties have them; returns 0.
 
-    Raises InputError for other words.
+    Exits with status 2 for other words. Raises InputError as ``make_identity`` and ``fingerprints`` do.
     """
-    if words[0] == "identity":
-        if len(words) != 3:
-            raise InputError("identity takes a party and a folder, as in: identity hospital-3 keys")
-        name, folder = words[1:]
-        print(f"{name}: fingerprint {make_identity(folder, name)}; hand {name}.pub to all other parties")
+    top = Parser(prog="python -m dopamine_lib.federation.remote")
+    commands = top.add_subparsers(dest="command", required=True)
+    identity = commands.add_parser("identity", help="make a party's keys, once, on its own machine")
+    identity.add_argument("party", metavar="PARTY", help="server, hospital-0, hospital-1, …")
+    compared = commands.add_parser("fingerprints", help="print the fingerprints of all keys, to be compared")
+    for command, text in ((identity, "where PARTY.key, which stays there, and PARTY.pub go"), (compared, "the keys")):
+        command.add_argument("folder", metavar="DIR", help=text)
+    arguments = top.parse_args(words)
+    if arguments.command == "identity":
+        name, found = arguments.party, make_identity(arguments.folder, arguments.party)
+        print(f"{name}: fingerprint {found}; hand {name}.pub to all other parties")
         return 0
-    if len(words) != 2:
-        raise InputError("fingerprints takes a folder, as in: fingerprints keys")
-    for name, found in fingerprints(words[1]).items():
+    for name, found in fingerprints(arguments.folder).items():
         print(f"{name}: fingerprint {found}")
     return 0
 

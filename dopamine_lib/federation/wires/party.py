@@ -34,9 +34,11 @@ from dopamine_lib.federation.wires.agreement import (
     asked,
     furthest,
 )
+from dopamine_lib.federation.wires.relay import who
 from dopamine_lib.federation.wires.sums import fewest, make_wire_aggregation, read_vector
 from dopamine_lib.federation.wires.wire import DONE, MODEL, STATE, SessionOver, Silence, Wire
 from dopamine_lib.models.checkpoints import load_checkpoint, save_checkpoint, save_model
+from dopamine_lib.progress import say_last_line
 
 
 def check_plan(plan: Plan) -> None:
@@ -84,16 +86,20 @@ def take_part(
     writes there what it has charged, and at every epoch the checkpoint: over MPI, where ``out`` may be one folder for
     all, hospital 0 alone. On several hosts that is each its own host's ``out``.
     """
-    out = Path(out)
+    out, began = Path(out), time.monotonic()
     check_plan(experiment.plan(experiment.options.settings[0]))
     if party != SERVER:
-        return _sessions(connect, say, resume, lambda wire, again: _train(experiment, wire, out, again))
+        _sessions(connect, say, resume, lambda wire, again: _train(experiment, wire, out, again))
+        say_last_line(who(party), began, out)
+        return None
     begun = experiment.options.record() | {"weights_sha256": experiment.weights.sha256}
     if (out / "results.json").exists():
         raise InputError(f"{out} already holds a finished run; choose another --out")
     start = time.perf_counter()
     with writing(out), claim(out, begun, resume):
-        return _sessions(connect, say, resume, lambda wire, again: _serve(experiment, wire, out, begun, say, start))
+        results = _sessions(connect, say, resume, lambda wire, again: _serve(experiment, wire, out, begun, say, start))
+    say_last_line(who(party), began, out)
+    return results
 
 
 def _sessions(

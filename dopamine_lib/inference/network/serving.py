@@ -45,6 +45,8 @@ def load(
     if model is None:
         net, metadata = load_model(weights, backbone, tables=True)
     else:
+        if backbone is not None:
+            raise InputError(f"--backbone is {backbone}, but {model} is a whole network and no head: leave it out")
         net, metadata = load_network(weights, model, size)
     if metadata.get("architecture") in TABLE_MODELS:
         return _load_rows(net, metadata, weights, size, answer)

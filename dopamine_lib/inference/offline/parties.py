@@ -20,6 +20,7 @@ from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.truncation import TruncationOperation
+from dopamine_lib.progress import progress_bar
 
 #: The tag of all messages ahead of a query: their order and sizes follow from the plan.
 OFFLINE = 0xD000
@@ -64,8 +65,9 @@ class Patient(parties.Patient):
         query, key = self._next_key()
         operations = [operation for _, operation in self.plan.operations]
         buffers, own = self._buffers([operation.patient.nbytes for operation in operations]), []
-        for i, (operation, buffer) in enumerate(zip(operations, buffers, strict=True)):
-            own.append(Own(**operation.patient.arrays(buffer)))
+        # a minute for SqueezeNet: the person who waits is the patient
+        for i, operation in enumerate(progress_bar(operations, title="randomness for a query", unit="operation")):
+            own.append(Own(**operation.patient.arrays(buffers[i])))
             if isinstance(operation, ConvolutionOperation):
                 fill(own[i].a.reshape(-1), key, i)
                 self._products.multiply(operation, own[i].a, own[i].z)

@@ -32,6 +32,7 @@ from dopamine_lib.inference.protocols.channel import Channel, ChannelError
 from dopamine_lib.inference.protocols.opening import GRADE
 from dopamine_lib.inference.workers import control, tls
 from dopamine_lib.inference.workers.control import Command, Status, Tag
+from dopamine_lib.progress import progress_bar
 
 Result = TypeVar("Result")
 #: The most queries that share their rounds: each has a thread.
@@ -209,9 +210,11 @@ class PatientClient:
         """
         answers: list[Answer] = []
         inputs = [self._to_input(image) for image in images]
-        while len(answers) < len(inputs):
-            rest = inputs[len(answers) :][:MOST_TOGETHER]
-            answers += self._in_session(lambda rest=rest: self._infer(rest, progress))
+        with progress_bar(title="grading", unit="query", total=len(inputs), show=len(inputs) > 1) as bar:
+            while len(answers) < len(inputs):
+                rest = inputs[len(answers) :][:MOST_TOGETHER]
+                answers += self._in_session(lambda rest=rest: self._infer(rest, progress))
+                bar.update(len(answers) - bar.n)
         return answers
 
     def _to_input(self, x: np.ndarray) -> np.ndarray:

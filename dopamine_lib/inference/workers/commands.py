@@ -245,6 +245,8 @@ def _endpoint(arguments, role: str):
     """Address and certificate of another worker, from the command line; None where there is to be none."""
     address = getattr(arguments, role.replace("-", "_"))
     if address == "none" and role == "crypto-provider":
+        if arguments.crypto_provider_certificate is not None:
+            raise InputError("--crypto-provider is none, but there is a --crypto-provider-certificate: leave one out")
         return None
     return parse_address(address), _certificate(arguments, role)
 

@@ -1,0 +1,78 @@
+"""Every command explains itself, and none takes an option that it would ignore."""
+
+import argparse
+
+import pytest
+
+import data_download
+from dopamine_lib import __main__ as command_line
+from dopamine_lib.benchmarks import dp
+from dopamine_lib.federation.mpi import __main__ as over_mpi
+from dopamine_lib.federation.remote import __main__ as over_grpc
+from dopamine_lib.federation.wires import identities
+
+
+def commands(parser: argparse.ArgumentParser) -> list[list[str]]:
+    """The words of every command of a parser, and of every command within one."""
+    found = [[]]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [[name, *words] for name, own in action.choices.items() for words in commands(own)]
+    return found
+
+
+def test_help_of_every_command_goes_to_standard_output(capsys):
+    programs = [
+        (command_line.main, commands(command_line.parser())),
+        (over_grpc.main, [*commands(over_grpc._parser()), ["identity"], ["fingerprints"]]),
+        (over_mpi.main, [[], ["identity"], ["fingerprints"]]),
+        (data_download.main, [[]]),
+    ]
+    asked = [(main, words) for main, every in programs for words in every]
+    assert len(asked) > 25
+    for main, words in asked:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        said = capsys.readouterr()
+        assert ended.value.code == 0 and said.out.startswith("usage:") and not said.err, words
+
+
+def test_identity_says_what_it_takes(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        over_grpc.main(["identity", "hospital-1"])
+    assert ended.value.code == 2 and "required: DIR" in capsys.readouterr().err
+    assert over_mpi.main(["identity", "hospital-1", str(tmp_path)]) == 0
+    assert identities.fingerprints(tmp_path)["hospital-1"] in capsys.readouterr().out
+
+
+REPRODUCE = ["reproduce", "--runs", "1", "--out", "no/such/folder"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([*REPRODUCE, "--data-dir", "x"], "--data-dir is x, but synthetic eyes are drawn"),
+        ([*REPRODUCE, "--data", "heart", "--size", "64"], "--size is 64, but heart has rows"),
+        ([*REPRODUCE, "--accountant", "rdp"], "--accountant is rdp, but it keeps --epsilon"),
+        ([*REPRODUCE, "--settings", "C,F", "--epsilon", "3"], "--epsilon is 3.0, but no setting is private (C, F)"),
+        ([*REPRODUCE, "--settings", "F", "--noise", "integer"], "--noise is integer, but no setting is private"),
+        ([*REPRODUCE, "--settings", "C,CDP", "--aggregation", "bfv"], "--aggregation is bfv, but no setting is fed"),
+        ([*REPRODUCE, "--settings", "C", "--least", "3"], "--least is 3, but no setting is federated"),
+        ([*REPRODUCE, "--settings", "C", "--dropout", "0.1"], "--dropout is 0.1, but no setting is federated"),
+        (["bench", "scaling", "--size", "64"], "--size is 64, but bench scaling has no such choice"),
+        (["bench", "dp", "--images", "9"], "--images is 9, but bench dp has no such choice"),
+        (["bench", "dp", "--size", "64"], "--size is 64, but is for one network alone"),
+        (["bench", "inference", "--device", "cuda"], "--device is cuda, but bench inference has no such choice"),
+        (["bench", "inference", "--model", "resnet18"], "--model is resnet18, but is for --images"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_change_nothing_is_refused(words, said, capsys):
+    assert command_line.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and "leave it out" in error and error.count("\n") == 1
+
+
+def test_a_network_of_one_s_own_is_not_measured_on_a_gpu(refuses, monkeypatch):
+    monkeypatch.setattr(dp, "find_device", lambda name: argparse.Namespace(type="cuda"))
+    with refuses("--model is resnet18", "leave it out"):
+        dp.run(model="resnet18", device="cuda")
