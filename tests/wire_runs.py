@@ -141,7 +141,7 @@ class Run:
         self.lives, self.results = dict.fromkeys(self.numbers, 0), None
         self.said, self.errors, self.included, self.most = [], {}, [], {}
         least = party.needed(self.plan)
-        terms = dict(needed=least, gather=0.05, patience=90.0, say=self.say)
+        terms = dict(needed=least, gather=0.05, patience=300.0, say=self.say)
         if wired == "gRPC":
             self.threads = Wired(self.hospitals, self.plan.d, **terms)
         else:
@@ -153,7 +153,7 @@ class Run:
         if self.doomed(SERVER, self.lives[SERVER], line.encode()):
             raise Vanished
 
-    def run(self, seconds=100.0):
+    def run(self, seconds=500.0):
         """Run all parties to their end; returns itself. Fails where one has not ended within ``seconds``."""
         workers = [threading.Thread(target=self._lives, args=(number,), daemon=True) for number in self.numbers]
         for worker in workers:
