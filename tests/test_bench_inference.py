@@ -115,7 +115,7 @@ def test_answers_held_against_plain_torch_s(refuses):
 @pytest.mark.slow
 def test_the_rows_without_a_crypto_provider():
     """Two processes, and ahead of the query some hundred times what a crypto-provider sends."""
-    rows = {row["name"]: row["value"] for row in inference._without_crypto_provider(32, queries=1)}
+    rows = {row["name"]: row["value"] for row in inference._without_crypto_provider(32, queries=1, warm_up=0)}
     name = "without a crypto-provider, 32 px"
     assert rows[f"{name}, offline"] > rows[f"{name}, online"] > 0
     assert 20 < rows[f"{name}, both directions offline"] < 200

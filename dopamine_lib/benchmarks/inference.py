@@ -125,12 +125,14 @@ def run(
     return write(rows + _over_networks(size, max(1, repeats // 3)), path)
 
 
-def _without_crypto_provider(size: int, queries: int = 2) -> list[dict]:
-    """What ``queries`` cost between two processes: medians."""
+def _without_crypto_provider(size: int, queries: int = 2, warm_up: int = 1) -> list[dict]:
+    """What ``queries`` cost between two processes, after some that are not counted: medians."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
         model, image, *_ = _model_and_image(folder, size)
         workers = stack.enter_context(Workers(model, crypto_provider=False))
+        for _ in range(warm_up):
+            workers.infer(image)
         before = _processor_seconds(workers.pids.values()) if PROC else 0
         answers = [workers.infer(image) for _ in range(queries)]
         spent = (_processor_seconds(workers.pids.values()) - before) / queries if PROC else 0
