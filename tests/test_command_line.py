@@ -10,6 +10,10 @@ from dopamine_lib.benchmarks import dp
 from dopamine_lib.federation.mpi import __main__ as over_mpi
 from dopamine_lib.federation.remote import __main__ as over_grpc
 from dopamine_lib.federation.wires import identities
+from dopamine_lib.inference.network import serving
+from dopamine_lib.inference.workers import commands as workers
+from dopamine_lib.models.checkpoints import load_model, save_model
+from dopamine_lib.models.networks import build
 
 
 def commands(parser: argparse.ArgumentParser) -> list[list[str]]:
@@ -76,3 +80,16 @@ def test_a_network_of_one_s_own_is_not_measured_on_a_gpu(refuses, monkeypatch):
     monkeypatch.setattr(dp, "find_device", lambda name: argparse.Namespace(type="cuda"))
     with refuses("--model is resnet18", "leave it out"):
         dp.run(model="resnet18", device="cuda")
+
+
+def test_private_inference_refuses_what_it_would_ignore(refuses, tmp_path):
+    save_model(
+        tmp_path / "cnn.safetensors", build("cnn", 5, None, seed=0), {"architecture": "cnn", "grades": list("abcde")}
+    )
+    with refuses("--backbone is b.pth", "no head (cnn)", "leave it out"):
+        load_model(tmp_path / "cnn.safetensors", "b.pth")
+    with refuses("--backbone is b.pth", "resnet18 is a whole network", "leave it out"):
+        serving.load("w.pth", backbone="b.pth", model="resnet18")
+    given = argparse.Namespace(crypto_provider="none", crypto_provider_certificate="c.crt")
+    with refuses("--crypto-provider is none", "leave one out"):
+        workers._endpoint(given, "crypto-provider")
