@@ -74,6 +74,9 @@ def test_a_letter_comes_back_as_it_was_or_is_refused():
     letter = Letter(b"i" * 16, b"s" * 16, (0, 2), 3, 4, ((1, b"one"), (SERVER, b"")), True, "why", True)
     body = pack(letter)
     assert unpack(body) == letter
+    for nonsense in (body + b"m", body[:-1], b""):
+        with pytest.raises(MessageError, match=f"{len(nonsense)} bytes are no letter"):
+            unpack(nonsense)
     chance, refused = random.Random(0), 0
     for _ in range(300):
         changed = bytearray(body)
@@ -88,6 +91,7 @@ def test_a_letter_comes_back_as_it_was_or_is_refused():
     assert refused > 150
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_program_that_has_ended_says_so_and_who_hands_in_nonsense_disturbs_nobody(tmp_path, refuses):
     box = Box(30.0)
     with refuses("too long a name for a socket"), listening(box, tmp_path / ("long" * 30)):
