@@ -590,7 +590,7 @@ def test_contrast(full):
 
 def hostile():
     """A grading with markup wherever text comes from elsewhere."""
-    from dopamine_lib.inference.workers.client import Answer
+    from dopamine_lib.inference.workers.answer import Answer
 
     bad = "<script>x</script>"
     amounts = {"online_sent": 1, "online_received": 2, "offline_to_provider": 3, "setup_to_patient": 4}

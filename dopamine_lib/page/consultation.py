@@ -26,7 +26,8 @@ from dopamine_lib.files import atomic_path
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded
 from dopamine_lib.inference.protocols.opening import SCORES
 from dopamine_lib.inference.workers import tls
-from dopamine_lib.inference.workers.client import Answer, PatientClient, Progress
+from dopamine_lib.inference.workers.answer import Answer
+from dopamine_lib.inference.workers.client import PatientClient, Progress
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page import served_model
 

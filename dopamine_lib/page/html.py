@@ -18,7 +18,7 @@ from dopamine_lib.inference.protocols.room import EXCEEDED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dopamine_lib.inference.workers.client import Answer
+    from dopamine_lib.inference.workers.answer import Answer
     from dopamine_lib.page.consultation import Grading
 
 BLUE, INK, GREY, RED = "#00557f", "#1a1a1a", "#595959", "#9c2a00"

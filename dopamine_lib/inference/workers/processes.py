@@ -92,7 +92,7 @@ class Workers:
         return self._hear("patient")["ready"]
 
     def infer(self, image: str | Path) -> dict:
-        """The answer for one image file, as ``client.Answer.record``. Raises InputError for a bad file."""
+        """The answer for one image file, as ``answer.Answer.record``. Raises InputError for a bad file."""
         return self.infer_all([image])[0][1]
 
     def infer_all(self, files: Sequence[str | Path]) -> list[tuple[str, dict]]:
