@@ -2,7 +2,7 @@
 
     python tests/flower_deployment.py HOSPITALS [KEY=VALUE …]    keys as in the run-config; keep=FOLDER, resident=yes
 
-Needs Flower, so an environment of its own (notebooks/pages/flower.md). Prints what ``flwr run`` prints. With
+Needs Flower, so an environment of its own (notebooks/pages/hospitals.md). Prints what ``flwr run`` prints. With
 ``resident=yes`` hospitals are nodes of their own, in place of stock SuperNodes.
 """
 

@@ -106,6 +106,7 @@ def test_a_program_that_has_ended_says_so_and_who_hands_in_nonsense_disturbs_nob
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two dozen exchanges of stock Flower, each with processes of its own
 @pytest.mark.parametrize("kind", ["plain", "bfv"])
 def test_a_run_over_flower_has_the_model_and_the_ledger_of_one_process(kind, tmp_path):
     """SuperLink and SuperNodes on this machine, with TLS and a key for each node; programs that the app starts."""

@@ -89,7 +89,7 @@ def text(notebook) -> bytes:
 
 #: What lies in the folder, and the points and the note that come of it; None where it cannot be graded.
 FILES = {
-    f"solver/{NAME}.ipynb": (lambda: text(handed_in(*ALL, words="Five.")), POINTS, "not final: 1 answers wait"),
+    f"solver/{NAME}.ipynb": (lambda: text(handed_in(*ALL, words="Five.")), POINTS, "not final: answers to be graded by hand: 1"),
     f"other year/{NAME}.ipynb": (
         lambda: text(handed_in("size", year=YEAR + 1)),
         0,
@@ -125,7 +125,7 @@ def test_a_folder_of_submissions(tmp_path, capsys):
     older.write_bytes(SOURCE.read_bytes())
     os.utime(older, (0, 0))
     assert main(["homework", "grade", str(tmp_path / "in")]) == 0
-    assert f"solver  {NAME}  {POINTS} of {MOST}; not final: 1 answers wait" in capsys.readouterr().out
+    assert f"solver  {NAME}  {POINTS} of {MOST}; not final: answers to be graded by hand: 1" in capsys.readouterr().out
     with open(tmp_path / "in-graded" / "grades.csv", newline="", encoding="utf-8") as file:
         rows = {row["student_id"]: row for row in csv.DictReader(file)}
     expected = {name.removesuffix(".ipynb").partition("/")[0]: what for name, (_, *what) in FILES.items()}

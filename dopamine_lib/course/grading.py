@@ -105,7 +105,7 @@ def grade_folder(
                     one.notes += [f"the cell of {names} stopped" for names in one.stopped]
                     one.answers = {asked: submission.answer(asked, homework.headings) for asked in homework.questions}
                     if waiting := sum(map(bool, one.answers.values())):
-                        one.notes.append(f"not final: {waiting} answers wait to be graded by hand")
+                        one.notes.append(f"not final: answers to be graded by hand: {waiting}")
                 except Exception as error:  # nothing in one student's work may cost another a grade
                     one.verdicts = None
                     one.notes.append(f"not graded: the judge stopped with {type(error).__name__}: {error}")
