@@ -89,14 +89,22 @@ def text(notebook) -> bytes:
 
 #: What lies in the folder, and the points and the note that come of it; None where it cannot be graded.
 FILES = {
-    f"solver/{NAME}.ipynb": (lambda: text(handed_in(*ALL, words="Five.")), POINTS, "not final: answers to be graded by hand: 1"),
+    f"solver/{NAME}.ipynb": (lambda: text(handed_in(*ALL, words="Five.")), POINTS, "graded by hand: 1"),
     f"other year/{NAME}.ipynb": (
         lambda: text(handed_in("size", year=YEAR + 1)),
         0,
         "least_patients is asked for in other",
     ),
-    f"words/{NAME}.ipynb": (lambda: text(handed_in("count", words="Ten times <b>0.5</b>.")), 4, "not final: 1 answers"),
-    f"words below/{NAME}.ipynb": (lambda: text(below(without_metadata(handed_in("count")))), 4, "not final: 1 answers"),
+    f"words/{NAME}.ipynb": (
+        lambda: text(handed_in("count", words="Ten times <b>0.5</b>.")),
+        4,
+        "answers to be graded by hand: 1",
+    ),
+    f"words below/{NAME}.ipynb": (
+        lambda: text(below(without_metadata(handed_in("count")))),
+        4,
+        "answers to be graded by hand: 1",
+    ),
     f"sleeper/{NAME}.ipynb": (lambda: text(handed_in()), 0, ""),
     f"half/{NAME}.ipynb": (lambda: text(handed_in(*TWO)), 8, ""),
     f"tree/{NAME}/{NAME}.ipynb": (lambda: text(handed_in("count")), 4, ""),
