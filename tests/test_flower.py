@@ -40,10 +40,10 @@ def test_the_run_config_is_the_command_line():
     for key, value in app["config"].items():
         if key not in ("identities", "out"):
             assert value == ("" if asked[key.replace("-", "_")] is None else asked[key.replace("-", "_")]), key
-    given = {"epsilon": 3, "rounds": "auto", "setting": "F", "least": 3, "resume": True, "data": "two words.csv"}
+    given = {"epsilon": 3, "rounds": "auto", "setting": "FPDP", "least": 3, "resume": True, "data": "two words.csv"}
     found = vars(read(words(app["config"] | given)))
     assert {key: found[key] for key in given} == given
-    assert chosen_options(argparse.Namespace(**found, settings=("F",), runs=1)).data == "two words.csv"
+    assert chosen_options(argparse.Namespace(**found, settings=("FPDP",), runs=1)).data == "two words.csv"
     for module, _, name in (text.partition(":") for text in app["components"].values()):
         path = importlib.util.find_spec(module).origin
         with open(path, encoding="utf-8") as source:
