@@ -164,7 +164,8 @@ def released(folders, tmp_path, monkeypatch, capsys):
             hold(patch.setattr)
             patch.setattr(run, "save_checkpoint", save_and_keep)
             patch.setattr(Training, "_total", total_and_keep)
-            words = ["--data", "aptos", "--size", str(SIZE), "--hospitals", "4", "--runs", "1", *options]
+            images = [] if "heart" in options else ["--data", "aptos", "--size", str(SIZE)]
+            words = [*images, "--hospitals", "4", "--runs", "1", *options]
             assert main(["reproduce", *words, "--out", str(out / "out")]) == 0
             assert main(["report", str(out / "out")]) == 0
         kept["stdout"] = capsys.readouterr().out.replace(str(out), "OUT").encode()
