@@ -13,9 +13,11 @@ from dopamine_lib.errors import EXTRAS, InputError, not_installed
 from dopamine_lib.federation.arguments import (
     Parser,
     bound_arguments,
+    check_used,
     chosen_options,
     device_argument,
     experiment_arguments,
+    read_options,
 )
 from dopamine_lib.inference.workers.commands import add_infer, add_party
 from dopamine_lib.machine import keep_to_cores, safe_output
@@ -127,7 +129,8 @@ def _reproduce(arguments) -> None:
 
     terms = {"device": arguments.device, "minutes": arguments.minutes, "workers": arguments.workers}
     terms["tensorboard"] = arguments.tensorboard
-    results = reproduce(chosen_options(arguments), arguments.out, resume=arguments.resume, **terms)
+    read = chosen_options if arguments.config is None else read_options  # a file's are checked together
+    results = reproduce(read(arguments), arguments.out, resume=arguments.resume, **terms)
     print(table(results))
     hours = results["seconds"] / 3600
     price = f", {hours * arguments.hourly:.2f} USD" if arguments.hourly else ""
@@ -213,14 +216,20 @@ def _commands(argv: list[str]) -> list[argparse.Namespace]:
         return [parser().parse_args(argv)]
     from dopamine_lib.reproduction.config import config_words
 
-    found = []
+    found, idle = [], []
     for folder, words in config_words(file, argv):
         arguments, unknown = parser().parse_known_args(["reproduce", *words, *argv[1:]])
         if unknown:
             raise InputError(f"{file} or the command line says {unknown[0]}, which is no option of reproduce")
-        chosen_options(arguments)  # what is wrong anywhere in a sweep is said before its first run
+        options = read_options(arguments)  # what is wrong anywhere in a sweep is said before its first run
+        try:
+            check_used(options)
+        except InputError as error:
+            idle.append(error)
         arguments.out = os.path.join(arguments.out, folder) if folder else arguments.out
         found.append(arguments)
+    if len(idle) == len(found):  # what one combination has no use for, another may
+        raise idle[0]
     return found
 
 

@@ -122,7 +122,15 @@ def device_argument(command: argparse.ArgumentParser) -> None:
 
 
 def chosen_options(arguments: argparse.Namespace) -> "Options":
-    """The options that were given. Raises InputError for values out of bounds."""
+    """The options that were given. Raises InputError for values out of bounds, and for what would change nothing."""
+    options = read_options(arguments)
+    if not getattr(arguments, "resume", False):  # a run goes on with the options that it was begun with
+        check_used(options)
+    return options
+
+
+def read_options(arguments: argparse.Namespace) -> "Options":
+    """The options that were given, used or not. Raises InputError for values out of bounds."""
     from dataclasses import fields
 
     from dopamine_lib.federation.options import Options
@@ -145,12 +153,10 @@ def chosen_options(arguments: argparse.Namespace) -> "Options":
     own = {name: own[name] for name in names if name in own}
     if own:
         given |= {"settings": tuple(dict.fromkeys(names)), "own": own}
-    options = Options(**given)
-    _check_used(options)
-    return options
+    return Options(**given)
 
 
-def _check_used(options: "Options") -> None:
+def check_used(options: "Options") -> None:
     """Raise InputError for what was asked for and would change nothing: whoever asks believes that it does."""
     from dopamine_lib.data import is_table
 

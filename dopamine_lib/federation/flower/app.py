@@ -50,15 +50,20 @@ class Nodes:
             self._find()
         if number not in self._nodes:
             raise Lost("no SuperNode has its partition-id")
-        return self._ask(self._nodes[number], {"letter": letter}).result()["letter"]
+        try:
+            return self._ask(self._nodes[number], {"letter": letter}, "letter", bytes).result()
+        except Lost:  # another node may be this hospital's by now
+            self._nodes.pop(number, None)
+            raise
 
     def close(self) -> None:
         """Ask no more."""
         self._closed.set()
 
-    def _ask(self, node: int, what: dict[str, bytes | str]) -> Future:
+    def _ask(self, node: int, what: dict[str, bytes | str], key: str, kind: type) -> Future:
+        """What a node replies under ``key``, of type ``kind``; Lost for anything else."""
         answer = Future()
-        self._asked.put((node, what, answer))
+        self._asked.put((node, what, (answer, key, kind)))
         return answer
 
     def _find(self) -> None:
@@ -66,17 +71,17 @@ class Nodes:
         with self._finding:
             here = set(self._grid.get_node_ids())
             known = {number: node for number, node in self._nodes.items() if node in here}
-            new = {node: self._ask(node, {"who": "are you"}) for node in here - set(known.values())}
+            new = {node: self._ask(node, {"who": "are you"}, "number", int) for node in here - set(known.values())}
             for node, answer in new.items():
                 try:
-                    known.setdefault(answer.result()["number"], node)
+                    known.setdefault(answer.result(), node)
                 except Lost:  # it is asked again
                     continue
             self._nodes = known
 
     def _speak(self) -> None:
         """In a thread: push what is asked, and pull what is answered."""
-        waiting: dict[str, Future] = {}
+        waiting: dict[str, tuple[Future, str, type]] = {}
         while not self._closed.wait(LOOK):
             asked = []
             while not self._asked.empty():
@@ -88,18 +93,23 @@ class Nodes:
                     ]
                     for found, (_, _, answer) in zip(self._grid.push_messages(messages), asked, strict=True):
                         if found is None:
-                            answer.set_exception(Lost("Flower took no message for its node"))
+                            answer[0].set_exception(Lost("Flower took no message for its node"))
                         else:
                             waiting[found] = answer
                     asked = []
                 for reply in self._grid.pull_messages([*waiting]) if waiting else ():
-                    answer = waiting.pop(reply.metadata.reply_to_message_id)
+                    answer, key, kind = waiting.pop(reply.metadata.reply_to_message_id)
                     if reply.has_error():
                         answer.set_exception(Lost(reply.error.reason or f"Flower's error {reply.error.code}"))
+                        continue
+                    carried = reply.content.get("carried")  # a node may reply anything: it is its own hospital's loss
+                    found = carried.get(key) if isinstance(carried, ConfigRecord) else None
+                    if type(found) is kind:
+                        answer.set_result(found)
                     else:
-                        answer.set_result(reply.content["carried"])
+                        answer.set_exception(Lost("its node replied with something else"))
             except Exception as error:  # whoever waits must hear of it
-                for answer in [*waiting.values(), *(answer for _, _, answer in asked)]:
+                for answer, *_ in [*waiting.values(), *(answer for _, _, answer in asked)]:
                     answer.set_exception(Lost(f"the SuperLink does not answer ({type(error).__name__})"))
                 waiting.clear()
 
@@ -148,7 +158,7 @@ def carry(message: Message, context: Context) -> Message:
         path = Path(context.node_config["out"]) / SOCKET
         try:
             reply = hand_in(path, asked["letter"])
-        except OSError:  # no program listens
+        except (FileNotFoundError, ConnectionRefusedError):  # no program listens
             start(path, context)
             reply = hand_in(path, asked["letter"])
         found = {"letter": reply}

@@ -23,6 +23,8 @@ from dopamine_lib.federation.wires.wire import SessionOver, Silence
 
 #: The longest name of a socket on Linux and macOS alike.
 _LONGEST_NAME = 100
+#: Seconds within which whoever connects must say something.
+SAY = 5.0
 #: Why a program ends that has come to its end.
 DONE = "it has done its part"
 
@@ -189,24 +191,32 @@ def listening(box: Box, path: Path) -> Iterator[None]:
         raise InputError(f"{path} is too long a name for a socket, {_LONGEST_NAME} bytes: choose a shorter --out")
     path.unlink(missing_ok=True)  # of a program that was killed; the folder is claimed
     replying: list[threading.Thread] = []
+    closed = threading.Event()
 
     def reply_to(connection: Connection) -> None:
         with connection, suppress(EOFError, OSError, MessageError):  # whoever hung up, or sends none, comes again
-            connection.send_bytes(box.answer(connection.recv_bytes(MOST_BYTES)))
+            if connection.poll(SAY):
+                connection.send_bytes(box.answer(connection.recv_bytes(MOST_BYTES)))
 
     def serve() -> None:
-        with suppress(OSError):  # closed
-            while True:
-                replying[:] = [thread for thread in replying if thread.is_alive()]
-                replying.append(threading.Thread(target=reply_to, args=(listener.accept(),), daemon=True))
-                replying[-1].start()
+        while not closed.is_set():
+            try:
+                connection = listener.accept()
+            except OSError:  # closed, or more connections than files may be open: these end
+                closed.wait(0.1)
+                continue
+            replying[:] = [thread for thread in replying if thread.is_alive()]
+            replying.append(threading.Thread(target=reply_to, args=(connection,), daemon=True))
+            replying[-1].start()
 
     with Listener(str(path), "AF_UNIX") as listener:
         path.chmod(0o660)
         threading.Thread(target=serve, name="letters", daemon=True).start()
         yield
+        closed.set()
+        end = time.monotonic() + 5.0
         for thread in list(replying):  # the last letter says that the program has ended
-            thread.join(5.0)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def hand_in(path: Path, letter: bytes) -> bytes:

@@ -58,8 +58,9 @@ def words(config: dict[str, object]) -> list[str]:
     for key, value in config.items():
         if key not in known:
             raise InputError(f"run-config has {key}, which is no option: {', '.join(known)}")
-        if isinstance(value, bool) and not isinstance(known[key][0], bool):
-            raise InputError(f"{key} is {str(value).lower()} in the run-config, but it takes a value, not a yes or no")
+        if isinstance(value, bool) != isinstance(known[key][0], bool):
+            takes = "true or false" if isinstance(known[key][0], bool) else "a value, not a yes or no"
+            raise InputError(f"{key} is {str(value).lower()} in the run-config, but it takes {takes}")
         if value is True:
             found.append(f"--{key}")
         elif value is not False and value != "":

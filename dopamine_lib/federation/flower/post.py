@@ -61,7 +61,8 @@ class Post:
         while letter is not None:
             try:
                 reply, lost = unpack(self._carry(number, pack(letter))), 0
-                why = reply.over and f"has ended: {reply.over}"
+                over = "".join(filter(str.isprintable, reply.over))[:200]  # a line, whatever a node replies
+                why = reply.over and f"has ended: {over}"
                 letter = Letter() if why else hospital.next(reply)
             except (Lost, MessageError) as error:
                 why, lost = f"cannot be reached: {error}", lost + 1

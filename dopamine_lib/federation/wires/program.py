@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dopamine_lib.encryption.codec import RangeError
 from dopamine_lib.errors import InputError
-from dopamine_lib.federation.arguments import chosen_options
+from dopamine_lib.federation.arguments import check_used, read_options
 
 if TYPE_CHECKING:
     from dopamine_lib.encryption.keys import Identity
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 def one_setting(arguments: Namespace) -> "Options":
     """The options of a run of one federated setting. Raises InputError for others."""
     arguments.settings = (arguments.setting,)
-    options = chosen_options(arguments)
+    options = read_options(arguments)
     if len(options.settings) > 1:
         raise InputError(f"{arguments.setting} declares {', '.join(options.settings)}: one is trained at a time")
     if not options.setting(options.settings[0]).federated:
         raise InputError(f"{options.settings[0]} is not federated: choose FSCDP, FPDP or F")
     if not arguments.patience > 0:
         raise InputError(f"--patience is {arguments.patience}, but must be over 0: 1800 is half an hour")
+    if not arguments.resume:
+        check_used(options)  # last: a party's --aggregation has a default of its own
     return options
 
 

@@ -77,9 +77,14 @@ def thresholds(weights: str | Path) -> dict[str, float]:
 
     Raises InputError where the file has something else there.
     """
-    found = parse_json(read_state(Path(weights))[1].get("thresholds", "{}"))
-    if not isinstance(found, dict) or not all(isinstance(beyond, int | float) for beyond in found.values()):
-        raise InputError(f"{weights}: its thresholds are not a number for each disease; give a model of reproduce's")
+    metadata = read_state(Path(weights))[1]
+    found, most = parse_json(metadata.get("thresholds", "{}")), len(parse_json(metadata["grades"])) - 1
+    if not isinstance(found, dict) or not all(
+        isinstance(beyond, int | float) and 0 <= beyond <= most for beyond in found.values()
+    ):
+        raise InputError(
+            f"{weights}: its thresholds are not a number for each disease, 0 to {most}; give a model of reproduce's"
+        )
     return found
 
 
