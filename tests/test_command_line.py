@@ -7,9 +7,11 @@ import pytest
 import data_download
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.benchmarks import dp
+from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.mpi import __main__ as over_mpi
 from dopamine_lib.federation.remote import __main__ as over_grpc
 from dopamine_lib.federation.wires import identities
+from dopamine_lib.federation.wires.program import one_setting
 from dopamine_lib.inference.network import serving
 from dopamine_lib.inference.workers import commands as workers
 from dopamine_lib.models.checkpoints import load_model, save_model
@@ -74,6 +76,27 @@ def test_an_option_that_would_change_nothing_is_refused(words, said, capsys):
     assert command_line.main(words) == 2
     error = capsys.readouterr().err
     assert said in error and "leave it out" in error and error.count("\n") == 1
+
+
+def test_what_one_combination_of_a_sweep_has_no_use_for_another_may(tmp_path, refuses):
+    file = tmp_path / "sweep.toml"
+    given = ["reproduce", "--config", str(file), "--out", "no/such/folder"]
+    for settings, runs in ((["C", "FSCDP"], 2), (["C", "F"], 0)):
+        file.write_text(f'data = "heart"\nepsilon = 3.0\n[sweep]\nsettings = {settings}\n', encoding="utf-8")
+        if runs:
+            assert len(command_line._commands(given)) == runs
+            continue
+        with refuses("--epsilon is 3.0, but no setting is private", "leave it out"):
+            command_line._commands(given)
+
+
+def test_a_run_that_was_begun_with_an_idle_option_goes_on(tmp_path, refuses):
+    """Folders of older versions; and what is wrong with a setting is said before what it has no use for."""
+    given = command_line.parser().parse_args([*REPRODUCE, "--accountant", "rdp", "--resume"])
+    assert chosen_options(given).accountant == "rdp"
+    party = argparse.Namespace(setting="C", aggregation="bfv", patience=1.0, resume=False, runs=1)
+    with refuses("C is not federated"):
+        one_setting(party)
 
 
 def test_a_network_of_one_s_own_is_not_measured_on_a_gpu(refuses, monkeypatch):

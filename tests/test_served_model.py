@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.synthetic import load_synthetic
@@ -16,7 +17,7 @@ from dopamine_lib.files import EMBEDDED
 from dopamine_lib.inference.network.serving import thresholds
 from dopamine_lib.models.checkpoints import load_model, save_model
 from dopamine_lib.models.features import extract_features
-from dopamine_lib.models.weights import load_weights
+from dopamine_lib.models.weights import load_weights, read_state
 from dopamine_lib.page import served_model
 from dopamine_lib.page.html import about
 from dopamine_lib.page.served_model import MEASURED, SERVED, facts, main, make
@@ -91,6 +92,17 @@ def test_the_accuracy_is_what_it_says(known):
         torch.manual_seed(0)
         net[-1].weight.copy_(torch.randn_like(net[-1].weight))
         assert abs((net[-1](features).argmax(1).numpy() == data.labels[test]).mean() - known["accuracy"]) > 0.05
+
+
+@pytest.mark.parametrize("beyond", ["NaN", "Infinity", "-0.5", "4.5", "1e400", '"2"', "[2]"])
+def test_a_threshold_beyond_the_grades_is_refused_where_it_is_served(beyond, tmp_path, refuses):
+    state, metadata = read_state(SERVED)
+    text = '{"sight_threatening": 4}'
+    save_file(state, tmp_path / "head.safetensors", metadata=metadata | {"thresholds": text})
+    assert thresholds(tmp_path / "head.safetensors") == {"sight_threatening": 4}
+    save_file(state, tmp_path / "head.safetensors", metadata=metadata | {"thresholds": text.replace("4", beyond)})
+    with refuses("head.safetensors", "a number for each disease, 0 to 4"):
+        thresholds(tmp_path / "head.safetensors")
 
 
 def test_the_page_says_what_accuracy_hides(known):

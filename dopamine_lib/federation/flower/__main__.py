@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser
 from dopamine_lib.federation.flower.config import flower_arguments, write_app
-from dopamine_lib.federation.wires.program import complain, ended, load_party, train_hospital
-from dopamine_lib.machine import safe_output
+from dopamine_lib.federation.wires.program import load_party, run_program, train_hospital
 
 if TYPE_CHECKING:
     from dopamine_lib.federation.flower.box import Box
@@ -92,22 +91,17 @@ def _train(arguments: Namespace) -> None:
         box.close(DONE)
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run a hospital's program, or what ``words`` name; returns the exit status as ``program.ended`` gives it."""
-    safe_output()
-    words = sys.argv[1:] if words is None else words
-    if words[:1] in (["identity"], ["fingerprints"]):
-        from dopamine_lib.federation.wires.identities import identity_command
-
-        status, line = ended(lambda: identity_command(words))
+def _do(words: list[str]) -> None:
+    arguments = _parser().parse_args(words)
+    if arguments.role == "app":
+        _say(f"{write_app(arguments.folder)} is Flower's app")
     else:
-        arguments = _parser().parse_args(words)
-        if arguments.role == "app":
-            status, line = ended(lambda: _say(f"{write_app(arguments.folder)} is Flower's app"))
-        else:
-            status, line = ended(lambda: _train(arguments))
-    complain(line)
-    return status
+        _train(arguments)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a hospital's program, or what ``words`` name; returns the exit status, as ``program.ended``."""
+    return run_program(words, _do)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Box:
         self._out: deque[tuple[int, bytes]] = deque()
         self._taken = self._got = self._put = 0  # messages that came, that the program has, and that it has put
         self._end: Boxed | None = None
+        self._left: set[bytes] = set()  # sessions that the program has been in
 
     def join(self) -> Seat | None:
         """As ``Calls.join``."""
@@ -132,7 +133,8 @@ class Box:
             self._over = self._over or letter.over
         elif letter.session == NONE:  # a server that knows of no session: it was started again
             self._over = self._over or "the server has begun anew"
-        elif self._joining:
+        elif self._joining and letter.session not in self._left:  # a letter that comes again, late, seats nobody
+            self._left.add(letter.session)
             self._seat, self._fresh = Seat(letter.session, letter.parties), True
             self._over, self._taken, self._got, self._put = letter.over, 0, 0, 0
             self._in.clear()
@@ -209,7 +211,7 @@ def listening(box: Box, path: Path) -> Iterator[None]:
             replying.append(threading.Thread(target=reply_to, args=(connection,), daemon=True))
             replying[-1].start()
 
-    with Listener(str(path), "AF_UNIX") as listener:
+    with Listener(str(path), "AF_UNIX", backlog=16) as listener:
         path.chmod(0o660)
         threading.Thread(target=serve, name="letters", daemon=True).start()
         yield

@@ -20,8 +20,7 @@ import sys
 
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, party_arguments
-from dopamine_lib.federation.wires.program import complain, ended, load_party, serve, show, train_hospital
-from dopamine_lib.machine import safe_output
+from dopamine_lib.federation.wires.program import load_party, run_program, serve, show, train_hospital
 
 ADDRESS = "127.0.0.1:50051"
 LOST_AFTER = 30.0
@@ -122,17 +121,7 @@ def _train(arguments, experiment, identity, publics, credentials, certificates) 
 
 def main(words: list[str] | None = None) -> int:
     """Run one party, or what ``words`` name; returns the exit status: 0, 2 for bad input, 1 for what ended the run."""
-    safe_output()
-    words = sys.argv[1:] if words is None else words
-    if words[:1] in (["identity"], ["fingerprints"]):
-        from dopamine_lib.federation.wires.identities import identity_command
-
-        status, line = ended(lambda: identity_command(words))
-    else:
-        arguments = _parser().parse_args(words)
-        status, line = ended(lambda: _take_part(arguments))
-    complain(line)
-    return status
+    return run_program(words, lambda given: _take_part(_parser().parse_args(given)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from dopamine_lib.encryption.codec import RangeError
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import check_used, read_options
+from dopamine_lib.federation.wires.identities import identity_command, read_identity, read_publics
+from dopamine_lib.machine import safe_output
 
 if TYPE_CHECKING:
     from dopamine_lib.encryption.keys import Identity
@@ -40,7 +42,6 @@ def load_party(arguments: Namespace, number: int) -> tuple["Experiment", "Identi
     """
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.experiment import Experiment
-    from dopamine_lib.federation.wires.identities import read_identity, read_publics
 
     options = one_setting(arguments)
 
@@ -121,6 +122,19 @@ def ended(do: Callable[[], object]) -> tuple[int, str]:
     except Exception as error:  # the others are told that this party has gone; its user is told why
         return 1, f"{type(error).__name__}: {error}; the same command with --resume goes on"
     return 0, ""
+
+
+def run_program(words: list[str] | None, take_part: Callable[[list[str]], object]) -> int:
+    """A party's program: does ``identity`` or ``fingerprints``, else ``take_part(words)``; its status as ``ended``.
+
+    words  the command line; None: this process's
+    """
+    safe_output()
+    words = sys.argv[1:] if words is None else words
+    keys = words[:1] in (["identity"], ["fingerprints"])
+    status, line = ended(lambda: identity_command(words) if keys else take_part(words))
+    complain(line)
+    return status
 
 
 def complain(line: str) -> None:
