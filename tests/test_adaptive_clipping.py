@@ -212,7 +212,8 @@ def test_gradients_are_those_of_the_adjusted_loss_clipped_afterwards(kind, clip,
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
         expected += gradient * clip_factors(gradient.norm(), clip)
     assert torch.allclose(task.clipped_sums(task.start, index, clip)[0], expected, atol=1e-5)
-    assert torch.equal(task.logits(task.start, index), HeadTask(net, features, labels).logits(task.start, index))
+    plain = HeadTask(net, features, labels).logits(task.start, index)  # by another product of matrices: equal to rounding
+    assert torch.allclose(task.logits(task.start, index), plain, atol=1e-6)
 
 
 def test_no_patient_moves_the_first_release_by_more_than_one():
