@@ -35,22 +35,28 @@ MAX_WORKERS = 2
 #: Memory of one worker: torch, a compiler, some thousand images with their features, what the PRV accountant keeps.
 WORKER_MEMORY = GB
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+#: ``python -m`` for an environment that the kit is not installed in; its path names the kit last.
+ELSEWHERE = "import runpy, sys; sys.path.append({home!r}); runpy.run_module({module!r}, None, '__main__', True)"
 
 
 class Child:
     """``python -m module words … DESCRIPTOR`` as a process with one thread for its arithmetic.
 
-    quiet  drop what it prints; otherwise that goes to this process's standard error
+    quiet   drop what it prints; otherwise that goes to this process's standard error
+    python  another environment's Python, at least 3.11, whose packages stand before those beside the kit
     """
 
-    def __init__(self, module: str, *words: str, quiet: bool = False):
+    def __init__(self, module: str, *words: str, quiet: bool = False, python: str | None = None):
         home = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        # -P: a student's random.py beside the notebook is not Python's
+        start = [sys.executable, "-P", "-m", module]
+        if python is not None:
+            start = [python, "-I", "-c", ELSEWHERE.format(home=home, module=module)]
         self._pipe, its = Pipe()
         with its:
             self._process = subprocess.Popen(
-                # -P: a student's random.py beside the notebook is not Python's
-                [sys.executable, "-P", "-m", module, *words, str(its.fileno())],
+                [*start, *words, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if quiet else 2,
                 stderr=subprocess.DEVNULL if quiet else 2,

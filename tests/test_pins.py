@@ -17,7 +17,7 @@ from readme import NOTEBOOKS, PAGES
 
 REQUIRED, PINNED = read_requirements(REQUIREMENTS), read_constraints(CONSTRAINTS)
 #: Imported only where it is installed: for a comparison, and in an environment of its own (the extra "flower").
-OPTIONAL = {"crypten", "flwr"}
+OPTIONAL = {"crypten", "flwr", "jax", "spu"}
 
 
 def imported(source: str) -> set[str]:
@@ -106,7 +106,8 @@ def test_versions_named_elsewhere_are_the_pinned_ones():
         *REPOSITORY.glob("dopamine_lib/**/*.py"),
         *NOTEBOOKS,
     ]
-    files = [path for path in files if path.name != "crypten_peer.py"]  # says how to install what the kit never needs
+    # these say how to install what the kit never needs
+    files = [path for path in files if path.name not in ("crypten_peer.py", "spu_peer.py")]
     found = 0
     for path in files:
         for name, version in re.findall(r"\b([a-z][\w-]+)==(\d[\w.]*\w)", path.read_text(encoding="utf-8")):

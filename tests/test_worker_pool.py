@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 from pathlib import Path
 
 import nbformat
@@ -187,6 +188,24 @@ def test_a_child_that_says_nothing_is_killed_and_one_that_was_closed_hears_nothi
     with pytest.raises(EOFError):
         child.hear()
     assert not child.alive
+
+
+def test_a_child_of_another_environment_has_its_packages_first(tmp_path, monkeypatch):
+    """What lies beside the kit, which has a NumPy of its own there when it is installed, comes last."""
+    venv.create(tmp_path / "elsewhere", symlinks=True)
+    (modules,) = (tmp_path / "elsewhere").glob("lib/python*/site-packages")
+    python = str(tmp_path / "elsewhere" / "bin" / "python")
+    (modules / "echo.py").write_text(
+        "import sys\nfrom dopamine_lib.pool import Parent\n"
+        "Parent(int(sys.argv[-1])).say(python=sys.executable, words=sys.argv[1:-1], path=sys.path)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = Child("echo", "one", "", python=python)
+    said = child.hear(60)
+    child.close()
+    assert said["python"] == python and said["words"] == ["one", ""]
+    assert said["path"][-2:] == [str(modules), str(Path(pool_module.__file__).parents[1])]
+    assert str(tmp_path) not in said["path"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

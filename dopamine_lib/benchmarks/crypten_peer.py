@@ -1,4 +1,4 @@
-"""One party of CrypTen 0.4.1, the peer of ``bench inference``: a ``pool.Child`` that answers with its seconds.
+"""One party of CrypTen 0.4.1, a peer of ``bench inference``: a ``pool.Child`` that answers with its seconds.
 
 The kit does not depend on CrypTen: it is installed for the benchmark only, in its own folder,
 
@@ -17,6 +17,7 @@ import sys
 import time
 import types
 import warnings
+from importlib.metadata import version
 
 from dopamine_lib.pool import Parent
 
@@ -59,10 +60,15 @@ def _forward(crypten, net, convolutions, x):
     return x.mean((2, 3))
 
 
-def main(rank: str, folder: str, rendezvous: str, model: str, size: str, descriptor: str) -> None:
-    """Answer every message of the parent's with the seconds of one inference; ``folder`` is CrypTen's, or empty."""
+def main(rank: str, folder: str, rendezvous: str, model: str, image: str, descriptor: str) -> None:
+    """Answer every message of the parent's with the seconds of one inference, party 0 also with the logits.
+
+    folder  CrypTen's, or empty
+    image   file of an array (1, 3, H, W), of which party 1 uses the shape alone
+    """
     parent = Parent(int(descriptor))
     sys.path[:0] = [folder] if folder else []
+    import numpy as np
     import torch
 
     from dopamine_lib.models.checkpoints import load_model
@@ -74,17 +80,20 @@ def main(rank: str, folder: str, rendezvous: str, model: str, size: str, descrip
     torch.set_num_threads(1)
     crypten.init()
     net, _ = load_model(model)
-    image = torch.rand(1, 3, int(size), int(size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = torch.from_numpy(np.load(image))
+    if rank != "0":
+        picture = torch.zeros_like(picture)
     with torch.inference_mode(False), torch.no_grad(), contextlib.suppress(EOFError):
         convolutions = {
             layer: _encrypted(crypten, layer) for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)
         }
-        parent.say(seconds=0.0)  # ready
+        parent.say(seconds=0.0, name=f"crypten {version('crypten')}, 2 parties, 64 bits of which 16 fraction")  # ready
         while True:
             parent.hear()
             begin = time.perf_counter()
-            _forward(crypten, net, convolutions, crypten.cryptensor(image, src=0)).get_plain_text(dst=0)
-            parent.say(seconds=time.perf_counter() - begin)
+            logits = _forward(crypten, net, convolutions, crypten.cryptensor(picture, src=0)).get_plain_text(dst=0)
+            taken = time.perf_counter() - begin
+            parent.say(seconds=taken, logits=logits[0].tolist() if rank == "0" else None)
 
 
 if __name__ == "__main__":

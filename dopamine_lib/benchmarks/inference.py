@@ -1,18 +1,17 @@
-"""``bench inference``: SqueezeNet-1.1 on one image by three processes over TLS, beside plain torch and CrypTen.
+"""``bench inference``: SqueezeNet-1.1 on one image by three processes over TLS, beside plain torch, CrypTen and SPU.
 
-The three take turns, so that a busy machine is as busy for each. CrypTen 0.4.1 is installed in its own folder and
-measured if ``DOPAMINE_CRYPTEN`` names it (see ``crypten_peer``); else its rows are left out. It makes its correlated
-randomness within the query, so it is compared with offline plus online time, not with online time alone.
-At 224 pixels one turn of CrypTen takes about a minute; at 64, the default, some seconds.
+They take turns, so that a busy machine is as busy for each. CrypTen and SPU are measured where ``DOPAMINE_CRYPTEN`` and
+``DOPAMINE_SPU`` say where they are (see ``peers``); else their rows are left out. What they answer is held against
+plain torch, as what the kit answers is. At 224 pixels one turn of either takes minutes; at 64, the default, seconds.
 
-At 64 pixels the same without a crypto-provider, whose randomness patient and provider then make ahead.
+At 64 pixels the same without a crypto-provider, whose randomness patient and provider then make ahead; beside it SPU's
+Cheetah, which has none either.
 
 Then the same over a network, made by a ``link`` between patient and provider that delays and throttles; beside it, what
 the messages themselves take on it: half a round trip for each that must wait for another, and the patient's bytes.
 """
 
 import contextlib
-import importlib.util
 import os
 import statistics
 import tempfile
@@ -21,25 +20,22 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-from dopamine_lib.benchmarks import crypten_peer
+from dopamine_lib.benchmarks import peers
 from dopamine_lib.benchmarks.agreement import agreement
 from dopamine_lib.benchmarks.link import Link
 from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
-from dopamine_lib.pool import Child, close_all
 
-#: Times faster than CrypTen, by the image's size.
-CRYPTEN_TARGETS = {64: 30, 224: 100}
-CRYPTEN_PARTIES = 2
+#: Times faster than a peer, by the image's size.
+TARGETS = {"CrypTen": {64: 30, 224: 100}, "SPU's ABY3": {64: 60}, "SPU's SEMI2K": {64: 60}}
 #: Networks between patient and provider: seconds of a round trip, bits a second, and the most seconds at 224 pixels.
 NETWORKS = ((0.02, 100e6, 4), (0.05, 20e6, None))
 #: Images that share their rounds.
 TOGETHER = 4
 #: The size at which the randomness is also made without a crypto-provider.
 ALONE = 64
-PATIENCE = 600.0  # seconds for CrypTen's start, or one inference
 #: Only Linux shows other processes; elsewhere memory and processor time are left out.
 PROC = Path("/proc/self/smaps_rollup").exists()
 
@@ -62,7 +58,6 @@ def run(
         return write(agreement(model or "squeezenet", size, images), path)
     if model is not None:
         raise InputError(f"--model is {model}, but is for --images N: give both, or leave it out")
-    import numpy as np
     import torch
 
     with contextlib.ExitStack() as stack:
@@ -82,23 +77,17 @@ def run(
                 memory.append(together(workers.pids.values()))
 
         def plain():
-            with torch.inference_mode():
-                return net(x)
+            return _plain(net, x)
 
-        functions = {"private": private, "plain": plain}
-        if _crypten_folder() is not None:
-            functions["crypten"] = stack.enter_context(_Crypten(folder, model, size))
-        seconds = medians(interleaved(functions, repeats, warm_up))
-        logits = plain()[0].numpy()
+        seconds = medians(interleaved({"private": private, "plain": plain}, repeats, warm_up))
+        logits, counted = plain(), answers[warm_up:]
         workers.infer_all([image] * TOGETHER)  # memory for so many is there from now on
         begin = time.perf_counter()
         workers.infer_all([image] * 2 * TOGETHER)
         several = (time.perf_counter() - begin) / (2 * TOGETHER)
         held = together(workers.pids.values()) if PROC else 0
-    counted = answers[warm_up:]
-    error = max(float(np.abs(np.array(answer["logits"]) - logits).max()) for answer in counted)
-    online = statistics.median(answer["seconds_online"] for answer in counted)
-    total = statistics.median(answer["seconds_online"] + answer["seconds_offline"] for answer in counted)
+        beside = _beside_peers(folder, size, private, answers, logits, max(1, repeats // 3))
+    online, total = _seconds(counted)
     amounts = counted[0]["bytes"]
     rows = [
         at_most(f"online, {size} px", online, "s", 0.4 if size == 224 else None),
@@ -109,44 +98,59 @@ def run(
         at_most("crypto-provider to patient, once a session", amounts["offline_to_patient"], "bytes", 16),
         row("rounds online", counted[0]["rounds"], "rounds"),
         row(f"images a minute, {TOGETHER} at once", 60 / several, "images", "one", 60 / total, total / several),
-        at_most("largest error of a logit, of the logits' range", error / float(np.ptp(logits)), "of 1", 1e-3),
+        at_most(
+            "largest error of a logit, of the logits' range",
+            max(_error(answer["logits"], logits) for answer in counted),
+            "of 1",
+            1e-3,
+        ),
     ]
     if PROC:
         rows += [
             at_most("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
             at_most(f"the same, {TOGETHER} at once", held / 1e9, "GB", 2),
-            row("processor time of the three, a query", statistics.median(processor[warm_up:]), "s"),
+            row("processor time of the three, a query", statistics.median(processor[warm_up:][:repeats]), "s"),
         ]
-    if "crypten" in functions:
-        peer = functions["crypten"].seconds[warm_up:]
-        rows += _against_crypten(statistics.median(peer), online, total, size)
+    rows += beside
     if size == ALONE:
         rows += _without_crypto_provider(size)
     return write(rows + _over_networks(size, max(1, repeats // 3)), path)
 
 
 def _without_crypto_provider(size: int, queries: int = 2, warm_up: int = 1) -> list[dict]:
-    """What ``queries`` cost between two processes, after some that are not counted: medians."""
+    """What ``queries`` cost between two processes, after some that are not counted, and SPU's Cheetah: medians."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
-        model, image, *_ = _model_and_image(folder, size)
+        model, image, net, x = _model_and_image(folder, size)
         workers = stack.enter_context(Workers(model, crypto_provider=False))
-        for _ in range(warm_up):
-            workers.infer(image)
-        before = _processor_seconds(workers.pids.values()) if PROC else 0
-        answers = [workers.infer(image) for _ in range(queries)]
-        spent = (_processor_seconds(workers.pids.values()) - before) / queries if PROC else 0
-    offline, online = (
-        statistics.median(answer[f"seconds_{when}"] for answer in answers) for when in ("offline", "online")
-    )
-    name, amounts = f"without a crypto-provider, {size} px", answers[-1]["bytes"]
-    ahead = (amounts["offline_to_provider"] + amounts["offline_to_patient"]) / 1e6
-    rows = [
-        at_most(f"{name}, offline", offline, "s", 60 if size == ALONE else None),
-        at_most(f"{name}, online", online, "s", 0.2 if size == ALONE else None),
-        at_most(f"{name}, both directions offline", ahead, "MB", 400 if size == ALONE else None),
-    ]
-    return [*rows, row(f"{name}, processor time of the two, a query", spent, "s")] if PROC else rows
+        answers, processor = [], []
+
+        def private():
+            before = _processor_seconds(workers.pids.values()) if PROC else 0
+            answers.append(workers.infer(image))
+            processor.append(_processor_seconds(workers.pids.values()) - before if PROC else 0)
+
+        cheetah = peers.spu(folder, size, "Cheetah")
+        functions = {"private": private} | ({} if cheetah is None else {"peer": stack.enter_context(cheetah)})
+        interleaved(functions, queries, warm_up)
+        offline, online = (
+            statistics.median(answer[f"seconds_{when}"] for answer in answers[warm_up:])
+            for when in ("offline", "online")
+        )
+        name, amounts = f"without a crypto-provider, {size} px", answers[-1]["bytes"]
+        ahead = (amounts["offline_to_provider"] + amounts["offline_to_patient"]) / 1e6
+        rows = [
+            at_most(f"{name}, offline", offline, "s", 60 if size == ALONE else None),
+            at_most(f"{name}, online", online, "s", 0.2 if size == ALONE else None),
+            at_most(f"{name}, both directions offline", ahead, "MB", 400 if size == ALONE else None),
+        ]
+        if PROC:
+            spent = statistics.median(processor[warm_up:])
+            rows.append(row(f"{name}, processor time of the two, a query", spent, "s"))
+        if cheetah is not None:
+            rows += _against(f"{name}: ", cheetah, answers[warm_up:], warm_up, 1)
+            rows.append(_error_of(cheetah, _plain(net, x)))
+    return rows
 
 
 def _over_networks(size: int, repeats: int) -> list[dict]:
@@ -180,14 +184,61 @@ def _over_networks(size: int, repeats: int) -> list[dict]:
     return rows
 
 
-def _against_crypten(peer: float, online: float, total: float, size: int) -> list[dict]:
-    least = CRYPTEN_TARGETS.get(size)
-    target = None if least is None else f"at least {least} times faster"
-    holds = None if least is None else peer / total >= least
+def _beside_peers(folder: Path, size: int, private, answers: list[dict], logits, repeats: int) -> list[dict]:
+    """Rows for each library that is there, in turns with ``private``, whose answers arrive in ``answers``."""
+    with contextlib.ExitStack() as stack:
+        found = [peers.crypten(folder), *(peers.spu(folder, size, protocol) for protocol in ("ABY3", "SEMI2K"))]
+        found = [stack.enter_context(peer) for peer in found if peer is not None]
+        if not found:
+            return []
+        begin = len(answers) + 1  # after the first turn, which is not counted
+        interleaved({"private": private} | {peer.title: peer for peer in found}, repeats)
+    rows = []
+    for peer in found:
+        rows += _against("", peer, answers[begin:], 1, TARGETS[peer.title].get(size)) + [_error_of(peer, logits)]
+    return rows
+
+
+def _against(prefix: str, peer: peers.Peer, answers: list[dict], warm_up: int, least: float | None) -> list[dict]:
+    """The kit's answers against a peer's seconds after ``warm_up``; at ``least`` so many times faster in all."""
+    (online, total), taken = _seconds(answers), statistics.median(peer.seconds[warm_up:])
+    target = None if least is None else f"at least {least:g} times faster"
+    holds = None if least is None else taken / total >= least
+    against = f"against {peer.title}"
     return [
-        row("offline and online against CrypTen", total, "s", "crypten 0.4.1", peer, peer / total, target, holds),
-        row("online alone against CrypTen", online, "s", "crypten 0.4.1", peer, peer / online),
+        row(f"{prefix}offline and online {against}", total, "s", peer.name, taken, taken / total, target, holds),
+        row(f"{prefix}online alone {against}", online, "s", peer.name, taken, taken / online),
     ]
+
+
+def _error_of(peer: peers.Peer, logits) -> dict:
+    """Whether a peer computes what plain torch does."""
+    return at_most(
+        f"{peer.title}: largest error of a logit, of the logits' range", _error(peer.logits, logits), "of 1", 0.01
+    )
+
+
+def _seconds(answers: list[dict]) -> tuple[float, float]:
+    """Medians: online, and in all."""
+    online = [answer["seconds_online"] for answer in answers]
+    return statistics.median(online), statistics.median(
+        answer["seconds_offline"] + answer["seconds_online"] for answer in answers
+    )
+
+
+def _error(logits: list[float], wanted) -> float:
+    """The largest, as a part of the range of what is wanted."""
+    import numpy as np
+
+    return float(np.abs(np.array(logits) - wanted).max() / np.ptp(wanted))
+
+
+def _plain(net, x):
+    """Logits of plain torch, as an array."""
+    import torch
+
+    with torch.inference_mode():
+        return net(x)[0].numpy()
 
 
 def _model_and_image(folder: Path, size: int):
@@ -210,43 +261,12 @@ def _model_and_image(folder: Path, size: int):
     )
     images, *_ = make_population(1, size, 1, threads=1)
     Image.fromarray(images[0]).save(folder / "eye.png")
-    return folder / "model.safetensors", folder / "eye.png", net, to_input(images, weights.mean, weights.std)
+    x = to_input(images, weights.mean, weights.std)
+    peers.write_inputs(folder, {name: value.numpy() for name, value in net.state_dict().items()}, x.numpy())
+    return folder / "model.safetensors", folder / "eye.png", net, x
 
 
 def _processor_seconds(pids: Iterable[int]) -> float:
     """User and system time of processes until now."""
     fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in pids]
     return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
-
-
-def _crypten_folder() -> str | None:
-    """CrypTen's folder: the one that was named, "" if the environment has it, None if it is missing."""
-    named = os.environ.get("DOPAMINE_CRYPTEN")
-    return named or ("" if importlib.util.find_spec("crypten") else None)
-
-
-class _Crypten:
-    """CrypTen's two parties; each call runs one inference and records the slower party's seconds."""
-
-    def __init__(self, folder: Path, model: Path, size: int):
-        words = [_crypten_folder(), str(folder / "rendezvous"), str(model), str(size)]
-        self.seconds: list[float] = []
-        self._parties = [Child(crypten_peer.__name__, str(rank), *words) for rank in range(CRYPTEN_PARTIES)]
-
-    def __enter__(self):
-        self._hear()
-        return self
-
-    def __call__(self) -> None:
-        for party in self._parties:
-            party.say({})
-        self.seconds.append(max(self._hear()))
-
-    def _hear(self) -> list[float]:
-        try:
-            return [party.hear(PATIENCE)["seconds"] for party in self._parties]
-        except EOFError:
-            raise RuntimeError(f"a CrypTen process ended, or was silent for {PATIENCE:g} s; see above") from None
-
-    def __exit__(self, *error):
-        close_all(self._parties)
