@@ -24,7 +24,7 @@ from dopamine_lib.data.dataset import GRADES
 from dopamine_lib.data.images import prepare
 from dopamine_lib.models.checkpoints import save_model
 from dopamine_lib.models.networks import HALF, build, to_input
-from dopamine_lib.page.app import most_kernels, refusal
+from dopamine_lib.page.app import listening, most_kernels, refusal
 from dopamine_lib.page.process_memory import children, together
 from dopamine_lib.page.widget import samples
 
@@ -298,6 +298,17 @@ def test_bad_ports_and_hosts(capsys):
             assert main(["app", *arguments]) == 2
             error = capsys.readouterr().err
             assert said in error and error.count("\n") == 1
+
+
+def test_nobody_can_take_the_port_before_the_page_is_served():
+    import socket
+
+    with listening("127.0.0.1", 0) as listeners:
+        address = listeners[0].getsockname()
+        with pytest.raises(OSError), socket.create_server(address):
+            pass
+        socket.create_connection(address, 60).close()  # a visitor who comes early waits for the page
+    socket.create_server(address).close()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import data_download
 from dopamine_lib import __main__ as command_line
 from dopamine_lib.benchmarks import dp
 from dopamine_lib.federation.arguments import chosen_options
+from dopamine_lib.federation.flower import __main__ as over_flower
 from dopamine_lib.federation.mpi import __main__ as over_mpi
 from dopamine_lib.federation.remote import __main__ as over_grpc
 from dopamine_lib.federation.wires import identities
@@ -29,18 +30,20 @@ def commands(parser: argparse.ArgumentParser) -> list[list[str]]:
 
 def test_help_of_every_command_goes_to_standard_output(capsys):
     programs = [
-        (command_line.main, commands(command_line.parser())),
-        (over_grpc.main, [*commands(over_grpc._parser()), ["identity"], ["fingerprints"]]),
-        (over_mpi.main, [[], ["identity"], ["fingerprints"]]),
-        (data_download.main, [[]]),
+        (command_line, "python -m dopamine_lib", commands(command_line.parser())),
+        (over_grpc, over_grpc.PROGRAM, [*commands(over_grpc._parser()), ["identity"], ["fingerprints"]]),
+        (over_flower, over_flower.PROGRAM, [*commands(over_flower._parser()), ["identity"], ["fingerprints"]]),
+        (over_mpi, over_mpi.PROGRAM, [[], ["identity"], ["fingerprints"]]),
+        (data_download, "", [[]]),
     ]
-    asked = [(main, words) for main, every in programs for words in every]
+    asked = [(module.main, program, words) for module, program, every in programs for words in every]
     assert len(asked) > 25
-    for main, words in asked:
+    for main, program, words in asked:
         with pytest.raises(SystemExit) as ended:
             main([*words, "--help"])
         said = capsys.readouterr()
-        assert ended.value.code == 0 and said.out.startswith("usage:") and not said.err, words
+        assert ended.value.code == 0 and not said.err, words
+        assert said.out.startswith(f"usage: {program}"), words
 
 
 def test_identity_says_what_it_takes(tmp_path, capsys):

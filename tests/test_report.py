@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.auditing.planted_faults import scale_noise
+from dopamine_lib.data import PATIENTS
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options
@@ -367,6 +368,20 @@ def test_more_bad_input(results, made, tmp_path, refuses):
     del results["settings"]["FSCDP"]["test_accuracy"]
     with refuses("test_accuracy"):
         verify(results, tmp_path)
+
+
+def test_what_the_report_has_no_use_for_is_refused(results, tmp_path, capsys):
+    """Synthetic eyes are in no folder, and a network that the results are not of has nothing to say about them."""
+    drawn = deepcopy(results) | {"data": "synthetic", "persons": PATIENTS["synthetic"]}
+    drawn["options"] |= {"data": "synthetic", "data_dir": None}
+    for made, given, said in (
+        (drawn, ["--data-dir", "eyes"], "--data-dir is eyes, but synthetic eyes are drawn, not read: leave it out"),
+        (results, ["--model", "mynets:small"], "--model is mynets:small, but the results are of head: leave it out"),
+    ):
+        assert main(["report", str(put_back(made, tmp_path)), *given]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,21 +64,21 @@ def _app(arguments) -> None:
     need_home()
     if find_spec("voila") is None:
         raise not_installed("voila")
-    host, port = arguments.host, _free_port(arguments.host, arguments.port)
     # compiling takes every process about ten seconds and would save a tenth of one
     os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
-    backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer)
     with (
+        listening(arguments.host, arguments.port) as listeners,  # from here on nobody else can take the port
         tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder,  # mode 0700
         contextlib.closing(Child(__name__, folder)),  # takes it away where this process is killed
     ):
+        backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer)
         introduction = Path(folder, "introduction.json")
         os.environ[INTRODUCTION] = str(introduction)
         loop = IOLoop.current()  # the one that the server will run in
         keeper = _Keeper(backend, introduction, lambda: loop.add_callback(loop.stop))
         try:
             keeper.start()
-            _server(Path(folder), host, port).start()  # while the workers start
+            _server(Path(folder), arguments.host, listeners).start()  # while the workers start
         finally:
             keeper.stop()
             backend.close()
@@ -113,11 +113,12 @@ class _Keeper(threading.Thread):
         self._ended.set()
 
 
-def _server(folder: Path, host: str, port: int):
-    """Voila, ready to start; ``folder`` is a private one for what it reads."""
+def _server(folder: Path, host: str, listeners: list[socket.socket]):
+    """Voila, ready to start on sockets that listen; ``folder`` is a private one for what it reads."""
     # Jupyter's validator would spend three seconds on a grammar of web addresses, none of which is checked here
     sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat
+    from tornado.httpserver import HTTPServer
     from tornado.web import HTTPError
     from voila.app import Voila
     from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
@@ -148,6 +149,11 @@ def _server(folder: Path, host: str, port: int):
     class PageServer(Voila):
         def init_handlers(self):
             return [(path, ours.get(kind, kind), *rest) for path, kind, *rest in super().init_handlers()]
+
+        def listen(self) -> None:
+            # Voila would bind a socket of its own
+            self.app.listen = lambda port, host: HTTPServer(self.app).add_sockets(listeners)
+            super().listen()
 
         def launch_browser(self) -> None:  # Voila calls this when it listens
             at = f"[{self.ip}]" if ":" in self.ip else self.ip
@@ -182,6 +188,7 @@ def _server(folder: Path, host: str, port: int):
     # set here, after whatever a configuration file of Voila's says
     server.log_level = "ERROR"
     logging.getLogger("tornado").setLevel("ERROR")  # it grumbles at Jupyter's own choice of time-outs
+    port = listeners[0].getsockname()[1]
     server.ip, server.port, server.port_retries, server.base_url = host, port, 0, "/"
     headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
     server.tornado_settings = {"websocket_max_message_size": 2 * MAX_UPLOAD, "headers": headers}
@@ -205,6 +212,26 @@ def _server(folder: Path, host: str, port: int):
     choices.theme, choices.strip_sources, choices.file_allowlist = "light", True, ["$^"]  # no file is served
     server.setup_template_dirs()
     return server
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Sockets that listen at the port, or at a free one for 0. Raises InputError where nobody can listen there."""
+    from tornado.netutil import bind_sockets
+
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port is {port}, but must lie in [0, 65535]")
+    try:
+        listeners = bind_sockets(port, host)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
+        ) from None
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
 
 
 def refusal(headers: Mapping[str, str], kernels: int, most: int) -> tuple[int, str] | None:
@@ -232,19 +259,6 @@ def most_kernels() -> int:
 
 def _prepend(name: str, path: str) -> None:
     os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises InputError where nobody can listen there."""
-    if not 0 <= port < 2**16:
-        raise InputError(f"--port is {port}, but must lie in [0, 65535]")
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            return probe.getsockname()[1]
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
-        ) from None
 
 
 def main(folder: str, descriptor: str) -> None:

@@ -26,6 +26,7 @@ from dopamine_lib.federation.wires.program import load_party, run_program, train
 if TYPE_CHECKING:
     from dopamine_lib.federation.flower.box import Box
 
+PROGRAM = "python -m dopamine_lib.federation.flower"
 #: Where a hospital's program listens, in its --out.
 SOCKET = "hospital.sock"
 
@@ -33,7 +34,7 @@ SOCKET = "hospital.sock"
 def _parser() -> Parser:
     about = "The same training with Flower as its courier. "
     about += "First, each party makes keys (identity hospital-3 keys) and compares what it got (fingerprints keys)."
-    top = Parser(prog="python -m dopamine_lib.federation.flower", description=about)
+    top = Parser(prog=PROGRAM, description=about)
     roles = top.add_subparsers(dest="role", required=True, metavar="app | hospital")
     app = roles.add_parser("app", help="write Flower's app, for flwr run")
     app.add_argument("folder", type=Path, metavar="APP", help="where its pyproject.toml goes")
@@ -101,7 +102,7 @@ def _do(words: list[str]) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """Run a hospital's program, or what ``words`` name; returns the exit status, as ``program.ended``."""
-    return run_program(words, _do)
+    return run_program(words, _do, PROGRAM)
 
 
 if __name__ == "__main__":

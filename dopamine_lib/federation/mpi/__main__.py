@@ -45,13 +45,14 @@ from dopamine_lib.federation.arguments import Parser, chosen_options, party_argu
 from dopamine_lib.federation.wires.program import one_setting
 from dopamine_lib.machine import safe_output
 
+PROGRAM = "python -m dopamine_lib.federation.mpi"
 #: Where MPICH 5.0 has ranks of one host exchange messages, and the bytes it takes for each; Docker gives 64 MB in all.
 SHARED, SHARED_BY_A_RANK = Path("/dev/shm"), 5_400_000
 
 
 def _parser(hospitals: int) -> Parser:
     about = "The same training between processes, over MPI: rank 0 is the server, ranks 1 to K are the hospitals."
-    top = Parser(prog="python -m dopamine_lib.federation.mpi", description=about)
+    top = Parser(prog=PROGRAM, description=about)
     party_arguments(top)
     top.add_argument("--identities", metavar="DIR", help="the parties' keys; needed on several hosts")
     top.set_defaults(hospitals=hospitals, runs=1)
@@ -197,7 +198,7 @@ def main(words: list[str] | None = None) -> int:
         if words[:1] in (["identity"], ["fingerprints"]):
             from dopamine_lib.federation.wires.identities import identity_command
 
-            return identity_command(words)
+            return identity_command(words, PROGRAM)
         arguments = _parser(size - 1).parse_args(words)
         _check(arguments, size)
         _check_shared_memory(int(os.environ.get("MPI_LOCALNRANKS", 0)))  # taken once all ranks have come this far

@@ -22,14 +22,14 @@ from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, party_arguments
 from dopamine_lib.federation.wires.program import load_party, run_program, serve, show, train_hospital
 
-ADDRESS = "127.0.0.1:50051"
+PROGRAM, ADDRESS = "python -m dopamine_lib.federation.remote", "127.0.0.1:50051"
 LOST_AFTER = 30.0
 
 
 def _parser() -> Parser:
     about = "The same training between machines, over gRPC: hospitals dial the server's one port. "
     about += "First, each party makes keys (identity hospital-3 keys) and compares what it got (fingerprints keys)."
-    top = Parser(prog="python -m dopamine_lib.federation.remote", description=about)
+    top = Parser(prog=PROGRAM, description=about)
     roles = top.add_subparsers(dest="role", required=True, metavar="server | hospital")
     server = roles.add_parser("server", help="add up what hospitals send")
     server.add_argument("--address", default=ADDRESS, metavar="HOST:PORT", help=f"to listen on (default: {ADDRESS})")
@@ -121,7 +121,7 @@ def _train(arguments, experiment, identity, publics, credentials, certificates) 
 
 def main(words: list[str] | None = None) -> int:
     """Run one party, or what ``words`` name; returns the exit status: 0, 2 for bad input, 1 for what ended the run."""
-    return run_program(words, lambda given: _take_part(_parser().parse_args(given)))
+    return run_program(words, lambda given: _take_part(_parser().parse_args(given)), PROGRAM)
 
 
 if __name__ == "__main__":

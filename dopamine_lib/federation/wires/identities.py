@@ -81,12 +81,13 @@ def make_identity(folder: str | Path, name: str) -> str:
     return fingerprint(public, tls.certificate)
 
 
-def identity_command(words: list[str]) -> int:
+def identity_command(words: list[str], program: str) -> int:
     """``identity PARTY DIR`` and ``fingerprints DIR``, as all programs of parties have them; returns 0.
 
+    program  what was called, for help and refusals
     Exits with status 2 for other words. Raises InputError as ``make_identity`` and ``fingerprints`` do.
     """
-    top = Parser(prog="python -m dopamine_lib.federation.remote")
+    top = Parser(prog=program)
     commands = top.add_subparsers(dest="command", required=True)
     identity = commands.add_parser("identity", help="make a party's keys, once, on its own machine")
     identity.add_argument("party", metavar="PARTY", help="server, hospital-0, hospital-1, …")
@@ -131,7 +132,7 @@ def read_identity(folder: str | Path, number: int, publics: dict[int, bytes]) ->
     Raises InputError where others can read the file, or where ``publics`` has another public key for the party.
     """
     path = Path(folder) / f"{party_name(number)}.key"
-    remedy = f"make it here with: python -m dopamine_lib.federation.mpi identity {party_name(number)} {folder}"
+    remedy = f"make it here with: python -m dopamine_lib.federation.remote identity {party_name(number)} {folder}"
     identity = Identity(_read(path, remedy, read_key)[0])
     if publics[number] != identity.public:
         raise InputError(f"{path} does not belong to {path.stem}.pub beside it: the public key was replaced or is old")

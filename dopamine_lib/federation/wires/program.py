@@ -124,15 +124,16 @@ def ended(do: Callable[[], object]) -> tuple[int, str]:
     return 0, ""
 
 
-def run_program(words: list[str] | None, take_part: Callable[[list[str]], object]) -> int:
+def run_program(words: list[str] | None, take_part: Callable[[list[str]], object], program: str) -> int:
     """A party's program: does ``identity`` or ``fingerprints``, else ``take_part(words)``; its status as ``ended``.
 
-    words  the command line; None: this process's
+    words    the command line; None: this process's
+    program  what was called, for help and refusals
     """
     safe_output()
     words = sys.argv[1:] if words is None else words
     keys = words[:1] in (["identity"], ["fingerprints"])
-    status, line = ended(lambda: identity_command(words) if keys else take_part(words))
+    status, line = ended(lambda: identity_command(words, program) if keys else take_part(words))
     complain(line)
     return status
 
