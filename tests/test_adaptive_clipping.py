@@ -212,7 +212,7 @@ def test_gradients_are_those_of_the_adjusted_loss_clipped_afterwards(kind, clip,
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
         expected += gradient * clip_factors(gradient.norm(), clip)
     assert torch.allclose(task.clipped_sums(task.start, index, clip)[0], expected, atol=1e-5)
-    plain = HeadTask(net, features, labels).logits(task.start, index)  # by another product of matrices: equal to rounding
+    plain = HeadTask(net, features, labels).logits(task.start, index)  # another product of matrices: equal to rounding
     assert torch.allclose(task.logits(task.start, index), plain, atol=1e-6)
 
 

@@ -176,6 +176,22 @@ def test_a_layout_as_it_comes(layout, tmp_path, check_dataset):
     assert public == (not sites and grades == GRADES)
 
 
+def test_pictures_that_are_not_read_are_not_left_out_without_a_word(tmp_path, refuses):
+    classes(tmp_path / "classes")
+    (tmp_path / "classes" / "2 mild" / "Thumbs.db").write_bytes(b"")
+    assert len(load(str(tmp_path / "classes"), size=16)) == N
+    (tmp_path / "classes" / "2 mild" / "y.TIF").write_bytes(b"II")
+    with refuses("'2 mild/y.TIF': neither PNG nor JPEG", "convert"):
+        load(str(tmp_path / "classes"), size=16)
+    ours(tmp_path / "ours")
+    (tmp_path / "ours" / "pictures" / "mask.tif").write_bytes(b"II")  # its table says what counts
+    assert len(load(str(tmp_path / "ours"), size=16)) == N
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "eye.dcm").write_bytes(b"DICM")
+    with refuses("no pictures with suffix .png", "convert 'eye.dcm'"):
+        load(str(tmp_path / "scans"), size=16)
+
+
 def test_odd_files_are_the_same_data(tmp_path):
     ours(tmp_path / "one")
     odd(tmp_path / "two")

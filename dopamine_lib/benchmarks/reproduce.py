@@ -48,7 +48,7 @@ def run(
         cold = _job_seconds(options, cache=cache)
         seconds = {workers: _job_seconds(options, workers=workers, cache=cache) for workers in (None, 1)}
     warm, alone = seconds[None], seconds[1]
-    whole = f"{len(settings)} settings x {runs} runs"
+    whole = f"{len(settings)} settings x {runs} run{'s' if runs > 1 else ''}"
     rows = [
         at_most(f"{whole}, nothing cached", cold, "s", COLD_TARGET),
         at_most(f"{whole}, cached", warm, "s", WARM_TARGET, "one process", alone),

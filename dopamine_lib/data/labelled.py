@@ -40,10 +40,10 @@ def load_folder(folder: str | Path, *, size: int = 224, seed: int = 0) -> Datase
     label or a picture that cannot be used.
     """
     folder = Path(folder)
-    pictures, tables = below(folder)
+    pictures, tables, others = below(folder)
     read = read_tables(folder, tables)
     sheet = read_sheet(read[0].path.with_suffix(".toml")) if read else {}
-    found = of_tables(folder, read, pictures, sheet) if read else of_classes(folder, pictures)
+    found = of_tables(folder, read, pictures, sheet) if read else of_classes(folder, pictures, others)
     classes, labels = _labels(found, sheet, read)
     images, hashes = decode_files([one.file for one in found], size, repr([one.where for one in found]).encode())
     person, persons = _persons(found, hashes)

@@ -13,6 +13,8 @@ from dopamine_lib.data.dataset import PARTS
 from dopamine_lib.data.folder import SUFFIXES
 from dopamine_lib.errors import InputError
 
+#: Pictures of a kind that is not read.
+OTHERS = (".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii")
 #: What people are called in tables: a column that is called so may say who is who.
 PERSONS = ("person", "patient", "subject", "participant")
 #: Names of columns in the field's tables, as ``CsvFile.find`` takes them; the first of each is this kit's.
@@ -42,9 +44,9 @@ class Picture:
     rest: dict[str, str] = field(default_factory=dict)
 
 
-def below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All pictures and CSV files below a folder, without hidden ones and those that macOS adds to archives."""
-    pictures, tables = [], []
+def below(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Pictures, CSV files and pictures of other kinds below a folder, but none that is hidden or added by macOS."""
+    pictures, tables, others = [], [], []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(names):
@@ -55,9 +57,12 @@ def below(folder: Path) -> tuple[list[Path], list[Path]]:
                 pictures.append(path)
             elif path.suffix.lower() == ".csv":
                 tables.append(path)
+            elif path.suffix.lower() in OTHERS:
+                others.append(path)
     if not pictures:
-        raise InputError(f"{folder}: no pictures with suffix {', '.join(SUFFIXES)} in it or below; put them there")
-    return pictures, tables
+        remedy = f"convert {some(path.name for path in others)}" if others else "put them there"
+        raise InputError(f"{folder}: no pictures with suffix {', '.join(SUFFIXES)} in it or below; {remedy}")
+    return pictures, tables, others
 
 
 def read_tables(folder: Path, tables: list[Path]) -> list[CsvFile]:
@@ -181,8 +186,11 @@ def _class_folders(folder: Path) -> bool:
     return sum(path.is_dir() and not path.name.startswith((".", "__MACOSX")) for path in folder.iterdir()) > 1
 
 
-def of_classes(folder: Path, pictures: list[Path]) -> list[Picture]:
+def of_classes(folder: Path, pictures: list[Path], others: list[Path]) -> list[Picture]:
     """The pictures in subfolders that are called as their class, perhaps within one for each part."""
+    if others:  # where no table says which pictures count, each left out would be a patient less, without a word
+        names = some(str(path.relative_to(folder)) for path in others)
+        raise InputError(f"{folder}: {names}: neither PNG nor JPEG; convert them, or move them away")
     top = Path(os.path.commonpath([path.parent for path in pictures]))
     inside = [path.relative_to(top).parts for path in pictures]
     words = {word: part for part, words in PARTS.items() for word in words}

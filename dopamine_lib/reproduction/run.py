@@ -204,7 +204,7 @@ def reproduce(
         stack.enter_context(writing(out))
         stack.enter_context(claim(out, asked, resume))
         total = options.runs * sum(plan.setting.gradients(plan.population) for plan in plans.values())
-        bar = stack.enter_context(Estimate(total, f"{len(runs)} runs", progress))
+        bar = stack.enter_context(Estimate(total, f"{len(runs)} run{'s' if len(runs) > 1 else ''}", progress))
 
         def do(jobs: list[dict]) -> list:
             if pool:
