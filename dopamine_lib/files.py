@@ -56,7 +56,8 @@ def make_folder(folder: Path) -> None:
 def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
-    On success file and name are on disk: a ledger that was saved outlives the power, and so do keys.
+    On success file and name are on disk: a ledger that was saved outlives the power, and so do keys. (The package
+    atomicwrites did the same, and is no longer maintained.)
     private  only the owner may read the file, whatever rights others have elsewhere
     """
     path = Path(path)

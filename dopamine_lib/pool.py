@@ -6,9 +6,9 @@
 
 A ``Child`` is a fresh interpreter, and ``Parent`` is its view of the process that started it. Between the two lies a
 pipe of its own: what a library prints goes to standard error and never stands between the messages. A message is one
-JSON object or an array's bytes, so nothing is pickled, and no secret stands in an argument or in the environment. The
-pipe ends when the parent does, however it ends, and the child with it: none outlives its parent, and none goes on
-drawing noise that nobody is going to account for.
+JSON object or an array's bytes, so nothing is pickled, as concurrent.futures and joblib would, and no secret stands in
+an argument or in the environment. The pipe ends when the parent does, however it ends, and the child with it: none
+outlives its parent, and none goes on drawing noise that nobody is going to account for.
 """
 
 import contextlib

@@ -186,7 +186,7 @@ def _adversaries(facts: dict, bounded: list) -> str:
                 sees = "every message in the clear in this run, a simulation; behind secure aggregation sums"
             server = (
                 f"{sees}, then the same: {_epsilons(views['server'])}; computational, and "
-                f"{alone:.0f} (classic RDP) for whoever sees single messages"
+                f"{alone:.2f} (classic RDP) for whoever sees single messages"
             )
         else:
             server = f"every hospital's message, noised by itself: {_epsilons(views['server'])}"
