@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,15 @@ def test_a_row_by_its_sheet(tmp_path):
     assert (data.person[0::2] == data.person[1::2]).all() and len(set(data.person.tolist())) == 30
     assert data.attributes["age"][[0, 40, 59]].tolist() == ["below 40", "40 to below 60", "40 to below 60"]
     assert data.sheet.patients is None and data.sheet.sites == ("north", "south")
+
+
+@pytest.mark.parametrize("text, line", [('a,b\n1,2\n"3,4\n5,6\n', 3), ('a,"b\n1,2', 1), ('a,b\n1,"', 2)])
+def test_a_quotation_mark_that_is_never_closed_is_found_where_it_stands(text, line, refuses):
+    with refuses(f"t.csv, line {line}: a quotation mark is never closed"):
+        CsvFile.read(Path("t.csv"), text.encode())
+    table = CsvFile.read(Path("t.csv"), b'a,b\n1,"two\nlines"')
+    assert (table.header, table.rows) == (["a", "b"], [(3, ["1", "two\nlines"])])
+    assert CsvFile.read(Path("t.csv"), b"").rows == []
 
 
 @pytest.mark.parametrize("odd", ["bom", "utf-16", "crlf", "semicolons", "tabs", "quotes", "spaces", "blank lines"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from dopamine_lib.errors import InputError
 
 _SHOWN = 8
+_END = "the end of this table"  # put below a table, to see whether it is still read as a line
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class CsvFile:
             utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's "Unicode text"
             text = content.decode("utf-16" if utf_16 else "utf-8-sig")
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
-            lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-            header = [name.strip() for name in next(lines, [])]
+            text = io.StringIO(f"{text}\n{_END}", newline="")
+            lines = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
             rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path}: not a UTF-8 CSV file ({error}); save it as one") from None
+        if rows.pop()[1] != [_END]:  # all lines from there on would be one cell
+            begun = rows[-1][0] + 1 if rows else 1
+            raise InputError(f"{path}, line {begun}: a quotation mark is never closed; close it, or take it out")
+        (_, header), *rows = rows
         filled = [(line, row + [""] * (len(header) - len(row))) for line, row in rows if any(row)]
         return cls(path, header, filled)
 
