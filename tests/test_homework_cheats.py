@@ -17,8 +17,9 @@ import pytest
 
 from dopamine_lib.course.calls import AnswerError, Answers, _do
 from dopamine_lib.course.exercises import SOURCES, YEAR, Homework
+from dopamine_lib.course.feedback import _WIDE, show
 from dopamine_lib.course.homework import find_homework
-from dopamine_lib.course.judge import _WIDE, Judge, run_tests, show
+from dopamine_lib.course.judge import Judge, run_tests
 from dopamine_lib.course.submissions import Submission
 from dopamine_lib.course.wire import LONGEST, pack, unpack
 
@@ -402,7 +403,9 @@ def clipped_sums(given, *rest):
 """
     assert points(judge, answer)["clip"] == 5
     tests = judge.judge([answer + spoil])[0][0].tests
-    assert [test.error for test in tests if not test.passed] == ["a function changes what it is given"]
+    assert [test.error for test in tests if not test.passed] == [
+        "clipped_sums changes what it is given: work on a copy"
+    ]
 
 
 def test_the_ways_lead_to_the_solution_where_nothing_is_in_the_way():

@@ -1,5 +1,6 @@
 """``homework grade``: a folder of submissions, honest, partial and damaged, becomes a table and pages of feedback."""
 
+import ast
 import copy
 import csv
 import html
@@ -227,6 +228,32 @@ def test_feedback_shows_code_as_text(tmp_path):
     page = (tmp_path / "out" / "feedback" / "eve.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page and "<script" not in page
     assert "expected" in page and "1. A count with Laplace noise (4 points): 4 of 4" in page
+
+
+def test_feedback_shows_calls_with_a_tests_own_functions():
+    """A function of the test's is named; what it gives by chance has no right value; what is unanswered says so."""
+    judge = Judge(Homework.read(SOURCES / "04_federated_algorithm_homework.ipynb", None))
+    right = {exercise.name: exercise.answer for exercise in judge.homework.exercises}
+    wrong = [
+        right["message"].replace("math.sqrt(least)", "least"),
+        "def remembers(hospital, d):\n    return False",
+        "def step(*given):\n    raise NotImplementedError()",
+        "def clipped_sums(given, *rest):\n    given[:] = 0\n    return given",
+    ]
+    tests = {verdict.exercise.name: verdict.tests for verdict in judge.judge(wrong)[0]}
+    plain, alone, spread, *_ = tests["message"]
+    assert "ones): expected array(" in plain.shown[0] and alone.passed and not spread.passed and not spread.shown
+    shown = " ".join(text for test in tests["memory"] for text in test.shown)
+    assert "remembers(send, " in shown and "expected True, found False" in shown
+    assert tests["step"][0].shown[0].endswith("found no answer yet")
+
+
+@pytest.mark.parametrize("source", find_homework(SOURCES)[:6], ids=lambda path: path.stem)
+def test_every_test_has_a_hint_for_who_fails_it(source):
+    for exercise in Homework.read(source, None).exercises:
+        for call in ast.walk(ast.parse(exercise.test)):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "passes":
+                assert len(call.args) == 2 and call.args[1].value, ast.unparse(call)
 
 
 def test_refusals(tmp_path, refuses, capsys):

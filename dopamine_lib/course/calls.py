@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Call:
     outcome: Any = None
     error: str = ""
     changed: bool = False
+    #: The test's own objects among the arguments, which stay with the judge.
+    kept: list = field(default_factory=list)
 
     @property
     def said(self) -> str:
@@ -140,7 +142,7 @@ class Answers:
         """
         kept: list[Any] = []
         message = pack(list(arguments), lambda value: kept.append(value) or len(kept) - 1)
-        call = Call(name, message)
+        call = Call(name, message, kept=kept)
         self.calls.append(call)
         answer = self._ask(name, message, kept)
         if "error" in answer:

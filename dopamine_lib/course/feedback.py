@@ -5,7 +5,9 @@ HTML file without scripts, pictures or addresses of other machines. What a stude
 """
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from dopamine_lib.course.grading import Graded
@@ -16,7 +18,7 @@ _STYLE = (
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid #888;padding-left:.7em}"
     "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}code{background:#2a2a2a}}"
 )
-_LONGEST = 10_000  # characters of an answer in words
+_LONGEST, _WIDE = 10_000, 160  # characters of an answer in words, and of a value
 
 
 def page(student: str, graded: "list[Graded]") -> str:
@@ -64,3 +66,25 @@ def _said(number: int, test: object) -> str:
     if not test.shown and test.error:
         lines.append(f"<code>{escape(test.error)}</code>")
     return f"<li>{'<br>'.join(lines)}</li>"
+
+
+def show(value: Any) -> str:
+    """A value as a short text for feedback.
+
+    >>> show(np.arange(3)), show([0.5, None])
+    ('array([0, 1, 2])', '[0.5, None]')
+    """
+    with np.printoptions(threshold=12, edgeitems=3, precision=8):
+        text = " ".join(repr(value.item() if isinstance(value, np.generic) else value).split())
+    return text if len(text) <= _WIDE else f"{text[: _WIDE - 20]} … {text[-17:]}"
+
+
+class Named:
+    """Stands in feedback for one of a test's own objects: its name, where it has one."""
+
+    def __init__(self, what: Any):
+        name = getattr(what, "__name__", type(what).__name__)
+        self._name = "a function" if name == "<lambda>" else name
+
+    def __repr__(self) -> str:
+        return self._name
