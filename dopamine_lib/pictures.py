@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -48,6 +49,16 @@ def setting_colours(names: Iterable[str]) -> dict[str, str]:
     """
     others = itertools.cycle((PURPLE, ORANGE, SKY, LIGHT_GREY, DARK_GREY))
     return {name: SETTING_COLOURS[name] if name in SETTING_COLOURS else next(others) for name in names}
+
+
+def shades(count: int) -> list[str]:
+    """A colour for each of ``count`` grades, from light to dark, so that print without colours keeps their order.
+
+    >>> shades(5)[0], shades(5)[-1]
+    ('#fee838', '#00224e')
+    """
+    scale = matplotlib.colormaps["cividis"].reversed()
+    return [matplotlib.colors.to_hex(scale(place)) for place in np.linspace(0, 1, count)]
 
 
 def panels(

@@ -4,12 +4,14 @@ import functools
 import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from dopamine_lib.data.pictures import hospital_split
 from dopamine_lib.encryption import explorer as bfv
 from dopamine_lib.encryption.bfv import paper_parameters, predicted_budget, predicted_product_budget
 from dopamine_lib.encryption.mask_explorer import PAIRS, VALUES, draw_masks, masked_round
@@ -210,3 +212,12 @@ def test_a_figure_without_a_label_is_described_by_what_is_written_on_it():
 def test_refusals(refuses, call, said):
     with refuses(*said):
         call()
+
+
+def test_stacked_grades_are_told_apart_without_colours():
+    """From light to dark: a print in grey, and eyes that do not tell red from green, keep the order of the legend."""
+    grades = [f"grade {number}" for number in range(5)]
+    dataset = SimpleNamespace(grades=grades, labels=np.arange(50) % 5)
+    bars = [container.patches[0] for container in hospital_split(dataset, [np.arange(50)]).axes[0].containers]
+    light = [float(np.dot(bar.get_facecolor()[:3], (0.2126, 0.7152, 0.0722))) for bar in bars]
+    assert len(light) == 5 and all(before - after > 0.1 for before, after in zip(light, light[1:], strict=False)), light

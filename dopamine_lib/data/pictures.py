@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dopamine_lib.data.dataset import Dataset
+from dopamine_lib.pictures import shades
 
 
 def contact_sheet(dataset: Dataset, *, columns: int = 8) -> Figure:
@@ -27,9 +28,10 @@ def hospital_split(dataset: Dataset, hospitals: list[np.ndarray]) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axis = figure.subplots()
     numbers, bottom = np.arange(1, len(hospitals) + 1), np.zeros(len(hospitals))
-    for grade, name in enumerate(dataset.grades):
+    colours = shades(len(dataset.grades))
+    for grade, (name, colour) in enumerate(zip(dataset.grades, colours, strict=True)):
         counts = np.array([np.sum(dataset.labels[own] == grade) for own in hospitals])
-        axis.bar(numbers, counts, bottom=bottom, label=name, color=f"C{grade}")
+        axis.bar(numbers, counts, bottom=bottom, label=name, color=colour)
         bottom += counts
     axis.set_xticks(numbers)
     axis.set_xlabel("hospital")
