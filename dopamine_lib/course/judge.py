@@ -34,6 +34,7 @@ from dopamine_lib.course.wire import pack, unpack
 from dopamine_lib.errors import InputError
 
 _SHOWN, _LOOKED_AT = 2, 50  # calls of a failed test that are shown, and looked at
+_ASKED_EVERY_YEAR = "its input is the same every year, so it counts only where drawn input is answered rightly"
 
 
 @dataclass
@@ -216,7 +217,7 @@ class Judge:
         proven = self._proven(verdict)
         for test, fresh in zip(verdict.tests, self._drawn[verdict.exercise.name], strict=False):
             if test.passed and not fresh and not {call.name for call in test.calls} <= proven:
-                test.passed, test.error = False, "what is asked every year counts where other input is answered rightly"
+                test.passed, test.error = False, _ASKED_EVERY_YEAR
         unproven = self._valued[verdict.exercise.name] - _answering(verdict)
         for test in verdict.tests:
             refusing = all(call.error for call in test.calls)
