@@ -19,18 +19,20 @@ from dopamine_lib.benchmarks.measure import at_most
 def crypten():
     """A peer that took 10 s, after a first turn of 99."""
     peer = peers.Peer("CrypTen", [])
-    peer.name, peer.seconds, peer.logits = "crypten 0.4.1", [99.0, 10.0], [0.0, 1.0, 2.1]
+    peer.name, peer.seconds, peer.processor = "crypten 0.4.1", [99.0, 10.0], [99.0, 18.0]
+    peer.logits = [0.0, 1.0, 2.1]
     return peer
 
 
 def test_a_peer_is_held_against_offline_and_online_together(crypten):
     def rows(offline, size):
-        answers = [{"seconds_online": 0.05, "seconds_offline": offline}]
+        answers = [{"seconds_online": 0.05, "seconds_offline": offline, "processor": 0.2}]
         return inference._against("", crypten, answers, 1, inference.TARGETS["CrypTen"].get(size))
 
-    both, online = rows(0.15, 64)
+    both, online, *rest = rows(0.15, 64)
     assert both["ratio"] == pytest.approx(50) and both["holds"] is True and both["peer"] == crypten.name
     assert online["ratio"] == pytest.approx(200) and online["target"] is None
+    assert [(row["value"], row["ratio"]) for row in rest] == [(0.2, pytest.approx(90))] * inference.PROC
     assert rows(0.35, 64)[0]["holds"] is False
     assert rows(0.15, 224)[0]["holds"] is False
     assert rows(0.15, 96)[0]["holds"] is None

@@ -12,18 +12,16 @@ the messages themselves take on it: half a round trip for each that must wait fo
 """
 
 import contextlib
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
 from dopamine_lib.benchmarks import peers
 from dopamine_lib.benchmarks.agreement import agreement
 from dopamine_lib.benchmarks.link import Link
-from dopamine_lib.benchmarks.measure import at_most, interleaved, medians, row, write
+from dopamine_lib.benchmarks.measure import PROC, at_most, interleaved, medians, processor_seconds, row, write
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.workers.processes import Workers
 from dopamine_lib.page.process_memory import together
@@ -36,8 +34,6 @@ NETWORKS = ((0.02, 100e6, 4), (0.05, 20e6, None))
 TOGETHER = 4
 #: The size at which the randomness is also made without a crypto-provider.
 ALONE = 64
-#: Only Linux shows other processes; elsewhere memory and processor time are left out.
-PROC = Path("/proc/self/smaps_rollup").exists()
 
 
 def run(
@@ -67,13 +63,13 @@ def run(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         stack.callback(torch.set_num_threads, threads)
-        answers, processor, memory = [], [], []
+        answers, memory = [], []
 
         def private():
-            before = _processor_seconds(workers.pids.values()) if PROC else 0
-            answers.append(workers.infer(image))
+            before = processor_seconds(workers.pids.values())
+            answer = workers.infer(image)
+            answers.append(answer | {"processor": processor_seconds(workers.pids.values()) - before})
             if PROC:
-                processor.append(_processor_seconds(workers.pids.values()) - before)
                 memory.append(together(workers.pids.values()))
 
         def plain():
@@ -87,7 +83,7 @@ def run(
         several = (time.perf_counter() - begin) / (2 * TOGETHER)
         held = together(workers.pids.values()) if PROC else 0
         beside = _beside_peers(folder, size, private, answers, logits, max(1, repeats // 3))
-    online, total = _seconds(counted)
+    online, total = _median(counted, "seconds_online"), _median(counted, "seconds_offline", "seconds_online")
     amounts = counted[0]["bytes"]
     rows = [
         at_most(f"online, {size} px", online, "s", 0.4 if size == 224 else None),
@@ -109,7 +105,7 @@ def run(
         rows += [
             at_most("three processes together, proportional set size", max(memory) / 1e9, "GB", 2),
             at_most(f"the same, {TOGETHER} at once", held / 1e9, "GB", 2),
-            row("processor time of the three, a query", statistics.median(processor[warm_up:][:repeats]), "s"),
+            row("processor time of the three, a query", _median(counted, "processor"), "s"),
         ]
     rows += beside
     if size == ALONE:
@@ -123,20 +119,16 @@ def _without_crypto_provider(size: int, queries: int = 2, warm_up: int = 1) -> l
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
         model, image, net, x = _model_and_image(folder, size)
         workers = stack.enter_context(Workers(model, crypto_provider=False))
-        answers, processor = [], []
+        answers = []
 
         def private():
-            before = _processor_seconds(workers.pids.values()) if PROC else 0
-            answers.append(workers.infer(image))
-            processor.append(_processor_seconds(workers.pids.values()) - before if PROC else 0)
+            before = processor_seconds(workers.pids.values())
+            answers.append(workers.infer(image) | {"processor": processor_seconds(workers.pids.values()) - before})
 
         cheetah = peers.spu(folder, size, "Cheetah")
         functions = {"private": private} | ({} if cheetah is None else {"peer": stack.enter_context(cheetah)})
         interleaved(functions, queries, warm_up)
-        offline, online = (
-            statistics.median(answer[f"seconds_{when}"] for answer in answers[warm_up:])
-            for when in ("offline", "online")
-        )
+        offline, online = (_median(answers[warm_up:], f"seconds_{when}") for when in ("offline", "online"))
         name, amounts = f"without a crypto-provider, {size} px", answers[-1]["bytes"]
         ahead = (amounts["offline_to_provider"] + amounts["offline_to_patient"]) / 1e6
         rows = [
@@ -145,7 +137,7 @@ def _without_crypto_provider(size: int, queries: int = 2, warm_up: int = 1) -> l
             at_most(f"{name}, both directions offline", ahead, "MB", 400 if size == ALONE else None),
         ]
         if PROC:
-            spent = statistics.median(processor[warm_up:])
+            spent = _median(answers[warm_up:], "processor")
             rows.append(row(f"{name}, processor time of the two, a query", spent, "s"))
         if cheetah is not None:
             rows += _against(f"{name}: ", cheetah, answers[warm_up:], warm_up, 1)
@@ -201,14 +193,19 @@ def _beside_peers(folder: Path, size: int, private, answers: list[dict], logits,
 
 def _against(prefix: str, peer: peers.Peer, answers: list[dict], warm_up: int, least: float | None) -> list[dict]:
     """The kit's answers against a peer's seconds after ``warm_up``; at ``least`` so many times faster in all."""
-    (online, total), taken = _seconds(answers), statistics.median(peer.seconds[warm_up:])
+    online, total = _median(answers, "seconds_online"), _median(answers, "seconds_offline", "seconds_online")
+    taken = statistics.median(peer.seconds[warm_up:])
     target = None if least is None else f"at least {least:g} times faster"
     holds = None if least is None else taken / total >= least
     against = f"against {peer.title}"
-    return [
+    rows = [
         row(f"{prefix}offline and online {against}", total, "s", peer.name, taken, taken / total, target, holds),
         row(f"{prefix}online alone {against}", online, "s", peer.name, taken, taken / online),
     ]
+    if PROC:
+        spent, theirs = _median(answers, "processor"), statistics.median(peer.processor[warm_up:])
+        rows.append(row(f"{prefix}processor time {against}", spent, "s", peer.name, theirs, theirs / spent))
+    return rows
 
 
 def _error_of(peer: peers.Peer, logits) -> dict:
@@ -218,12 +215,9 @@ def _error_of(peer: peers.Peer, logits) -> dict:
     )
 
 
-def _seconds(answers: list[dict]) -> tuple[float, float]:
-    """Medians: online, and in all."""
-    online = [answer["seconds_online"] for answer in answers]
-    return statistics.median(online), statistics.median(
-        answer["seconds_offline"] + answer["seconds_online"] for answer in answers
-    )
+def _median(answers: list[dict], *names: str) -> float:
+    """Of the sum of an answer's figures."""
+    return statistics.median(sum(answer[name] for name in names) for answer in answers)
 
 
 def _error(logits: list[float], wanted) -> float:
@@ -264,9 +258,3 @@ def _model_and_image(folder: Path, size: int):
     x = to_input(images, weights.mean, weights.std)
     peers.write_inputs(folder, {name: value.numpy() for name, value in net.state_dict().items()}, x.numpy())
     return folder / "model.safetensors", folder / "eye.png", net, x
-
-
-def _processor_seconds(pids: Iterable[int]) -> float:
-    """User and system time of processes until now."""
-    fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in pids]
-    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dopamine_lib.benchmarks import crypten_peer, spu_peer
+from dopamine_lib.benchmarks.measure import processor_seconds
 from dopamine_lib.errors import InputError
 from dopamine_lib.pool import Child, close_all
 
@@ -26,16 +27,18 @@ PATIENCE = 600.0  # seconds for a start, or one inference
 class Peer:
     """A library's parties; each call runs one inference. Use as a context manager.
 
-    title    what rows call it
-    parties  processes that say {"seconds": …, "name": …} when they are ready, then answer each message; the first also
-             says {"logits": …}
-    name     library, version and settings, in the first party's words
-    seconds  of the slowest party, a call; logits: of the last one
+    title      what rows call it
+    parties    processes that say {"seconds": …, "name": …} when they are ready, then answer each message; the first
+               also says {"logits": …}
+    name       library, version and settings, in the first party's words
+    seconds    of the slowest party, a call; logits: of the last one
+    processor  seconds of all parties' processors, a call
     """
 
     def __init__(self, title: str, parties: list[Child]):
         self.title, self.name, self._parties = title, "", parties
         self.seconds: list[float] = []
+        self.processor: list[float] = []
         self.logits: list[float] = []
 
     def __enter__(self) -> "Peer":
@@ -43,9 +46,12 @@ class Peer:
         return self
 
     def __call__(self) -> None:
+        pids = [party.pid for party in self._parties]
+        before = processor_seconds(pids)
         for party in self._parties:
             party.say({})
         answers = self._hear()
+        self.processor.append(processor_seconds(pids) - before)
         self.seconds.append(max(answer["seconds"] for answer in answers))
         self.logits = answers[0]["logits"]
 

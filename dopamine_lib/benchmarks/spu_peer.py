@@ -73,7 +73,8 @@ class Party:
         for number, address in enumerate(addresses):
             description.add_party(str(number), address)
         config = spu.RuntimeConfig(spu.api.parse_protocol_kind(protocol.upper()), spu.FieldType.FM64, FRACTION)
-        self.rank, self.parties = rank, range(len(addresses))
+        self.rank, self.parties = rank, len(addresses)
+        self._others = [other for other in range(self.parties) if other != rank]
         self._link, self._io = spu.link.create_brpc(description, rank), spu.Io(len(addresses), config)
         self._runtime = spu.Runtime(self._link, config)
 
@@ -82,7 +83,8 @@ class Party:
         import spu
 
         if self.rank == PROVIDER:
-            self._to_others(lambda other: self._link.send(other, program.SerializeToString()))
+            for other in self._others:
+                self._link.send(other, program.SerializeToString())
             return program
         heard = spu.Executable()
         heard.ParseFromString(self._link.recv(PROVIDER))
@@ -95,7 +97,8 @@ class Party:
         for number, name in enumerate(names):
             if self.rank == owner:
                 shares = self._io.make_shares(values[number], spu.Visibility.VIS_SECRET)
-                self._to_others(lambda other, shares=shares: self._send(other, shares[other]))
+                for other in self._others:
+                    self._send(other, shares[other])
             self._runtime.set_var(name, shares[owner] if self.rank == owner else self._receive(owner))
 
     def run(self, program: "spu.Executable") -> list[float] | None:
@@ -105,11 +108,7 @@ class Party:
         if self.rank != PATIENT:
             self._send(PATIENT, mine)
             return None
-        return self._io.reconstruct([mine, *map(self._receive, self.parties[1:])])[0].tolist()
-
-    def _to_others(self, send) -> None:
-        for other in set(self.parties) - {self.rank}:
-            send(other)
+        return self._io.reconstruct([mine, *map(self._receive, self._others)])[0].tolist()
 
     def _send(self, to: int, share: "spu.libspu.Share") -> None:
         self._link.send(to, share.meta)
@@ -149,7 +148,7 @@ def main(rank: str, protocol: str, addresses: str, file: str, size: str, descrip
     program = party.agree(program)
     picture, *rest = program.input_names
     party.share(PROVIDER, rest, weights)
-    settings = f"{protocol}, {len(party.parties)} parties, {BITS} bits of which {FRACTION} fraction"
+    settings = f"{protocol}, {party.parties} parties, {BITS} bits of which {FRACTION} fraction"
     parent.say(seconds=0.0, name=f"spu {version('spu')}, {settings}")  # ready
     with contextlib.suppress(EOFError):
         while True:
