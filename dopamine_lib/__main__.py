@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     bound_arguments(search)
     search.add_argument("--runs", type=int, default=1, metavar="R", help="runs of each candidate (default: 1)")
     device_argument(search)
+    search.add_argument("--out", metavar="FILE", help="a .toml file of each setting's best, for reproduce --settings")
     search.set_defaults(call=_tune)
 
     account = commands.add_parser("epsilon", help="compute what DP-SGD spends, by four accountants")
@@ -140,12 +141,16 @@ def _reproduce(arguments) -> None:
 
 def _tune(arguments) -> None:
     from dopamine_lib.federation.experiment import Experiment
-    from dopamine_lib.reproduction.tuning import tune
+    from dopamine_lib.reproduction.tuning import tune, tuned_table, writing_tables
 
-    experiment = Experiment.load(chosen_options(arguments), device=arguments.device).held_out()
-    for name in experiment.options.settings:
-        for score, choice in tune(experiment, name):
-            print(f"{name:6} validation accuracy {100 * score:5.1f} %  {choice}", flush=True)
+    options = chosen_options(arguments)
+    with writing_tables(arguments.out) as write:  # a place that cannot be written is refused before the search
+        experiment = Experiment.load(options, device=arguments.device).held_out()
+        for name in experiment.options.settings:
+            scored = tune(experiment, name)
+            for score, choice in scored:
+                print(f"{name:6} validation accuracy {100 * score:5.1f} %  {choice}", flush=True)
+            write(tuned_table(experiment, name, scored[0][1]))
     print("These scores are exact, of patients who are trained on afterwards: no epsilon covers them.")
 
 

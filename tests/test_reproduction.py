@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -19,12 +18,13 @@ import torch
 from reproduction_runs import arguments, checkpoints
 from safetensors.torch import load_file
 
-from dopamine_lib.__main__ import main
+from dopamine_lib.__main__ import main, parser
 from dopamine_lib.data import load
 from dopamine_lib.errors import InputError
+from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES
-from dopamine_lib.federation.options import Options
+from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
@@ -332,16 +332,6 @@ def test_validation_patients_are_held_out_for_choices(small):
     assert not np.isin(seen, dataset.validation).any() and not np.isin(seen, dataset.test).any()
 
 
-def test_a_search_says_that_its_scores_are_exact(monkeypatch, capsys):
-    monkeypatch.setattr("dopamine_lib.reproduction.tuning.tune", lambda experiment, name: [(0.5, "a choice")])
-    monkeypatch.setattr(
-        Experiment, "load", lambda options, device: SimpleNamespace(held_out=lambda: SimpleNamespace(options=options))
-    )
-    assert main(["tune", "--settings", "FSCDP"]) == 0
-    said = capsys.readouterr().out
-    assert "50.0 %  a choice" in said and "no epsilon covers them" in said
-
-
 def test_the_package_loads_nothing_heavy():
     code = (
         "import sys, time; start = time.perf_counter(); import dopamine_lib; took = time.perf_counter() - start;"
@@ -350,3 +340,44 @@ def test_the_package_loads_nothing_heavy():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     took, heavy = answer.stdout.split(maxsplit=1)
     assert float(took) < 0.3 and heavy.strip() == "[]"
+
+
+def test_what_a_search_found_is_what_reproduce_trains(small, tmp_path, monkeypatch, capsys):
+    """The largest rate scores best here, and of its clips the first."""
+    monkeypatch.setattr(
+        "dopamine_lib.reproduction.tuning._accuracy", lambda _, training: training.plan.choice.learning_rate
+    )
+    own, tuned = tmp_path / "own.toml", str(tmp_path / "tuned.toml")
+    own.write_text('[mine]\nlike = "CDP"\nsample_rate = 0.1\naveraging = 10\n')
+    data = ["--data", "aptos", "--data-dir", small["data_dir"], "--size", "32", "--weights", "random"]
+    words = [*data, "--hospitals", "4", "--seed", "1", "--loss", "balanced"]
+    bound = ["--epsilon", "5", "--rounds", "40"]
+    asked = ["--settings", f"C,FSCDP,{own}", *bound]
+    assert main(["tune", *words, *asked, "--out", tuned]) == 0
+    said = capsys.readouterr().out
+    assert said.count("validation accuracy") == 5 + 15 + 15 and "no epsilon covers them" in said
+
+    def options(*more):
+        return chosen_options(parser().parse_args(["reproduce", *words, *more, "--out", "results"]))
+
+    before = options(*asked)
+    for more in ([], bound):  # said again, the bound changes nothing
+        found = options("--settings", tuned, *more)
+        assert found.settings == ("C-tuned", "FSCDP-tuned", "mine")
+        for name, paper in zip(found.settings, before.settings, strict=True):
+            one, other = make_plan(found, name, (15,) * 4, 100), make_plan(before, paper, (15,) * 4, 100)
+            assert one.setting.title.startswith(other.setting.title)
+            assert "chosen on validation patients of aptos" in one.setting.title
+            assert replace(one.setting, name="", title="") == replace(other.setting, name="", title="")
+            changed = {"learning_rate": 4 * other.choice.learning_rate}
+            if other.setting.private:
+                changed["max_grad_norm"] = other.choice.max_grad_norm / 2
+            assert one.choice == replace(other.choice, **changed)
+
+
+@pytest.mark.parametrize("name, remedy", [("tuned.json", "tuned.json.toml"), ("file/tuned.toml", "another file")])
+def test_a_search_is_refused_before_it_begins(tmp_path, monkeypatch, capsys, name, remedy):
+    monkeypatch.setattr(Experiment, "load", lambda *options, **more: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("no folder")
+    assert main(["tune", "--out", str(tmp_path / name)]) == 2
+    assert remedy in capsys.readouterr().err

@@ -13,6 +13,7 @@ Its keys are the fields of ``settings.Setting`` and of ``settings.Choice`` (as i
 from them like that of the five: every accountant, statement and check is the same.
 """
 
+import json
 import re
 import tomllib
 from dataclasses import asdict, fields, replace
@@ -67,6 +68,25 @@ def read_settings(tables: dict, model: str, where: str) -> dict[str, dict]:
         except InputError as error:
             raise InputError(f"{where}, [{name}]: {error}") from error
     return found
+
+
+def as_toml(name: str, declared: Setting, choice: Choice) -> str:
+    """A setting and its choice as the table that ``read_settings`` reads; what is None is left out.
+
+    >>> print(as_toml("mine", SETTINGS["C"], Choice(0.5, float("inf"))))  # doctest: +ELLIPSIS
+    [mine]
+    title = "non-private, centralised"
+    sample_rate = 0.0170...
+    rounds = 5862
+    ...
+    """
+    said = vars(declared) | choice.record()
+    lines = [
+        f"{key} = {json.dumps(said[key], ensure_ascii=False)}"
+        for key in (*OF_SETTING, *OF_CHOICE)
+        if said[key] is not None
+    ]
+    return "\n".join([f"[{name}]", *lines, ""])
 
 
 def _read(name: str, table: object, model: str) -> dict:

@@ -38,7 +38,7 @@ TUNING = {
     "mlp": "learning rate and clip are starting values that nobody has tuned",
 }
 #: The same for a setting of one's own.
-DECLARED = "what a file declared of sampling, rounds, learning rate and clip, which does not say on whose data; else "
+DECLARED = "what a file declared of sampling, rounds, learning rate and clip, whatever data they were chosen on; else "
 SEEDED = (
     "THIS RUN WAS SEEDED and hides nothing: whoever knows or guesses the seed computes its noise and its samples. It "
     "is for teaching; each epsilon here is what the noise would buy if nobody could predict it."
