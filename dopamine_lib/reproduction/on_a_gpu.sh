@@ -7,8 +7,10 @@
 # and one of C, then the other settings, then further runs. A table comes out, and figure1.png and results.json in OUT.
 set -euo pipefail
 out=$(realpath -m "${1:?give a folder for the results}")
-minutes=${2:-9}
-shift $(($# < 2 ? $# : 2))
+case ${2:--} in # an option in the place of the minutes is one
+-*) minutes=9 && shift ;;
+*) minutes=$2 && shift 2 ;;
+esac
 resume=()
 if [ -e "$out/options.json" ]; then resume=(--resume); fi
 exec python -m dopamine_lib reproduce --data aptos --model squeezenet --size 224 --weights imagenet \
