@@ -48,12 +48,38 @@ def test_views_are_mirrored_turned_and_zoomed_within_bounds():
     assert torch.equal(views(several, chance)[2:3], views(several[2:3], chance[2:3]))
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_sum_is_a_loop_over_patients_and_views(steps):
+class Scale(nn.Module):
+    """A layer that has no formula of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return x * self.by
+
+
+def every_kind():
+    """Convolutions with Gram matrices, with gradients made and with groups; normalisation; ``Layer``; a Linear."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        Scale(),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 32, 4),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+
+
+@pytest.mark.parametrize(
+    "net, steps", [(lambda: cnn(3), 1), (lambda: cnn(3), 2), (every_kind, 1)], ids=["cnn", "two steps", "every kind"]
+)
+def test_the_sum_is_a_loop_over_patients_and_views(net, steps):
     torch.manual_seed(0)
-    task, longest = make_task(cnn(3).double(), chunk=5), 0.0
+    task, longest = make_task(net().double(), chunk=5), 0.0
     index, chance, eta = torch.tensor([3, 0, 7, 7, 11, 2]), some_chance(6, 4), 0.1
-    total = torch.zeros(task.d).double()
+    total, plain = torch.zeros(task.d).double(), torch.zeros(task.d).double()
     for patient, drawn in zip(index.tolist(), chance, strict=True):
         x = views(task.inputs(torch.tensor([patient])), drawn[None])[0]
         w, moved = task.start.clone(), torch.zeros(task.d).double()
@@ -67,12 +93,20 @@ def test_the_sum_is_a_loop_over_patients_and_views(steps):
             ]
             gradient = sum(torch.cat([part.flatten() for part in own]) for own in apart) / len(apart)
             w, moved = w - eta * gradient, moved + gradient / steps
-        total += moved / max(1.0, float(moved.norm()) / C)
+        total, plain = total + moved / max(1.0, float(moved.norm()) / C), plain + moved
         longest = max(longest, float(moved.norm()))
     found = task.trajectory_sum(task.start, index, C, steps, eta, chance)
     assert torch.allclose(found, total, rtol=0, atol=1e-9) and longest > C
     alone = task.trajectory_sum(task.start, index, C, steps, eta)
     assert not torch.allclose(found, alone, atol=1e-3)
+    if steps == 1:
+        group = torch.tensor([1, 0, 1, 0, 1, 1])
+        both = task.clipped_sums(task.start, index, C, group, 2, chance)
+        apart = [task.clipped_sums(task.start, index[group == g], C, chance=chance[group == g])[0] for g in (0, 1)]
+        assert torch.allclose(both, torch.stack(apart), rtol=0, atol=1e-9)
+        assert torch.allclose(both.sum(0), total, rtol=0, atol=1e-9)
+        unclipped = task.clipped_sums(task.start, index, torch.inf, chance=chance)[0]
+        assert torch.allclose(unclipped, plain, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 6])
@@ -81,15 +115,15 @@ def test_a_patient_moves_the_sum_by_c_at_most_whatever_the_views(count, monkeypa
 
     def moved():
         whole, rest = (
-            task.trajectory_sum(task.start, torch.arange(first, PATIENTS), C, 1, 0.1, chance[first:])
+            task.clipped_sums(task.start, torch.arange(first, PATIENTS), C, chance=chance[first:])[0]
             for first in (0, 1)
         )
         return float((whole - rest).norm()) / C
 
     assert moved() <= 1 + 1e-5
 
-    shorten = dpsgd.shorten_rows  # planted: each view is clipped, and all of them are added
-    monkeypatch.setattr(dpsgd, "shorten_rows", lambda rows, norms, most: count * shorten(rows, norms, most))
+    factors = dpsgd.clip_factors  # planted: each view is clipped, and all of them are added
+    monkeypatch.setattr(dpsgd, "clip_factors", lambda norms, most: count * factors(norms, most))
     assert (moved() > 1 + 1e-5) == (count > 1)
 
 

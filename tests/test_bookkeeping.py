@@ -116,8 +116,8 @@ def test_a_wrong_norm_is_noticed(fault):
     x, y = random_batch(4, 3, 2, 2)
     keep = LinearMap.keep
 
-    def faulty(layer, x, g, parameters):
-        kept = keep(layer, x, g, parameters)
+    def faulty(layer, x, g, *rest):
+        kept = keep(layer, x, g, *rest)
         kept.squares = kept.squares * 0.99 if fault == "norms" else kept.squares - g.square().sum(1)
         return kept
 

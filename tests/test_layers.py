@@ -188,8 +188,8 @@ def test_a_faulty_layer_is_noticed(fault, monkeypatch):
     """The comparison fails where a kind of layer is wrong by a thousandth."""
     add = Normalisation.add
 
-    def wrong_norm(layer, x, g, parameters):
-        kept = Layer.keep(layer, x, g, parameters)
+    def wrong_norm(*arguments):
+        kept = Layer.keep(*arguments)
         kept.squares *= 0.998
         return kept
 

@@ -78,22 +78,19 @@ class Hospital:
         if plan.counts_in(step // plan.setting.noisy_steps, self.run):
             counted = self.task.histogram_sum(w, self.sample(step), choice.max_grad_norm, plan.operating_point)
             return self.noised(counted, step)
-        if plan.setting.trajectories or plan.augment:
-            steps = plan.setting.local_steps if plan.setting.trajectories else 1
-            sample, eta = self.sample(step), choice.learning_rate / steps
-            total = self.task.trajectory_sum(
-                w, sample, choice.max_grad_norm, steps, eta, self._chance(len(sample), step)
-            )
-            return self.noised(total, step)
         if plan.setting.draws == 1:
-            return self.noised(self.task.clipped_sums(w, self.sample(step), choice.max_grad_norm)[0], step)
+            sample = self.sample(step)
+            seen = {"chance": self._chance(len(sample), step)} if plan.augment else {}
+            if plan.setting.trajectories:
+                steps = plan.setting.local_steps
+                terms = (choice.max_grad_norm, steps, choice.learning_rate / steps)
+                return self.noised(self.task.trajectory_sum(w, sample, *terms, **seen), step)
+            return self.noised(self.task.clipped_sums(w, sample, choice.max_grad_norm, **seen)[0], step)
         eta = choice.learning_rate / (plan.setting.sample_rate * plan.sizes[self.number])
         return self.noised(self.task.local_sum(w, self._draw(step)[0], choice.max_grad_norm, eta), step)
 
     def _chance(self, patients: int, step: int) -> Tensor:
         """What ``plan.augment`` views of each of a sample's patients are drawn by, float32 (patients, views, 3)."""
-        if not self.plan.augment:
-            return torch.empty(patients, 0, 3)
         stream = self._randomness.stream(self.plan.setting.name, self.run, self.number, "views", step)
         return stream.uniform(patients * self.plan.augment * 3).view(patients, self.plan.augment, 3).float()
 
@@ -218,13 +215,17 @@ def contribute(hospitals: list[Hospital], w: Tensor, round_number: int) -> dict[
     if plan.setting.averages:
         share = {h.number: plan.sizes[h.number] / plan.population for h in hospitals}
         return {h.number: plan.encoded(h.local_change(w, round_number) * share[h.number]) for h in hospitals}
-    alone = len(hospitals) == 1 or plan.counts_in(round_number, hospitals[0].run) or plan.augment
+    alone = len(hospitals) == 1 or plan.counts_in(round_number, hospitals[0].run)
     if alone or plan.setting.local_steps > 1:  # a batch of hospitals would take longer, or is none
         return {h.number: h.noisy_sum(w, round_number) for h in hospitals}
     # each hospital's noisy_sum, with all gradients out of one batch
     samples = [hospital.sample(round_number) for hospital in hospitals]
     group = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(sample) for sample in samples]))
-    sums = task.clipped_sums(w, torch.cat(samples), plan.choice.max_grad_norm, group, len(samples))
+    seen = {}
+    if plan.augment:
+        drawn = [h._chance(len(sample), round_number) for h, sample in zip(hospitals, samples, strict=True)]
+        seen = {"chance": torch.cat(drawn)}
+    sums = task.clipped_sums(w, torch.cat(samples), plan.choice.max_grad_norm, group, len(samples), **seen)
     if plan.noise is None or hospitals[0].device is None:
         return {h.number: h.noised(own, round_number) for h, own in zip(hospitals, sums, strict=True)}
     drawn = [hospital._draw(round_number)[1] for hospital in hospitals]  # a device is waited for once, not K times

@@ -4,7 +4,8 @@ Views of an image, mirrored, turned a little and zoomed, teach a network what do
 do it one gradient at a time, each as noisy as before. Here a patient's A views are in the same step: what is clipped is
 their mean gradient, so the patient moves the sum by C as ever, whatever A is, and no more noise is needed. The mean of
 A gradients varies less than one, and says more at the same norm (De et al. 2022, section 4.2, "augmentation
-multiplicity"). It costs A gradients' time.
+multiplicity"). It costs A gradients' time, and no more memory for them: to ``bookkeeping`` the positions of a view are
+so many more of its patient's.
 """
 
 import math

@@ -106,13 +106,16 @@ class BookKeeper:
                     "none"
                 )
 
-    def open(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Book:
-        """Forward and backward pass over x (B, ...) and y (B,) at ``parameters``, by name as in the net.
+    def open(
+        self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, offset: Tensor | float = 0.0, views: int = 1
+    ) -> Book:
+        """Forward and backward pass over x (B A, ...) and y (B,) at ``parameters``, by name as in the net.
 
         offset  added to the scores (classes,), for a balanced loss
+        views   A: so many inputs in a row are one sample's, whose loss is the mean of theirs
         """
         self.try_out(x)
-        return self._open(self.layers, parameters, x, y, offset)
+        return self._open(self.layers, parameters, x, y, offset, views)
 
     def try_out(self, like: Tensor) -> int:
         """Find the layers by which to differentiate, once; how many numbers are kept of each sample.
@@ -179,21 +182,22 @@ class BookKeeper:
             raise InputError("its modules' gradients are not the net's; use every layer by calling it")
         return book.numbers
 
-    def _open(self, layers: list[Layer], parameters: dict[str, Tensor], x: Tensor, y: Tensor, offset=0.0) -> Book:
+    def _open(self, layers, parameters, x: Tensor, y: Tensor, offset: Tensor | float = 0.0, views: int = 1) -> Book:
         kept: dict[Layer, Kept] = {}
         anchor = next(iter(parameters.values())).new_zeros((), requires_grad=True)
-        hooks = [layer.module.register_forward_hook(_hook(layer, anchor, parameters, kept)) for layer in layers]
+        hooks = [layer.module.register_forward_hook(_hook(layer, anchor, parameters, kept, views)) for layer in layers]
         with torch.enable_grad():
             try:
                 logits = functional_call(self.net, parameters, (x,))
             finally:  # a layer may be called again on the way back
                 for hook in hooks:
                     hook.remove()
-            torch.autograd.grad(F.cross_entropy(logits + offset, y, reduction="sum"), anchor)
+            losses = F.cross_entropy(logits + offset, y.repeat_interleave(views), reduction="sum")
+            torch.autograd.grad(losses / views, anchor)
         return Book(list(kept.items()))
 
 
-def _hook(layer: Layer, anchor: Tensor, parameters: dict[str, Tensor], kept: dict) -> Callable:
+def _hook(layer: Layer, anchor: Tensor, parameters: dict[str, Tensor], kept: dict, views: int) -> Callable:
     """A forward hook that keeps what ``layer`` needs, as soon as the derivatives at its outputs are there."""
     prefix = layer.name and layer.name + "."
     own = {name: parameters[prefix + name] for name, _ in layer.module.named_parameters()}
@@ -205,7 +209,7 @@ def _hook(layer: Layer, anchor: Tensor, parameters: dict[str, Tensor], kept: dic
         def backward(gradient):
             if x._version != version:
                 raise InputError(f"the input of layer '{layer.name}' is changed in place after its use; change a copy")
-            kept[layer] = layer.keep(x, gradient, own)
+            kept[layer] = layer.keep(x, gradient, own, views)
 
         if not output.requires_grad:
             output = _Anchor.apply(output, anchor)

@@ -110,15 +110,22 @@ class Task:
         return len(self.start)
 
     def clipped_sums(
-        self, w: Tensor, index: Tensor, max_grad_norm: float, group: Tensor | None = None, groups: int = 1
+        self,
+        w: Tensor,
+        index: Tensor,
+        max_grad_norm: float,
+        group: Tensor | None = None,
+        groups: int = 1,
+        chance: Tensor | None = None,
     ) -> Tensor:
         """Sum of the clipped per-sample gradients of each group: Algorithm 1, lines 9 to 11, and line 13's sum.
 
         w (d,), index (B,), group (B,) in 0 ... groups-1 or None for one group; returns (groups, d), float64 where many
-        patients are in one sum (``float_sums``). Whatever the image and w, a sample's own vector is no longer than
-        C (1 + 1e-6), and zero where its gradient is not finite. An infinite ``max_grad_norm`` clips nothing. An empty
-        batch gives zeros. With w = 0 the gradient of the first of two classes at x = 3 is (-1.5, 1.5) for W and
-        (-0.5, 0.5) for b, of norm sqrt(5); clipped to 1:
+        patients are in one sum (``float_sums``). A sample's loss is that of its image, or the mean over the views that
+        ``chance`` (B, A, 3) makes of it (``augmentation``). Whatever the image and w, a sample's own vector is no
+        longer than C (1 + 1e-6), and zero where its gradient is not finite. An infinite ``max_grad_norm`` clips
+        nothing. An empty batch gives zeros. With w = 0 the gradient of the first of two classes at x = 3 is (-1.5, 1.5)
+        for W and (-0.5, 0.5) for b, of norm sqrt(5); clipped to 1:
 
         >>> x, y = torch.tensor([[3.0], [0.0]]), torch.tensor([0, 1])
         >>> task = Task(nn.Linear(1, 2), lambda index: x[index], y)
@@ -131,14 +138,15 @@ class Task:
             return sums
         group = torch.zeros_like(index) if group is None else group
         group, order = group.sort(stable=True)  # a book adds group by group
-        index = index[order]
+        index, chance = index[order], torch.zeros(len(index), 0, 3) if chance is None else chance[order]
         if math.isinf(max_grad_norm):  # without clipping a sum needs no single gradients
             for g in group.unique().tolist():
-                self._add_plain_sum(w, index[group == g], sums[g])
+                self._add_plain_sum(w, index[group == g], chance[group == g], sums[g])
             return sums
         parameters = self._unflatten(w.detach())
-        for part, owners in self._micro_batches(w, index, group, clipped=True):
-            book = self._keeper.open(parameters, *self._filled(part, w), self._offset(w))  # line 10
+        copies = max(1, chance.shape[1])
+        for part, owners, drawn in self._micro_batches(w, index, group, chance, clipped=True, copies=copies):
+            book = self._keeper.open(parameters, *self._seen(part, drawn, w), self._offset(w), copies)  # line 10
             factors = clip_factors(book.norms, max_grad_norm)  # line 11
             book.add_to(sums, factors, owners.tolist(), max_grad_norm * room(most))
         return sums
@@ -148,8 +156,7 @@ class Task:
     ) -> Tensor:
         """The sum (d,) of the mean gradients on the trajectories of patients at ``index`` (B,), each clipped once.
 
-        From w (d,) by ``steps`` steps of length ``eta`` (``trajectories``), where a patient's loss is that of an image,
-        or the mean over views that ``chance`` (B, A, 3) makes of it (``augmentation``); bounded, and rounded, as in
+        From w (d,) by ``steps`` steps of length ``eta`` (``trajectories``); ``chance``, bounds and rounding as in
         ``clipped_sums``, which it is with one step. Raises InputError for a net that cannot be vectorised.
         """
         total = w.new_zeros(self.d, dtype=sum_type(len(index), w.dtype))
@@ -158,7 +165,8 @@ class Task:
         parameters = self._unflatten(w.detach())
         # of each patient: a model, its gradients, and sums of these
         chance = torch.zeros(len(index), 0, 3) if chance is None else chance
-        for part, drawn in self._micro_batches(w, index, chance, clipped=True, kept=4 * self.d, copies=chance.shape[1]):
+        terms = {"clipped": True, "kept": 4 * self.d, "copies": max(1, chance.shape[1])}
+        for part, drawn in self._micro_batches(w, index, chance, **terms):
             x, y = self._batch(part, w)
             x = views(x, drawn.to(w.device)) if drawn.shape[1] else x[:, None]
             own = mean_gradients(self.net, parameters, x, y, self._offset(w), steps, eta)
@@ -230,18 +238,17 @@ class Task:
         """The tensors, the first of them an index (B,), cut into pieces of at most ``chunk`` rows.
 
         kept  numbers kept of each sample, where those are more than what ``clipped`` gradients need
-        copies  of each input that are made (0 counts as 1)
+        copies  of each input that are made
         """
         size = self.chunk
         if size is None:
             one, _ = self._batch(tensors[0][:1], w)
-            kept = max(
-                kept, self._keeper.try_out(one) * clipped
-            )  # tried for any use: what will not do is told before training
+            # tried for any use: what will not do is told before training
+            kept = max(kept, self._keeper.try_out(one) * clipped * copies)
             samples, numbers = CHUNK_SAMPLES, CHUNK_NUMBERS
             if accelerated(w):
                 samples, numbers = CHUNK_SAMPLES_GPU, CHUNK_NUMBERS_GPU
-            size = max(1, min(samples, numbers // max(1, one.numel() * max(1, copies)), KEPT_NUMBERS // max(1, kept)))
+            size = max(1, min(samples, numbers // max(1, one.numel() * copies), KEPT_NUMBERS // max(1, kept)))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
     def _batch(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,6 +264,14 @@ class Task:
         y[len(index) :] = NOBODY
         return x, y
 
+    def _seen(self, index: Tensor, chance: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the views that ``chance`` (B, A, 3) makes of an image in its place: (B A, ...); labels (B,)."""
+        x, y = self._filled(index, w)
+        if chance.shape[1]:
+            chance = F.pad(chance, (0, 0, 0, 0, 0, len(x) - len(chance)))
+            x = views(x, chance.to(w.device)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return x, y
+
     def _offset(self, w: Tensor) -> Tensor | float:
         return 0.0 if self.offset is None else self.offset.to(w)
 
@@ -266,12 +281,14 @@ class Task:
         return {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
 
     @torch.enable_grad()
-    def _add_plain_sum(self, w: Tensor, index: Tensor, total: Tensor) -> None:
+    def _add_plain_sum(self, w: Tensor, index: Tensor, chance: Tensor, total: Tensor) -> None:
         """Add the unclipped gradients' sum to ``total`` (d,)."""
+        copies = max(1, chance.shape[1])
         parameters = {name: piece.requires_grad_() for name, piece in self._unflatten(w.detach()).items()}
-        for (part,) in self._micro_batches(w, index):
-            x, y = self._filled(part, w)
-            loss = F.cross_entropy(functional_call(self.net, parameters, (x,)) + self._offset(w), y, reduction="sum")
+        for part, drawn in self._micro_batches(w, index, chance, copies=copies):
+            x, y = self._seen(part, drawn, w)
+            logits, y = functional_call(self.net, parameters, (x,)) + self._offset(w), y.repeat_interleave(copies)
+            loss = F.cross_entropy(logits, y, reduction="sum") / copies
             total += torch.cat(
                 [g.flatten() for g in torch.autograd.grad(loss, [*parameters.values()], materialize_grads=True)]
             )

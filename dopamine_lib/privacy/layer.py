@@ -96,13 +96,17 @@ class Layer:
         self.end = start + sum(parameter.numel() for parameter in module.parameters())
         self.batched: bool | None = None
 
-    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor]) -> Kept:
+    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor], views: int = 1) -> Kept:
         """Squared norms, and what the sums need.
 
-        x (B, ...)  the layer's inputs;  g (B, ...)  the derivatives of the loss at its outputs
+        x (B A, ...)  the layer's inputs;  g (B A, ...)  the derivatives of the loss at its outputs
         parameters  of the layer, by name as in the module
+        views       A: so many inputs in a row are one sample's, whose gradient is the sum of theirs
         """
-        return self._instantiated(self.gradients(x, g, parameters), g.dtype)
+        gradients = self.gradients(x, g, parameters)
+        if views > 1:
+            gradients = gradients.view(-1, views, gradients.shape[1]).sum(1)
+        return self._instantiated(gradients, g.dtype)
 
     def add(self, total: Tensor, kept: Kept, factors: Tensor, rows: slice) -> None:
         """Add the clipped gradients of the samples ``rows`` to ``total`` (d,), computed in the type of ``factors``."""

@@ -39,9 +39,10 @@ class Normalisation(Layer):
 class Embedding(Layer):
     """A table of rows: a sample's gradient is g summed over the positions that looked up the same row."""
 
-    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor]) -> Kept:
-        """As in ``Layer``; each sum stands at the first of its positions."""
-        x, g = x.reshape(len(x), -1), g.reshape(len(g), -1, g.shape[-1])
+    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor], views: int = 1) -> Kept:
+        """As in ``Layer``; each sum stands at the first of its positions, those of all views."""
+        samples = len(x) // views
+        x, g = x.reshape(samples, -1), g.reshape(samples, -1, g.shape[-1])
         same = x[:, :, None] == x[:, None, :]
         first = ~same.tril(-1).any(2)
         if self.module.padding_idx is not None:

@@ -51,17 +51,21 @@ class LinearMap(Layer):
         self.kernel = module.weight.shape[2:]
         self.pointwise = self.kernel.numel() == 1  # Linear and 1x1: the input at a position is its patch
 
-    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor]) -> Kept:
-        """As in ``Layer``."""
-        outputs = g.permute(0, 2, 3, 1).flatten(1, 2) if self.kernel else g.reshape(len(g), -1, self.out)
-        inputs = self._windows(x) if self.kernel else x.reshape(len(x), -1, self.depth)
-        if self.pointwise:  # a view: the images are in channels_last memory
-            inputs = inputs.reshape(len(x), -1, self.depth)
+    def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor], views: int = 1) -> Kept:
+        """As in ``Layer``. A view's positions are so many more of its sample's."""
+        samples = len(x) // views
+        outputs = (g.permute(0, 2, 3, 1) if self.kernel else g).reshape(samples, -1, self.out)
+        inputs = self._windows(x) if self.kernel else x
+        if self.pointwise:  # not copied: the images are in channels_last memory
+            inputs = inputs.reshape(samples, -1, self.depth)
         if not accelerated(x) and cheaper_by_gram(outputs.shape[1], self.depth, self.out):
-            kept = self._by_gram(inputs if self.pointwise else self._in_weight_order(inputs), outputs)
+            patches = inputs if self.pointwise else self._in_weight_order(inputs).view(samples, -1, self.depth)
+            kept = self._by_gram(patches, outputs)
             if kept is not None:
                 return kept
             inputs, outputs = inputs.double(), outputs.double()
+        if not self.pointwise:
+            inputs = inputs.unflatten(0, (samples, views))
         return self._instantiated(self._instantiate(inputs, outputs), x.dtype)
 
     def _by_gram(self, inputs: Tensor, outputs: Tensor) -> Kept | None:
