@@ -47,7 +47,7 @@ def machines(names):
 
 
 def ended(party, seconds=30.0):
-    """Whether a party ends well within so many seconds."""
+    """Whether a party ends well within this many seconds."""
     with suppress(subprocess.TimeoutExpired):
         return party.wait(seconds) == 0
 

@@ -97,7 +97,7 @@ def _labels():
 
 
 def next_to(x, ulps):
-    """float32 numbers so many places further."""
+    """float32 numbers this many places further."""
     return (x.view(torch.int32) + ulps).view(torch.float32)
 
 

@@ -62,7 +62,7 @@ class Wired(Threads):
         self.address = self.service.address
 
     def dial(self, number, credentials=None, server=SERVER, patience=30.0, times=1):
-        """A life of a hospital; it would send messages of so many times the longest."""
+        """A life of a hospital; it would send messages ``times`` as long as the longest."""
         certificate = self.credentials[server].certificate
         own = credentials or self.credentials[number]
         return Dialled(self.address, own, certificate, times * longest_message(self.d), patience)

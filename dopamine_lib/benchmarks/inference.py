@@ -47,7 +47,7 @@ def run(
 ) -> dict:
     """All rows, also written to ``path`` if one is given. ``size`` is the image's side in pixels.
 
-    images, model  instead: whether so many pictures get the answers of plain torch, by one network (``agreement``)
+    images, model  instead: whether this many pictures get the answers of plain torch, by one network (``agreement``)
     Raises InputError for a model without pictures: the others are SqueezeNet's figures.
     """
     if images is not None:
@@ -77,7 +77,7 @@ def run(
 
         seconds = medians(interleaved({"private": private, "plain": plain}, repeats, warm_up))
         logits, counted = plain(), answers[warm_up:]
-        workers.infer_all([image] * TOGETHER)  # memory for so many is there from now on
+        workers.infer_all([image] * TOGETHER)  # memory for them is there from now on
         begin = time.perf_counter()
         workers.infer_all([image] * 2 * TOGETHER)
         several = (time.perf_counter() - begin) / (2 * TOGETHER)
@@ -192,7 +192,7 @@ def _beside_peers(folder: Path, size: int, private, answers: list[dict], logits,
 
 
 def _against(prefix: str, peer: peers.Peer, answers: list[dict], warm_up: int, least: float | None) -> list[dict]:
-    """The kit's answers against a peer's seconds after ``warm_up``; at ``least`` so many times faster in all."""
+    """The kit's answers against a peer's seconds after ``warm_up``; in all faster by ``least`` times or more."""
     online, total = _median(answers, "seconds_online"), _median(answers, "seconds_offline", "seconds_online")
     taken = statistics.median(peer.seconds[warm_up:])
     target = None if least is None else f"at least {least:g} times faster"

@@ -5,7 +5,7 @@ do it one gradient at a time, each as noisy as before. Here a patient's A views 
 their mean gradient, so the patient moves the sum by C as ever, whatever A is, and no more noise is needed. The mean of
 A gradients varies less than one, and says more at the same norm (De et al. 2022, section 4.2, "augmentation
 multiplicity"). It costs A gradients' time, and no more memory for them: to ``bookkeeping`` the positions of a view are
-so many more of its patient's.
+further positions of its patient.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: A view is turned by at most so many radians, and enlarged or reduced by at most this part.
+#: A view is turned by at most this many radians, and enlarged or reduced by at most this part.
 TURN, ZOOM = math.pi / 12, 0.1
 
 

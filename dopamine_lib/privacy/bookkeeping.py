@@ -112,7 +112,7 @@ class BookKeeper:
         """Forward and backward pass over x (B A, ...) and y (B,) at ``parameters``, by name as in the net.
 
         offset  added to the scores (classes,), for a balanced loss
-        views   A: so many inputs in a row are one sample's, whose loss is the mean of theirs
+        views   A: this many inputs in a row are one sample's, whose loss is the mean of theirs
         """
         self.try_out(x)
         return self._open(self.layers, parameters, x, y, offset, views)

@@ -101,7 +101,7 @@ class Layer:
 
         x (B A, ...)  the layer's inputs;  g (B A, ...)  the derivatives of the loss at its outputs
         parameters  of the layer, by name as in the module
-        views       A: so many inputs in a row are one sample's, whose gradient is the sum of theirs
+        views       A: this many inputs in a row are one sample's, whose gradient is the sum of theirs
         """
         gradients = self.gradients(x, g, parameters)
         if views > 1:

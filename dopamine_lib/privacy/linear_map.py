@@ -52,7 +52,7 @@ class LinearMap(Layer):
         self.pointwise = self.kernel.numel() == 1  # Linear and 1x1: the input at a position is its patch
 
     def keep(self, x: Tensor, g: Tensor, parameters: dict[str, Tensor], views: int = 1) -> Kept:
-        """As in ``Layer``. A view's positions are so many more of its sample's."""
+        """As in ``Layer``. A view's positions are further ones of its sample."""
         samples = len(x) // views
         outputs = (g.permute(0, 2, 3, 1) if self.kernel else g).reshape(samples, -1, self.out)
         inputs = self._windows(x) if self.kernel else x

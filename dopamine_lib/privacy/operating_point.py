@@ -3,7 +3,7 @@
 A classifier that calls the likeliest grade hardly ever calls a rare one, and noise makes that worse. A screening
 programme decides otherwise: it fixes the share of healthy eyes that it lets through, the specificity, and calls an eye
 whose severity, the expected grade sum of c p_c, exceeds the threshold that belongs to it. That threshold depends on the
-patients, so it costs privacy like the model. Here the last rounds pay for it, in place of so many gradients:
+patients, so it costs privacy like the model. Here the last rounds pay for it, in place of gradients:
 
     cell     of a patient who lacks at least one of the diseases: which, and where on a public grid the severity is
     vector   one-hot but for a severity between two knots, which counts for both, the nearer one more: so rounding moves

@@ -130,7 +130,7 @@ class Relay:
     def open(self, needed: int, gather: float, patience: float, say: Callable[[str], object]) -> "ServerEnd":
         """A session of all hospitals that wait, once all of them do, or ``needed`` of them after ``gather`` seconds.
 
-        Raises InputError where so many do not come within ``patience``.
+        Raises InputError where fewer come within ``patience``.
         """
         with self.changed:
             begin = time.monotonic()

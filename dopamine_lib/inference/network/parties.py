@@ -253,7 +253,7 @@ class Provider(_Evaluator):
         self._ready.append(Prepared(query, buffers, own))
 
     def serve(self, queries: int = 1) -> None:
-        """Answer so many queries of the patient's at once. Raises ChannelError where the session breaks."""
+        """Answer this many queries of the patient's at once. Raises ChannelError where the session breaks."""
         self._together(self._serve, self._begin(queries))
 
     def _serve(self, party: Party, prepared: Prepared) -> None:

@@ -241,7 +241,7 @@ def common_multiple(rows: Windows, columns: Windows) -> int:
     for size in itertools.chain(heights, widths, (height * width for height in heights for width in widths)):
         common = lcm(common, size)
         if common >= LIMIT:
-            raise InputError(f"windows of so many sizes have no common multiple below {LIMIT}: take equal ones")
+            raise InputError(f"windows of these sizes have no common multiple below {LIMIT}: take equal ones")
     return common
 
 

@@ -7,7 +7,7 @@ Patient and provider (P: patient, S: service provider, C: crypto-provider):
     P <> S  the protocol's setup: the masked model
     P -> S  COMMAND prepare    S -> P  GRANTED: 1, or 0 where too many lie ready; then READY when it is done
                                without a crypto-provider, P <> S make the randomness in between; no SESSION, no JOIN
-    P -> S  COMMAND infer, COUNT  P <> S  the protocol's online part, of so many queries at once
+    P -> S  COMMAND infer, COUNT  P <> S  the protocol's online part, of COUNT queries at once
     P -> S  COMMAND end
 
 Provider and crypto-provider, one connection per session:
