@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score, roc_auc_score
 
 from dopamine_lib.data.dataset import GRADES, Dataset, Datasheet
@@ -187,7 +188,23 @@ def test_runs_that_differ_widen_the_interval():
     rng = np.random.default_rng(7)
     both = np.concatenate([right_with(rng, 1.0, 3), right_with(rng, 0.0, 3)])
     assert half_width(both) > 0.3
-    assert half_width(right_with(rng, 1.0, 6)) < 1e-12
+    assert half_width(right_with(rng, 1.0, 6)) < 0.01
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_where_all_are_right_or_none_the_interval_is_the_exact_one(chance):
+    """No draw varies then, and a percentile interval would be a point: "26 of 26: 100 (100 to 100)"."""
+    data, rng = made_dataset(800), np.random.default_rng(9)
+    exact = stats.binomtest(int(400 * chance), 400).proportion_ci(method="exact")
+    found = subgroup_table(data, data.test, right_with(rng, chance, 2), least=250)[0]["accuracy"]
+    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
+    groups = {"few": np.arange(400) < 30, "many": np.arange(400) >= 30}
+    probabilities = right_with(rng, 1.0)
+    probabilities[:, :30] = right_with(rng, 0.0)[:, :30]
+    few = gap(data.labels[data.test], probabilities, groups, bootstraps=20)["worst_score"]
+    assert few["high"] == pytest.approx(stats.binomtest(0, 30).proportion_ci(method="exact").high)
+    twice = gap(data.labels[data.test], probabilities, groups, person=np.arange(400) // 2, bootstraps=20)["worst_score"]
+    assert twice["high"] == pytest.approx(stats.binomtest(0, 15).proportion_ci(method="exact").high)
 
 
 def test_a_gap_that_is_there_is_found_and_one_of_chance_is_not():

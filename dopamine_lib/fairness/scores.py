@@ -163,6 +163,21 @@ def interval(point: float, drawn: np.ndarray) -> dict[str, float] | None:
     return {"mean": float(point), "low": float(low), "high": float(high)}
 
 
+def with_exact_end(share: dict[str, float], people: int) -> dict[str, float]:
+    """An ``interval`` of an accuracy that is 1 or 0 in every run, which no draw varies: its other end is the exact one.
+
+    That is 0.025^(1/people) from the end that all draws have (Clopper and Pearson 1934). Others are returned as they
+    are.
+
+    >>> with_exact_end({"mean": 1.0, "low": 1.0, "high": 1.0}, 26)["low"].__round__(3)
+    0.868
+    """
+    end = 0.025 ** (1 / people)
+    if share["mean"] == 1:
+        return share | {"low": min(share["low"], end)}
+    return share | {"high": max(share["high"], 1 - end)} if share["mean"] == 0 else share
+
+
 def subgroup_table(
     dataset: Dataset,
     index: np.ndarray,
@@ -190,6 +205,7 @@ def subgroup_table(
             row = {"by": by, "group": name, "patients": int(mask.sum())}
             for metric in METRICS:
                 row[metric] = interval(point[metric].mean(), (drawn[metric] * runs).sum(1))
+            row["accuracy"] = with_exact_end(row["accuracy"], len(np.unique(dataset.person[index][mask])))
             recall = point["recall_per_grade"][0].mean(0)
             row["recall_per_grade"] = [None if np.isnan(value) else float(value) for value in recall]
             rows.append(row)
@@ -243,11 +259,13 @@ def gap(
     for b in range(bootstraps):
         shuffled[b] = np.ptp(by_group(masks[:, rng.permutation(len(labels))])[0].mean(0))
     worst, best = (sign * point).argmin(), (sign * point).argmax()
-    names = list(groups)
+    names, worst_score = list(groups), interval(point[worst], sign * (sign * drawn).min(1))
+    if metric == "accuracy":
+        worst_score = with_exact_end(worst_score, len(np.unique(person[masks[worst]])))
     return {
         "worst": names[worst],
         "best": names[best],
-        "worst_score": interval(point[worst], sign * (sign * drawn).min(1)),
+        "worst_score": worst_score,
         "gap": interval(np.ptp(point), np.ptp(drawn, axis=1)),
         "by_chance": float(np.nanquantile(shuffled, 0.95)),
         "p_value": float((1 + (shuffled >= np.ptp(point) - 1e-12).sum()) / (1 + bootstraps)),
