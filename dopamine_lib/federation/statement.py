@@ -93,6 +93,15 @@ def in_words(bound: dict[str, float | None]) -> str:
     return ", ".join(f"{bound[key]:.2f} ({ACCOUNTANT_NAMES[key]})" for key in ACCOUNTANTS if bound[key] is not None)
 
 
+def _large(epsilon: float) -> str:
+    """An epsilon that may be in the hundreds, where decimals say nothing; below, it has two, as others have.
+
+    >>> _large(7.4), _large(232.03)
+    ('7.40', '232')
+    """
+    return f"{epsilon:.{2 if epsilon < 100 else 0}f}"
+
+
 def _mechanism(bound: Bound, steps: int) -> str:
     """What is noised: gradients clipped one by one, or the sum of those along local steps."""
     setting, clip = bound.setting, bound.choice.max_grad_norm
@@ -162,7 +171,7 @@ def privacy_statement(
         return (
             f"{setting.name} is not private here: {aggregation} takes the place of the sum of messages, and its noise "
             "is sized for that sum. A single message has one share of it, which bounds what is computed from messages "
-            f"by epsilon {alone:.0f} (classic RDP), and no accountant here vouches for less."
+            f"by epsilon {_large(alone)} (classic RDP), and no accountant here vouches for less."
         )
     steps, in_clear = max(charged), apart and aggregation == "plain"
     views, mean = bound.adversaries(steps, in_clear), accounted_mean_noise(setting, choice, hospitals)
@@ -209,7 +218,7 @@ def privacy_statement(
             alone = bound.epsilon(steps, colluding=hospitals - 1)
             lines.append(
                 "Against the server: the same, if sums are aggregated securely; that part is computational (whoever "
-                f"breaks the encryption sees single hospitals: epsilon {alone:.0f}, classic RDP). {how}"
+                f"breaks the encryption sees single hospitals: epsilon {_large(alone)}, classic RDP). {how}"
             )
         if views["hospital"]:
             lines.append(
