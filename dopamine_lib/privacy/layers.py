@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dopamine_lib.privacy.layer import Kept, Layer, padded
 from dopamine_lib.privacy.linear_map import LinearMap
 
-#: A convolution of as large a kernel, with at most this many outputs, spends more on copying patches than on multiplying.
+#: A convolution with a kernel this large and at most this many outputs spends more on copying patches than on products.
 LARGE_KERNEL, FEW_OUTPUTS = 25, 32
 #: Channels from which on oneDNN prefers a channel's positions together.
 WIDE = 16

@@ -292,7 +292,7 @@ class Compiler:
 
 
 def activation_bits(module: nn.Module, allowed: dict[float, int]) -> int:
-    """Bits of an activation that a module reads, from the numbers in one of its sums: ``allowed`` for this many at most.
+    """Bits of an activation that a module reads: ``allowed`` by how many numbers are in one of its sums, at most.
 
     >>> activation_bits(nn.Conv2d(64, 8, 3), ACTIVATION_BITS), activation_bits(nn.Conv2d(64, 8, 3), BOUNDED_BITS)
     (16, 14)
