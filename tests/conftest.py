@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,6 +67,38 @@ def check_dataset():
         for one, other in ((data.train, data.test), (data.fit, data.validation)):
             assert not np.intersect1d(data.person[one], data.person[other]).size
         assert data.sheet.source and data.sheet.licence and ":" in data.sheet.checksum and data.sheet.notes
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def reacts():
+    """A function that draws at each of ``settings`` and asserts that a slider would be followed; returns the PNGs.
+
+    In turns with an empty picture of the same size, which takes a slow machine longer as well, and in processor time,
+    so that other jobs do not count: numbers, picture and PNG together take at most ``most`` times as long.
+    """
+    from matplotlib.figure import Figure
+
+    from dopamine_lib.pictures import png
+
+    def check(draw, settings, most=5):
+        like, took, drawn = draw(*settings[0]), {"picture": [], "empty": []}, []
+        png(like)  # Matplotlib and its fonts are loaded when a page opens
+
+        def empty():
+            figure = Figure(figsize=like.get_size_inches())
+            figure.subplots(1, len(like.axes))
+            png(figure)
+
+        for values in settings:
+            for name, work in (("empty", empty), ("picture", lambda at=values: drawn.append(png(draw(*at))))):
+                begin = time.process_time()
+                work()
+                took[name].append(time.process_time() - begin)
+        assert statistics.median(took["picture"]) < most * statistics.median(took["empty"])
+        assert all(picture.startswith(b"\x89PNG") for picture in drawn)
+        return drawn
 
     return check
 

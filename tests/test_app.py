@@ -284,9 +284,10 @@ def test_a_wrong_model_is_one_line_and_status_2(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.safetensors"]
 
 
-def test_bad_ports_and_hosts(capsys):
+def test_bad_ports_and_hosts(capsys, monkeypatch):
     import socket
 
+    monkeypatch.delenv("DOPAMINE_KERNELS", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, said in (
@@ -295,7 +296,7 @@ def test_bad_ports_and_hosts(capsys):
             (["--port", "70000"], "[0, 65535]"),
             (["--host", "256.1.1.1"], "choose another --port or --host"),
         ):
-            assert main(["app", *arguments]) == 2
+            assert main(["app", *arguments]) == 2 and "DOPAMINE_KERNELS" not in os.environ
             error = capsys.readouterr().err
             assert said in error and error.count("\n") == 1
 

@@ -64,13 +64,13 @@ def _app(arguments) -> None:
     need_home()
     if find_spec("voila") is None:
         raise not_installed("voila")
-    # compiling takes every process about ten seconds and would save a tenth of one
-    os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
     with (
         listening(arguments.host, arguments.port) as listeners,  # from here on nobody else can take the port
         tempfile.TemporaryDirectory(prefix="dopamine-app-") as folder,  # mode 0700
         contextlib.closing(Child(__name__, folder)),  # takes it away where this process is killed
     ):
+        # compiling takes every process about ten seconds and would save a tenth of one
+        os.environ.setdefault("DOPAMINE_KERNELS", "numpy")
         backend = Backend(arguments.weights, backbone=arguments.backbone, size=arguments.size, answer=arguments.answer)
         introduction = Path(folder, "introduction.json")
         os.environ[INTRODUCTION] = str(introduction)
