@@ -27,6 +27,7 @@ def test_a_job_that_fails_is_no_figure(monkeypatch, capfd):
     assert "runs is 0" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_rows_of_a_short_job(monkeypatch, no_aptos, tmp_path):
     """The jobs themselves are replaced by what they would have taken; the settings are measured."""
     asked = []

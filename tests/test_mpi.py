@@ -120,6 +120,7 @@ def test_the_model_is_that_of_one_process(options, quick, run, monkeypatch):
     check_same(options, quick, run, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_round_with_one_hospital_left_is_spent_by_all_ranks_alike(options, tmp_path, monkeypatch):
     """Budgets end at different times, and a hidden sum of one is not opened: nobody waits for it."""
     run, terms = ("FPDP", "bfv", "float", 60), options | {"epsilon": 1.0, "accountant": "rdp_classic"}

@@ -184,6 +184,7 @@ def test_the_same_seed_gives_the_same_numbers_in_any_number_of_processes(finishe
             assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(finished, small, tmp_path):
     """SIGKILL several times; the end is the uninterrupted run's, number for number."""
     command = [sys.executable, "-m", "dopamine_lib", *arguments(small, tmp_path, "--runs", "2", "--seed", "5")]
@@ -309,6 +310,7 @@ def test_a_bound_asked_for_is_kept(small, tmp_path):
         assert result["epsilon"]["rdp"] > 2.0
 
 
+@pytest.mark.slow
 def test_the_cnn_learns_fashion_privately():
     """One of the paper's three other benchmark data sets, from Debian's package, with a shortened setting."""
     folder = Path("/usr/share/datasets/fashion-mnist")
