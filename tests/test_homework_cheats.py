@@ -197,6 +197,15 @@ def test_a_long_list_is_no_answer():
             answers.call("one", ())
 
 
+def test_a_hint_does_not_ask_the_solution():
+    tests = """
+assert answer() == right.answer()
+passes(lambda: answer() == 4, "twice two is 4, right. No more")
+"""
+    found = run_tests(tests, {"answer": lambda: 4}, lambda: None, list)
+    assert [test.asks_right for test in found] == [True, False]
+
+
 def test_what_is_asked_every_year_is_worth_nothing_by_itself():
     """A table of every answer, hidden tests included, from a solution that was passed on."""
     judge = Judge(Homework.read(SOURCES / "02_gaussian_mechanism_homework.ipynb"))

@@ -254,7 +254,6 @@ def test_every_test_has_a_hint_for_who_fails_it(source):
         for call in ast.walk(ast.parse(exercise.test)):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "passes":
                 assert len(call.args) == 2 and call.args[1].value, ast.unparse(call)
-                assert "right." not in call.args[1].value, "by this word the judge knows what asks the solution"
 
 
 def test_refusals(tmp_path, refuses, capsys):

@@ -108,7 +108,8 @@ def run_tests(
                 passed, error = bool(check()), ""
         except Exception as stop:
             passed, error = False, f"{type(stop).__name__}: {stop}"
-        found.append(Test(passed, hint, error, calls(), asks_right="right." in ast.unparse(statement)))
+        asks = any(isinstance(node, ast.Name) and node.id == "right" for node in ast.walk(statement))
+        found.append(Test(passed, hint, error, calls(), asks_right=asks))
         begin()
         return int(passed)
 
