@@ -13,6 +13,7 @@ from PIL import Image
 from dopamine_lib.__main__ import main
 from dopamine_lib.data import load
 from dopamine_lib.data.dataset import GRADES
+from dopamine_lib.data.folder import SUFFIXES
 from dopamine_lib.data.hospitals import split_hospitals
 from dopamine_lib.fairness.scores import subgroups
 from dopamine_lib.federation.options import Options
@@ -181,8 +182,16 @@ def test_pictures_that_are_not_read_are_not_left_out_without_a_word(tmp_path, re
     (tmp_path / "classes" / "2 mild" / "Thumbs.db").write_bytes(b"")
     assert len(load(str(tmp_path / "classes"), size=16)) == N
     (tmp_path / "classes" / "2 mild" / "y.TIF").write_bytes(b"II")
-    with refuses("'2 mild/y.TIF': neither PNG nor JPEG", "convert"):
+    with refuses("'2 mild/y.TIF': not .png, .jpg, .jpeg", "convert"):
         load(str(tmp_path / "classes"), size=16)
+    picture = next(path for path in (tmp_path / "classes" / "2 mild").iterdir() if path.suffix.lower() in SUFFIXES)
+    (tmp_path / "classes" / "2 mild" / "y.TIF").rename(picture.with_suffix(".tif"))  # was converted, and is kept beside
+    assert len(load(str(tmp_path / "classes"), size=16)) == N
+    for name in ("eye.ppm", "eye.nii.gz"):
+        (tmp_path / "classes" / name).write_bytes(b"")
+        with refuses(f"'{name}': not .png, .jpg, .jpeg"):
+            load(str(tmp_path / "classes"), size=16)
+        (tmp_path / "classes" / name).unlink()
     ours(tmp_path / "ours")
     (tmp_path / "ours" / "pictures" / "mask.tif").write_bytes(b"II")  # its table says what counts
     assert len(load(str(tmp_path / "ours"), size=16)) == N

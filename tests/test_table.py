@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.data import HEART, load
+from dopamine_lib.data.cells import in_range, one_of
 from dopamine_lib.data.csv_file import CsvFile
 from dopamine_lib.data.hospitals import hospital_shares, split_hospitals
 from dopamine_lib.data.table import encoded_rows, load_table
@@ -105,13 +106,32 @@ def test_a_row_by_its_sheet(tmp_path):
     assert data.sheet.patients is None and data.sheet.sites == ("north", "south")
 
 
-@pytest.mark.parametrize("text, line", [('a,b\n1,2\n"3,4\n5,6\n', 3), ('a,"b\n1,2', 1), ('a,b\n1,"', 2)])
-def test_a_quotation_mark_that_is_never_closed_is_found_where_it_stands(text, line, refuses):
-    with refuses(f"t.csv, line {line}: a quotation mark is never closed"):
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ('a,b\n1,2\n"3,4\n5,6\n', 3),
+        ('a,"b\n1,2', 1),
+        ('a,b\n1,"', 2),
+        ('a,b\n1,2\n"', 3),
+        ('a,b\n"1,2\n3,4\n"5,6\n7,8\n', 2),  # what closes it begins another
+        ('a,b\n1,2\n"3,' + "4\n5," * 30_000, 3),
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed_is_found_where_it_stands(text, line, refuses):
+    with refuses(f"t.csv, line {line}: a quotation mark is not closed at the end of a cell"):
         CsvFile.read(Path("t.csv"), text.encode())
     table = CsvFile.read(Path("t.csv"), b'a,b\n1,"two\nlines"')
     assert (table.header, table.rows) == (["a", "b"], [(3, ["1", "two\nlines"])])
     assert CsvFile.read(Path("t.csv"), b"").rows == []
+    spaced = CsvFile.read(Path("t.csv"), b'a,b\n"1" , "2"\n3,4"\n')
+    assert spaced.rows == [(2, ["1", "2"]), (3, ["3", '4"'])]
+
+
+def test_a_message_has_the_first_line_of_a_cell(refuses):
+    for read in (in_range, one_of({"mild": [1]}, "t.toml")):
+        with refuses("t.csv, line 9: a '1,2 …' is not") as error:
+            read("1,2\n3,4", "t.csv, line 9: a")
+        assert "3,4" not in str(error.value)
 
 
 @pytest.mark.parametrize("odd", ["bom", "utf-16", "crlf", "semicolons", "tabs", "quotes", "spaces", "blank lines"])

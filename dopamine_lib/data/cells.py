@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dopamine_lib.data.csv_file import some
+from dopamine_lib.data.csv_file import shown, some
 from dopamine_lib.errors import InputError
 
 #: What is a missing value in every table.
@@ -54,7 +54,7 @@ def one_of(groups: dict[str, list], declared: str, make: type = int) -> Reader:
         for number, (name, values) in enumerate(groups.items()):
             if any(holds(cell, value) for value in values):
                 return name if make is str else number
-        raise InputError(f"{where} {cell!r} is not declared; add it to {declared}, which has {some(groups)}")
+        raise InputError(f"{where} {shown(cell)} is not declared; add it to {declared}, which has {some(groups)}")
 
     return read
 
@@ -63,7 +63,8 @@ def in_range(cell: str, where: str) -> float:
     """A reader of a cell that must be a number."""
     number = number_in(cell)
     if number is None:
-        raise InputError(f"{where} {cell!r} is not a number; write it as 1.5, or add it to the sheet's list 'missing'")
+        remedy = "write it as 1.5, or add it to the sheet's list 'missing'"
+        raise InputError(f"{where} {shown(cell)} is not a number; {remedy}")
     return number
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError
 
-_SHOWN = 8
-_END = "the end of this table"  # put below a table, to see whether it is still read as a line
+_SHOWN, _WIDE = 8, 250  # names in a message, and characters of each
+_END = "the end of this table"  # put below a table, so that a quotation mark in its last line is one in the middle, too
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,28 @@ class CsvFile:
     @classmethod
     def read(cls, path: Path, content: bytes | None = None) -> "CsvFile":
         """Read ``path``, or ``content`` as if it stood there. Raises InputError where that is no CSV file in UTF-8."""
+        at = 0
         try:
             content = path.read_bytes() if content is None else content
             utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's "Unicode text"
             text = content.decode("utf-16" if utf_16 else "utf-8-sig")
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
-            text = io.StringIO(f"{text}\n{_END}", newline="")
-            lines = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
-            rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
+            source = list(io.StringIO(f"{text}\n{_END}", newline=""))
+            lines, rows = csv.reader(source, delimiter=delimiter, skipinitialspace=True), []
+            for row in lines:
+                if lines.line_num > at + 1:  # a cell goes on in the next line: is it closed where a cell ends?
+                    list(csv.reader(source[at : lines.line_num], lines.dialect, strict=True))
+                at = lines.line_num
+                rows.append((at, [cell.strip() for cell in row]))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from None
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a UTF-8 CSV file ({error}); save it as one") from None
-        if rows.pop()[1] != [_END]:  # all lines from there on would be one cell
-            begun = rows[-1][0] + 1 if rows else 1
-            raise InputError(f"{path}, line {begun}: a quotation mark is never closed; close it, or take it out")
-        (_, header), *rows = rows
+        except csv.Error:  # also of a cell that is longer than csv.field_size_limit
+            raise InputError(
+                f"{path}, line {at + 1}: a quotation mark is not closed at the end of a cell; close it, or take it out"
+            ) from None
+        (_, header), *rows, _ = rows
         filled = [(line, row + [""] * (len(header) - len(row))) for line, row in rows if any(row)]
         return cls(path, header, filled)
 
@@ -80,8 +86,18 @@ def bare(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
 
 
+def shown(cell: str) -> str:
+    """A cell for a message: its first line, for stray quotation marks may make one cell of many patients' lines.
+
+    >>> shown("mild"), shown("3,4\\n5,6")
+    ("'mild'", "'3,4 …'")
+    """
+    line, *more = cell.splitlines() or [""]
+    return repr(f"{line[:_WIDE]} …" if more or line[_WIDE:] else line)
+
+
 def some(names: object) -> str:
     """The first few names, for a message."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(map(repr, names[:_SHOWN])) or "nothing") + more
+    return (", ".join(shown(str(name)) for name in names[:_SHOWN]) or "nothing") + more

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dopamine_lib.data.csv_file import shown
 from dopamine_lib.errors import InputError
 
 #: The five grades of diabetic retinopathy (DR), in order of severity (paper, section 4.1).
@@ -192,7 +193,7 @@ def split_or_obey(
     for own, (where, word) in zip(person.tolist(), parts, strict=True):
         part = named.get(word.lower())
         if part is None:
-            raise InputError(f"{where} {word!r} is no part; write {', '.join(PARTS)}")
+            raise InputError(f"{where} {shown(word)} is no part; write {', '.join(PARTS)}")
         before = of.setdefault(own, part)
         if before != part and not last:
             raise InputError(f"{where} is {part}, but another row of the same person is {before}; put all in one part")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dopamine_lib.data.csv_file import CsvFile, some
+from dopamine_lib.data.csv_file import CsvFile, shown, some
 from dopamine_lib.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -59,13 +59,13 @@ def read_table(table: Path, content: bytes) -> tuple[list[str], np.ndarray]:
         # a name of these characters cannot leave the image folder
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(
-                f"{where}: {id_column} {name!r} is not a file name; use only letters, digits, '_', '-' and '.'"
+                f"{where}: {id_column} {shown(name)} is not a file name; use only letters, digits, '_', '-' and '.'"
             )
         stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
         if stem in grades:
-            raise InputError(f"{where}: {id_column} {name!r} occurs twice; keep one of the rows")
+            raise InputError(f"{where}: {id_column} {shown(name)} occurs twice; keep one of the rows")
         if not _GRADE.fullmatch(grade):
-            raise InputError(f"{where}: {grade_column} {grade!r} is not a grade; use an integer from 0 to 4")
+            raise InputError(f"{where}: {grade_column} {shown(grade)} is not a grade; use an integer from 0 to 4")
         grades[stem] = int(grade[0])
     if not grades:
         raise InputError(f"{table}: no rows; a line for each picture has its {IDS[0]} and its {GRADES[0]}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dopamine_lib.data.cells import attribute, number_in, one_of, present
-from dopamine_lib.data.csv_file import CsvFile
+from dopamine_lib.data.csv_file import CsvFile, shown
 from dopamine_lib.data.dataset import (
     GRADES,
     Dataset,
@@ -95,11 +95,11 @@ def _labels(found: list[Picture], sheet: dict, tables: list[CsvFile]) -> tuple[t
     if column in GRADED and whole:
         for one, grade in zip(found, said, strict=True):
             if grade not in "01234":
-                raise InputError(f"{one.where}: {column} {one.label!r} is not a grade; use an integer from 0 to 4")
+                raise InputError(f"{one.where}: {column} {shown(one.label)} is not a grade; use an integer from 0 to 4")
         return GRADES, np.array([int(grade) for grade in said], dtype=np.int64)
     classes = sorted(set(said), key=(lambda label: (int(label), label)) if whole else _naturally)
     if len(classes) < 2:
-        raise InputError(f"{found[0].where}: every label is {classes[0]!r}; a classifier needs two classes or more")
+        raise InputError(f"{found[0].where}: every label is {shown(classes[0])}; a classifier needs two classes")
     if len(classes) > 1000:
         raise InputError(f"{found[0].where}: {len(classes)} different labels; at most 1000 classes are trained")
     number = {label: i for i, label in enumerate(classes)}

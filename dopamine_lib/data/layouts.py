@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dopamine_lib.data.cells import present
-from dopamine_lib.data.csv_file import CsvFile, bare, some
+from dopamine_lib.data.csv_file import CsvFile, bare, shown, some
 from dopamine_lib.data.dataset import PARTS
 from dopamine_lib.data.folder import SUFFIXES
 from dopamine_lib.errors import InputError
 
 #: Pictures of a kind that is not read.
-OTHERS = (".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii")
+OTHERS = tuple(
+    ".tif .tiff .bmp .gif .webp .jp2 .j2k .heic .heif .avif .jfif .jpe .ppm .pgm .tga .dcm .dicom .nii .nii.gz".split()
+)
 #: What people are called in tables: a column that is called so may say who is who.
 PERSONS = ("person", "patient", "subject", "participant")
 #: Names of columns in the field's tables, as ``CsvFile.find`` takes them; the first of each is this kit's.
@@ -57,7 +59,7 @@ def below(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
                 pictures.append(path)
             elif path.suffix.lower() == ".csv":
                 tables.append(path)
-            elif path.suffix.lower() in OTHERS:
+            elif name.lower().endswith(OTHERS):
                 others.append(path)
     if not pictures:
         remedy = f"convert {some(path.name for path in others)}" if others else "put them there"
@@ -153,8 +155,8 @@ def _refuse_unused_persons(table: CsvFile, rest: Iterable[str], sheet: dict) -> 
         if name not in declared and any(person in bare(name) for person in PERSONS):
             at, quoted = table.path.with_suffix(".toml").name, json.dumps(name, ensure_ascii=False)
             raise InputError(
-                f"{table.path}: column {name!r} may say who is who; if it does, write person = {quoted} in {at}; if "
-                "not, rename it, or declare it there under [attributes]"
+                f"{table.path}: column {shown(name)} may say who is who; if it does, write person = {quoted} in {at}; "
+                "if not, rename it, or declare it there under [attributes]"
             )
 
 
@@ -162,7 +164,7 @@ def _picture(name: str, where: str, by_name: dict[str, list[Path]], part: str | 
     """The file that a cell names, from the folder: by its path, else by its name with or without suffix, anywhere."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{where} {name!r} leads out of the folder; give a name in it")
+        raise InputError(f"{where} {shown(name)} leads out of the folder; give a name in it")
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
     # the file of that name; else one with another suffix, as where pictures were converted
     found = by_name.get(path.name.lower()) or by_name.get(stem.lower()) or []
@@ -173,11 +175,12 @@ def _picture(name: str, where: str, by_name: dict[str, list[Path]], part: str | 
         found = [file for file in found if _names(str(file.parent), PARTS[part])]
     if not found:
         raise InputError(
-            f"{where} {name!r}: no such picture with suffix {', '.join(SUFFIXES)} in the folder; add the file or leave "
-            "out the row"
+            f"{where} {shown(name)}: no such picture with suffix {', '.join(SUFFIXES)} in the folder; add the file or "
+            "leave out the row"
         )
     if len({file.parent for file in found}) > 1:
-        raise InputError(f"{where} {name!r} may be {found[0]} or {found[1]}; give its path there, or move one away")
+        which = f"{shown(name)} may be {found[0]} or {found[1]}"
+        raise InputError(f"{where} {which}; give its path there, or move one away")
     return min(found, key=lambda file: SUFFIXES.index(file.suffix.lower()))
 
 
@@ -188,9 +191,11 @@ def _class_folders(folder: Path) -> bool:
 
 def of_classes(folder: Path, pictures: list[Path], others: list[Path]) -> list[Picture]:
     """The pictures in subfolders that are called as their class, perhaps within one for each part."""
+    read = {(path.parent, path.stem) for path in pictures}
+    others = [path for path in others if (path.parent, path.stem) not in read]  # converted
     if others:  # where no table says which pictures count, each left out would be a patient less, without a word
         names = some(str(path.relative_to(folder)) for path in others)
-        raise InputError(f"{folder}: {names}: neither PNG nor JPEG; convert them, or move them away")
+        raise InputError(f"{folder}: {names}: not {', '.join(SUFFIXES)}; convert them, or move them away")
     top = Path(os.path.commonpath([path.parent for path in pictures]))
     inside = [path.relative_to(top).parts for path in pictures]
     words = {word: part for part, words in PARTS.items() for word in words}
