@@ -9,10 +9,12 @@ import os
 import re
 
 import nbformat
+import numpy as np
 import pytest
 
 from dopamine_lib.__main__ import main
 from dopamine_lib.course.exercises import BLANK, SOURCES, YEAR, Homework, of_year
+from dopamine_lib.course.feedback import show
 from dopamine_lib.course.grading import grade_folder
 from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import Judge
@@ -246,6 +248,13 @@ def test_feedback_shows_calls_with_a_tests_own_functions():
     shown = " ".join(text for test in tests["memory"] for text in test.shown)
     assert "remembers(send, " in shown and "expected True, found False" in shown
     assert tests["step"][0].shown[0].endswith("found no answer yet")
+
+
+def test_an_array_of_many_short_sides_is_shown_by_its_beginning():
+    """NumPy leaves nothing out of it, and writes megabytes for as many numbers, of which a line is taken."""
+    text = show([np.zeros((2,) * 12), 1])
+    assert text.startswith("[array([0., 0., 0., ..., 0., 0., 0.]") and "in the shape (2, 2, 2" in text
+    assert show(np.eye(3)) == "array([[1., 0., 0.], [0., 1., 0.], [0., 0., 1.]])"
 
 
 @pytest.mark.parametrize("source", find_homework(SOURCES), ids=lambda path: path.stem)

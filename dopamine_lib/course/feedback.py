@@ -19,6 +19,7 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}code{background:#2a2a2a}}"
 )
 _LONGEST, _WIDE = 10_000, 160  # characters of an answer in words, and of a value
+_NUMBERS = 1000  # of an array with several axes that NumPy writes itself
 
 
 def page(student: str, graded: "list[Graded]") -> str:
@@ -74,9 +75,17 @@ def show(value: Any) -> str:
     >>> show(np.arange(3)), show([0.5, None])
     ('array([0, 1, 2])', '[0.5, None]')
     """
-    with np.printoptions(threshold=12, edgeitems=3, precision=8):
+    with np.printoptions(threshold=12, edgeitems=3, precision=8, override_repr=_array):
         text = " ".join(repr(value.item() if isinstance(value, np.generic) else value).split())
     return text if len(text) <= _WIDE else f"{text[: _WIDE - 20]} … {text[-17:]}"
+
+
+def _array(value: np.ndarray) -> str:
+    """As NumPy writes it, up to a size: of a short side it leaves nothing out, and ten such make a million numbers."""
+    if value.size > _NUMBERS and value.ndim > 1:
+        return f"{show(value.ravel())} in the shape {value.shape}"
+    with np.printoptions(override_repr=None):
+        return repr(value)
 
 
 class Named:

@@ -16,6 +16,7 @@ once more on inputs as changed, since it may be the one that looks for changes.
 
 import ast
 import contextlib
+import itertools
 import json
 import secrets
 import signal
@@ -183,10 +184,8 @@ class Judge:
                     for test, same in zip(verdict.tests, other.tests, strict=False):
                         if test.passed and not (same.passed or test.asks_right):
                             names = sorted({call.name for call in test.calls if call.changed}) or ["a function"]
-                            test.passed, test.error = (
-                                False,
-                                f"{' and '.join(names)} changes what it is given: work on a copy",
-                            )
+                            change = "changes what it is given" if len(names) == 1 else "change what they are given"
+                            test.passed, test.error = False, f"{' and '.join(names)} {change}: work on a copy"
             for verdict in verdicts:
                 self._doubt(verdict)
                 self._explain(verdict)
@@ -235,8 +234,8 @@ class Judge:
         """Say of failed tests on which input an answer differs from the solution's."""
         for test in verdict.tests:
             if not test.passed:
-                said = [text for call in test.calls[:_LOOKED_AT] if (text := self._difference(call))]
-                test.shown = said[:_SHOWN]
+                said = filter(None, map(self._difference, test.calls[:_LOOKED_AT]))
+                test.shown = list(itertools.islice(said, _SHOWN))
 
     def _difference(self, call: Call) -> str:
         if '"generator"' in json.dumps(call.arguments):
