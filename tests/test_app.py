@@ -295,6 +295,7 @@ def test_bad_ports_and_hosts(capsys, monkeypatch):
             (["--port", "-1"], "--port is -1"),
             (["--port", "70000"], "[0, 65535]"),
             (["--host", "256.1.1.1"], "choose another --port or --host"),
+            (["--host", "a..b"], "choose another --port or --host"),
         ):
             assert main(["app", *arguments]) == 2 and "DOPAMINE_KERNELS" not in os.environ
             error = capsys.readouterr().err

@@ -116,6 +116,25 @@ def test_spu_is_left_out_unless_it_is_named(tmp_path, monkeypatch, refuses):
     monkeypatch.setenv("DOPAMINE_SPU", str(tmp_path / "python"))
     with refuses("DOPAMINE_SPU is ", "no program is there", "name the Python"):
         peers.spu(tmp_path, 32, "ABY3")
+    monkeypatch.setattr(inference, "_model_and_image", lambda *given: pytest.fail("it has begun"))
+    with refuses("DOPAMINE_SPU is "):
+        inference.run(size=32)
+
+
+def test_a_peer_that_does_not_begin_is_ended():
+    class Party:
+        closed = False
+
+        def hear(self, patience):
+            raise EOFError
+
+        def close(self, patience):
+            self.closed = True
+
+    parties = [Party(), Party()]
+    with pytest.raises(RuntimeError, match="process of SPU ended"), peers.Peer("SPU", parties):
+        pytest.fail("it has begun")
+    assert all(party.closed for party in parties)
 
 
 @pytest.mark.slow

@@ -379,6 +379,13 @@ def test_a_listener_takes_an_ipv6_address(identities):
     listener.close()
 
 
+def test_what_cannot_be_a_machine_s_name_is_refused(identities, refuses):
+    with refuses("cannot listen on a..b:0", "choose another address"):
+        Listener(("a..b", 0), identities["provider"], {})
+    with pytest.raises(ChannelError, match="provider cannot be reached at a..b:1"):
+        connect(("a..b", 1), identities["patient"], identities["provider"].certificate, "provider")
+
+
 def test_certificates_that_cannot_be_read(tmp_path, refuses):
     with refuses("no.crt", "cannot be read"):
         read_certificate(tmp_path / "no.crt")

@@ -56,6 +56,7 @@ def run(
         raise InputError(f"--model is {model}, but is for --images N: give both, or leave it out")
     import torch
 
+    peers.spu_python()  # one that is not there is told before anything is measured
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dopamine-")))
         model, image, net, x = _model_and_image(folder, size)

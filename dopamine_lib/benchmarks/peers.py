@@ -42,7 +42,11 @@ class Peer:
         self.logits: list[float] = []
 
     def __enter__(self) -> "Peer":
-        self.name = self._hear()[0]["name"]
+        try:
+            self.name = self._hear()[0]["name"]
+        except BaseException:  # what does not begin is not ended by ``with``
+            close_all(self._parties)
+            raise
         return self
 
     def __call__(self) -> None:
@@ -76,16 +80,22 @@ def crypten(folder: Path) -> Peer | None:
     return Peer("CrypTen", [Child(crypten_peer.__name__, str(rank), *words) for rank in range(CRYPTEN_PARTIES)])
 
 
-def spu(folder: Path, size: int, protocol: str) -> Peer | None:
-    """SPU with the weights and the image that lie in ``folder``; None where no environment of its is named.
+def spu_python() -> str | None:
+    """The Python of SPU's environment; None where none is named.
 
     Raises InputError where ``DOPAMINE_SPU`` names no program.
     """
-    python = os.environ.get("DOPAMINE_SPU")
-    if not python:
-        return None
-    if not shutil.which(python):
+    python = os.environ.get("DOPAMINE_SPU") or None
+    if python is not None and not shutil.which(python):
         raise InputError(f"DOPAMINE_SPU is {python}, but no program is there: name the Python of SPU's environment")
+    return python
+
+
+def spu(folder: Path, size: int, protocol: str) -> Peer | None:
+    """SPU with the weights and the image that lie in ``folder``; None, or InputError, as ``spu_python``."""
+    python = spu_python()
+    if python is None:
+        return None
     files = [folder / "image.npy", folder / "weights.npz", ""]
     addresses = ",".join(_free_addresses(SPU_PARTIES[protocol]))
     parties = [

@@ -223,10 +223,9 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
         raise InputError(f"--port is {port}, but must lie in [0, 65535]")
     try:
         listeners = bind_sockets(port, host)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
-        ) from None
+    except (OSError, UnicodeError) as error:  # the second for what cannot be a name, such as "a..b"
+        why = getattr(error, "strerror", error)
+        raise InputError(f"cannot listen on {host}:{port} ({why}); choose another --port or --host") from None
     try:
         yield listeners
     finally:

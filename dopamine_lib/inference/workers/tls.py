@@ -63,7 +63,7 @@ def connect(
     context = _context(credentials, [certificate], server=False)
     try:
         raw = socket.create_connection(address, CONNECT_TIMEOUT)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for what cannot be a name, such as "a..b"
         why = getattr(error, "strerror", None) or "no answer"
         raise ChannelError(f"the {peer} cannot be reached at {address[0]}:{address[1]} ({why})") from None
     return _handshake(raw, context, {fingerprint(certificate): peer}, timeout, server=False)[0]
@@ -85,9 +85,10 @@ class Listener:
         try:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
             self._sock = socket.create_server(address, family=family, backlog=64)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", error)
             raise InputError(
-                f"cannot listen on {address[0]}:{address[1]} ({error.strerror}); choose another address or port"
+                f"cannot listen on {address[0]}:{address[1]} ({why}); choose another address or port"
             ) from None
         self.address = self._sock.getsockname()[:2]
 
