@@ -1,6 +1,7 @@
 """The command line: ``python -m dopamine_lib COMMAND``. Bad input ends with status 2 and one line."""
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from dopamine_lib.federation.arguments import (
     read_options,
 )
 from dopamine_lib.inference.workers.commands import add_infer, add_party
-from dopamine_lib.machine import keep_to_cores, safe_output
+from dopamine_lib.machine import keep_to_cores, place_for, safe_output
 from dopamine_lib.page.app import add_app
 from dopamine_lib.progress import say_last_line
 
@@ -144,7 +145,7 @@ def _tune(arguments) -> None:
     from dopamine_lib.reproduction.tuning import tune, tuned_table, writing_tables
 
     options = chosen_options(arguments)
-    with writing_tables(arguments.out) as write:  # a place that cannot be written is refused before the search
+    with writing_tables(arguments.out, options.settings) as write:  # what cannot be is refused before the search
         experiment = Experiment.load(options, device=arguments.device).held_out()
         for name in experiment.options.settings:
             scored = tune(experiment, name)
@@ -202,7 +203,8 @@ def _bench(arguments) -> None:
     terms = {name: value for name, value in given.items() if value is not None}
     for name in terms.keys() - inspect.signature(module.run).parameters.keys():
         raise InputError(f"--{name} is {terms[name]}, but bench {arguments.what} has no such choice: leave it out")
-    result = module.run(arguments.json, **terms)
+    with place_for(arguments.json, "--json") if arguments.json else contextlib.nullcontext() as temporary:
+        result = module.run(temporary, **terms)
     print(result["machine"])
     for row in result["rows"]:
         peer = ""

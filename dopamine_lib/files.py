@@ -59,8 +59,11 @@ def atomic_path(path: str | os.PathLike, *, private: bool = False) -> Iterator[P
     On success file and name are on disk: a ledger that was saved outlives the power, and so do keys. (The package
     atomicwrites did the same, and is no longer maintained.)
     private  only the owner may read the file, whatever rights others have elsewhere
+    Raises OSError, in the beginning as far as that is known then, where nothing can be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".dopamine-{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, MARKERS
+from dopamine_lib.files import EMBEDDED, IMAGENET_FILE, MARKERS, atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,17 @@ def need_home() -> None:
         raise InputError(
             "this user has no home directory, and Jupyter needs one; set the environment variable HOME to a folder"
         ) from None
+
+
+@contextlib.contextmanager
+def place_for(path: str | os.PathLike, option: str) -> Iterator[Path]:
+    """``atomic_path``, entered before the work: what ``option`` names and cannot be written is an InputError then."""
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(atomic_path(path))
+        except OSError as error:
+            raise InputError(f"{option} {path} cannot be written ({error.strerror}); name another file") from error
+        yield temporary
 
 
 def safe_output() -> None:

@@ -81,6 +81,21 @@ def test_an_option_that_would_change_nothing_is_refused(words, said, capsys):
     assert said in error and "leave it out" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words, begins",
+    [
+        (["pretrain", "--out"], "dopamine_lib.models.pretraining.make_population"),
+        (["bench", "scaling", "--json"], "dopamine_lib.benchmarks.scaling.run"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(words, begins, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(begins, lambda *given, **more: pytest.fail("it has begun"))
+    (tmp_path / "a.safetensors").mkdir()
+    assert command_line.main([*words, str(tmp_path / "a.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "a.safetensors cannot be written" in error and "name another file" in error and error.count("\n") == 1
+
+
 def test_what_one_combination_of_a_sweep_has_no_use_for_another_may(tmp_path, refuses):
     file = tmp_path / "sweep.toml"
     given = ["reproduce", "--config", str(file), "--out", "no/such/folder"]

@@ -15,6 +15,7 @@ from dopamine_lib.data import cache
 from dopamine_lib.data.cache import cache_dir, cached
 from dopamine_lib.data.synthetic import load_synthetic
 from dopamine_lib.files import atomic_path, read_key, write_key
+from dopamine_lib.machine import place_for
 
 #: A file system of 1 MB under a folder, then a Python program with it as the cache.
 SMALL_DISK = 'mount -t tmpfs -o size=1m tmpfs "$DOPAMINE_CACHE" && exec "$@"'
@@ -47,6 +48,14 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         temporary.write_text("half of the ne")
         raise RuntimeError
     assert (tmp_path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_place_where_no_file_can_be_is_refused_before_the_work(tmp_path, refuses):
+    (tmp_path / "file").write_text("no folder")
+    for place in (tmp_path, tmp_path / "file" / "one"):
+        with refuses(f"--out {place} cannot be written", "name another file"), place_for(place, "--out"):
+            pytest.fail("the work has begun")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files by /proc")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 from dopamine_lib.__main__ import main
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.options import Options, make_plan
-from dopamine_lib.federation.own_settings import from_record, read_settings
+from dopamine_lib.federation.own_settings import as_toml, from_record, read_settings
 from dopamine_lib.federation.results_table import table
-from dopamine_lib.federation.settings import CHOICES, SETTINGS, setting
+from dopamine_lib.federation.settings import CHOICES, SETTINGS, Choice, setting
 from dopamine_lib.privacy.accounting import SampledGaussian, epsilon
 from dopamine_lib.reproduction.config import config_words
 
@@ -34,6 +35,20 @@ federated = true
 shared_noise = true
 learning_rate = 1.0
 """
+
+
+def test_a_setting_that_is_written_is_read_again():
+    """Each field of the five with each model's choice; C's clip is infinite, and its noise none."""
+    odd = Choice(1e-5, 3.0, averaging=0.0, mean_noise_multiplier=1e5, reach=0.5, counts=0.25)
+    several = replace(setting("FSCDP"), local_steps=4, trajectories=True)
+    for declared, choice in [
+        *((setting(name), choice) for own in CHOICES.values() for name, choice in own.items()),
+        *((replace(setting("CDP"), title=title), odd) for title in ('"[a.b]"\n# \\u', "\x7f\t\0 é 👁", "")),
+        (several, odd),
+    ]:
+        record = read_settings(tomllib.loads(as_toml("it", declared, choice)), "head", "my.toml")["it"]
+        assert from_record("it", record) == (replace(declared, name="it"), choice)
+    assert 'title = "eyes ?"' in as_toml("it", replace(setting("C"), title="eyes \udcff"), odd)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.experiment import Experiment
 from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options, make_plan
+from dopamine_lib.federation.own_settings import read_settings
 from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
@@ -32,6 +34,7 @@ from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
 from dopamine_lib.reproduction.run import reproduce
+from dopamine_lib.reproduction.tuning import tuned_table
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +372,8 @@ def test_what_a_search_found_is_what_reproduce_trains(small, tmp_path, monkeypat
         for name, paper in zip(found.settings, before.settings, strict=True):
             one, other = make_plan(found, name, (15,) * 4, 100), make_plan(before, paper, (15,) * 4, 100)
             assert one.setting.title.startswith(other.setting.title)
-            assert "chosen on validation patients of aptos" in one.setting.title
+            chosen = "learning rate and clip" if one.setting.private else "learning rate"
+            assert one.setting.title.endswith(f", with {chosen} chosen on validation patients of aptos")
             assert replace(one.setting, name="", title="") == replace(other.setting, name="", title="")
             changed = {"learning_rate": 4 * other.choice.learning_rate}
             if other.setting.private:
@@ -377,9 +381,29 @@ def test_what_a_search_found_is_what_reproduce_trains(small, tmp_path, monkeypat
             assert one.choice == replace(other.choice, **changed)
 
 
-@pytest.mark.parametrize("name, remedy", [("tuned.json", "tuned.json.toml"), ("file/tuned.toml", "another file")])
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("tuned.json", "tuned.json.toml"),
+        ("file/tuned.toml", "another file"),
+        ("folder.toml", "another file"),
+        ("again.toml", "C and c-Tuned under one name, c-tuned: tune them into two files"),
+    ],
+)
 def test_a_search_is_refused_before_it_begins(tmp_path, monkeypatch, capsys, name, remedy):
     monkeypatch.setattr(Experiment, "load", lambda *options, **more: pytest.fail("it has begun"))
     (tmp_path / "file").write_text("no folder")
-    assert main(["tune", "--out", str(tmp_path / name)]) == 2
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "own.toml").write_text('[c-Tuned]\nlike = "CDP"\n')
+    settings = f"C,{tmp_path / 'own.toml'}" if name == "again.toml" else "C,CDP"
+    assert main(["tune", "--settings", settings, "--out", str(tmp_path / name)]) == 2
     assert remedy in capsys.readouterr().err
+
+
+def test_a_setting_tuned_again_says_once_on_whom(small):
+    options = Options(data="aptos", data_dir=small["data_dir"], size=32, weights="random", settings=("FSCDP",))
+    experiment = Experiment.load(options).held_out()
+    first = tuned_table(experiment, "FSCDP", experiment.plan("FSCDP").choice)
+    own = read_settings(tomllib.loads(first), "head", "tuned.toml")
+    again = replace(experiment, options=replace(options, settings=("FSCDP-tuned",), own=own))
+    assert tuned_table(again, "FSCDP-tuned", experiment.plan("FSCDP").choice) == first

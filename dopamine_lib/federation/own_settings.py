@@ -73,6 +73,8 @@ def read_settings(tables: dict, model: str, where: str) -> dict[str, dict]:
 def as_toml(name: str, declared: Setting, choice: Choice) -> str:
     """A setting and its choice as the table that ``read_settings`` reads; what is None is left out.
 
+    Of a title, characters that no text file holds (half of one, in a file's name) become question marks.
+
     >>> print(as_toml("mine", SETTINGS["C"], Choice(0.5, float("inf"))))  # doctest: +ELLIPSIS
     [mine]
     title = "non-private, centralised"
@@ -86,7 +88,8 @@ def as_toml(name: str, declared: Setting, choice: Choice) -> str:
         for key in (*OF_SETTING, *OF_CHOICE)
         if said[key] is not None
     ]
-    return "\n".join([f"[{name}]", *lines, ""])
+    text = "\n".join([f"[{name}]", *lines, ""]).replace("\x7f", "\\u007f")  # which JSON has as it is, and TOML has not
+    return text.encode(errors="replace").decode()
 
 
 def _read(name: str, table: object, model: str) -> dict:

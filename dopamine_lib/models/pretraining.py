@@ -13,8 +13,7 @@ from torch import nn
 
 from dopamine_lib.data.synthetic import describe, make_population
 from dopamine_lib.errors import InputError
-from dopamine_lib.files import atomic_path
-from dopamine_lib.machine import find_device
+from dopamine_lib.machine import find_device, place_for
 from dopamine_lib.models.features import normalise_features
 from dopamine_lib.models.networks import FEATURES, HALF, squeezenet, to_input
 from dopamine_lib.progress import progress_bar
@@ -29,11 +28,26 @@ def pretrain(out: str | Path, *, seed: int = 0, device: str = "cpu") -> float:
     out  a .safetensors file with torchvision's keys ``features.*`` (722,496 parameters, 1.4 MB); its metadata
          names architecture, preprocessing, population and command
     device  as ``machine.find_device`` names it
-    Returns the accuracy on public patients held out. Raises InputError for another suffix.
+    Returns the accuracy on public patients held out. Raises InputError for another suffix, or a place for none.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out} ends in '{out.suffix}'; the weights are written as .safetensors")
+    with place_for(out, "--out") as temporary:
+        state, accuracy = _trained(seed, device)
+        metadata = {
+            "architecture": "squeezenet1_1",
+            "preprocessing": "rgb / 255, mean 0.5, std 0.5",
+            "size": str(SIZE),
+            "population": f"{PATIENTS} public synthetic patients, seed {seed}",
+            "made_by": "python -m dopamine_lib pretrain",
+        }
+        save_file(state, temporary, metadata)
+    return accuracy
+
+
+def _trained(seed: int, device: str) -> tuple[dict[str, torch.Tensor], float]:
+    """The features in half precision, and their accuracy on patients held out."""
     images, _, _ = make_population(PATIENTS + HELD_OUT, SIZE, seed, "public")
     # the severity that was drawn, not one grader's opinion: as if a panel had graded the public images
     labels = torch.from_numpy(describe(PATIENTS + HELD_OUT, seed, "public")[1])
@@ -69,25 +83,13 @@ def pretrain(out: str | Path, *, seed: int = 0, device: str = "cpu") -> float:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     bar.close()
     state = {f"features.{key}": value.half().contiguous() for key, value in features.state_dict().items()}
-    with atomic_path(out) as temporary:
-        save_file(
-            state,
-            temporary,
-            {
-                "architecture": "squeezenet1_1",
-                "preprocessing": "rgb / 255, mean 0.5, std 0.5",
-                "size": str(SIZE),
-                "population": f"{PATIENTS} public synthetic patients, seed {seed}",
-                "made_by": "python -m dopamine_lib pretrain",
-            },
-        )
     with torch.inference_mode():
         held_out = torch.arange(PATIENTS, PATIENTS + HELD_OUT)
         right = [
             logits_of(to_input(images[part.numpy()], *HALF).to(place)).argmax(1).cpu() == labels[part]
             for part in held_out.split(200)
         ]
-    return float(torch.cat(right).float().mean())
+    return state, float(torch.cat(right).float().mean())
 
 
 def _turned(x: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dopamine_lib.errors import InputError, table_model
 from dopamine_lib.files import parse_json
-from dopamine_lib.machine import safe_output
+from dopamine_lib.machine import place_for, safe_output
 
 #: The file that is served by default; ``--weights`` of the command ``app`` names another.
 SERVED = Path(__file__).parents[1] / "assets" / "served_model.safetensors"
@@ -85,19 +85,26 @@ def facts(path: str | Path | None = None) -> dict:
 def make(out: str | Path, *, progress: bool = True) -> dict:
     """Train the model that is served and write it to ``out``, a .safetensors file; returns its facts.
 
-    Half a minute on two cores. Raises InputError for another suffix.
+    Half a minute on two cores. Raises InputError for another suffix, and where nothing can be written.
     """
     from safetensors.torch import save_file
-
-    from dopamine_lib.federation.metrics import SCORES
-    from dopamine_lib.federation.options import Options
-    from dopamine_lib.files import atomic_path
-    from dopamine_lib.models.weights import read_state
-    from dopamine_lib.reproduction.run import reproduce
 
     out = Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out} ends in '{out.suffix}'; the model is written as .safetensors")
+    with place_for(out, "the model") as temporary:
+        state, metadata = _trained(progress)
+        save_file(state, temporary, metadata)
+    return facts(out)
+
+
+def _trained(progress: bool) -> tuple[dict, dict]:
+    """The model's arrays, and its metadata with what it achieves."""
+    from dopamine_lib.federation.metrics import SCORES
+    from dopamine_lib.federation.options import Options
+    from dopamine_lib.models.weights import read_state
+    from dopamine_lib.reproduction.run import reproduce
+
     with tempfile.TemporaryDirectory(prefix="dopamine-") as folder:
         results = reproduce(
             Options(settings=("FSCDP",), runs=1, loss="balanced", specificity=SPECIFICITY), folder, progress=progress
@@ -120,10 +127,7 @@ def make(out: str | Path, *, progress: bool = True) -> dict:
         "trained_on": f"{patients['train']} synthetic patients of {len(results['hospitals'])} hospitals; "
         "no photograph of a real eye",
     }
-    metadata["measured"] = json.dumps(measured)
-    with atomic_path(out) as temporary:
-        save_file(state, temporary, metadata)
-    return facts(out)
+    return state, metadata | {"measured": json.dumps(measured)}
 
 
 def main(arguments: list[str]) -> int:

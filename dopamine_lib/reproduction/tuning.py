@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from dopamine_lib.federation.hospital import NotFinite
 from dopamine_lib.federation.own_settings import as_toml
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
-from dopamine_lib.files import atomic_path
+from dopamine_lib.machine import place_for
 from dopamine_lib.progress import progress_bar
 
 #: Factors tried around the present choice.
@@ -43,19 +44,29 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
 def tuned_table(experiment: Experiment, name: str, choice: Choice) -> str:
     """The setting called ``name`` with ``choice``, as TOML for ``reproduce --settings``.
 
-    One of the paper's five gets another name, as FSCDP-tuned. Its title, and so its privacy statement, says on whose
-    images it was chosen.
+    It is called ``name_of_tuned``. Its title, and so its privacy statement, says on whose images it was chosen.
     """
     declared = experiment.plan(name).setting
-    title = f"{declared.title}, with learning rate and clip chosen on validation patients of {experiment.dataset.name}"
-    return as_toml(f"{name}-tuned" if name in SETTINGS else name, replace(declared, title=title), choice)
+    what = "learning rate" if math.isinf(choice.max_grad_norm) else "learning rate and clip"
+    said = f", with {what} chosen on validation patients of {experiment.dataset.name}"
+    return as_toml(name_of_tuned(name), replace(declared, title=declared.title.removesuffix(said) + said), choice)
+
+
+def name_of_tuned(name: str) -> str:
+    """What a tuned setting is called: one of the paper's five gets another name.
+
+    >>> name_of_tuned("FSCDP"), name_of_tuned("mine")
+    ('FSCDP-tuned', 'mine')
+    """
+    return f"{name}-tuned" if name in SETTINGS else name
 
 
 @contextlib.contextmanager
-def writing_tables(out: str | None) -> Iterator[Callable[[str], object]]:
-    """Yield what takes tables of TOML; in the end they are the file ``out``. None keeps nothing.
+def writing_tables(out: str | None, settings: Sequence[str]) -> Iterator[Callable[[str], object]]:
+    """Yield what takes the tables of ``settings``; in the end they are the file ``out``. None keeps nothing.
 
-    Raises InputError, before anything else is done, for a file that is not called .toml or cannot be written.
+    Raises InputError, before anything else is done, for a file that is not called .toml or cannot be written, and where
+    two tables would have one name.
     """
     tables: list[str] = []
     if out is None:
@@ -63,11 +74,11 @@ def writing_tables(out: str | None) -> Iterator[Callable[[str], object]]:
         return
     if not out.endswith(".toml"):
         raise InputError(f"--out {out} is read by --settings only as .toml: call it {out}.toml")
-    with contextlib.ExitStack() as stack:
-        try:
-            temporary = stack.enter_context(atomic_path(out))
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written ({error.strerror}); name another file") from error
+    (name, times), *_ = Counter(name_of_tuned(name).casefold() for name in settings).most_common()
+    if times > 1:
+        called = [setting for setting in settings if name_of_tuned(setting).casefold() == name]
+        raise InputError(f"--out would have {' and '.join(called)} under one name, {name}: tune them into two files")
+    with place_for(out, "--out") as temporary:
         yield tables.append
         temporary.write_text("\n".join(tables), encoding="utf-8")
 
