@@ -17,7 +17,7 @@ import pytest
 
 from dopamine_lib.course.calls import AnswerError, Answers, _do
 from dopamine_lib.course.exercises import SOURCES, YEAR, Homework
-from dopamine_lib.course.feedback import _WIDE, show
+from dopamine_lib.course.feedback import _NUMBERS, _WIDE, _array, show
 from dopamine_lib.course.homework import find_homework
 from dopamine_lib.course.judge import _ASKED_EVERY_YEAR, Judge, run_tests
 from dopamine_lib.course.submissions import Submission
@@ -245,7 +245,8 @@ def test_constants_of_the_tests_earn_nothing(judge, monkeypatch):
         f"{name}_says = { {given: 'no' if isinstance(one, ValueError) else one for given, one in said.items()} }\n"
         for name, said in learned.items()
     )
-    cell = f"from numpy import array, inf\nAny, _WIDE = 0, {_WIDE}\n{inspect.getsource(show)}\n{table}"
+    shows = f"Any, _WIDE, _NUMBERS = 0, {_WIDE}, {_NUMBERS}\n{inspect.getsource(_array)}\n{inspect.getsource(show)}"
+    cell = f"from numpy import array, inf\n{shows}\n{table}"
     assert points(judge, cell, HONEST) == {"count": EARNED}
     monkeypatch.setattr("secrets.randbits", lambda bits: YEAR)
     assert sum(points(Judge(judge.homework), cell, HONEST).values()) >= EARNED + 8
