@@ -33,6 +33,7 @@ from dopamine_lib.federation.settings import EPOCHS, SETTINGS
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
+from dopamine_lib.reproduction import tuning
 from dopamine_lib.reproduction.run import reproduce
 from dopamine_lib.reproduction.tuning import tuned_table
 
@@ -339,12 +340,11 @@ def test_validation_patients_are_held_out_for_choices(small):
 
 def test_the_package_loads_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); import dopamine_lib; took = time.perf_counter() - start;"
-        "heavy = {'torch', 'opacus', 'tenseal', 'syft', 'numpy'} & set(sys.modules); print(took, sorted(heavy))"
+        "import sys; import dopamine_lib; "
+        "print(sorted({'torch', 'opacus', 'tenseal', 'syft', 'numpy'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
-    took, heavy = answer.stdout.split(maxsplit=1)
-    assert float(took) < 0.3 and heavy.strip() == "[]"
+    assert answer.stdout.strip() == "[]"
 
 
 def test_what_a_search_found_is_what_reproduce_trains(small, tmp_path, monkeypatch, capsys):
@@ -398,6 +398,16 @@ def test_a_search_is_refused_before_it_begins(tmp_path, monkeypatch, capsys, nam
     settings = f"C,{tmp_path / 'own.toml'}" if name == "again.toml" else "C,CDP"
     assert main(["tune", "--settings", settings, "--out", str(tmp_path / name)]) == 2
     assert remedy in capsys.readouterr().err
+
+
+def test_a_rate_without_a_bound_is_no_candidate(monkeypatch):
+    """It had ended the whole search, after hours."""
+    monkeypatch.setattr(tuning, "_accuracy", lambda experiment, training: training.plan.choice.learning_rate)
+    options = Options(data="heart", model="linear", settings=("FSCDP",), local_steps=3, rounds=100, epsilon=8.0)
+    experiment = Experiment.load(options).held_out()
+    present = experiment.plan("FSCDP").choice
+    found = [choice.learning_rate / present.learning_rate for _, choice in tuning.tune(experiment, "FSCDP")]
+    assert 1 in found and len(found) < len(tuning.LEARNING_RATES) * len(tuning.CLIPS)
 
 
 def test_a_setting_tuned_again_says_once_on_whom(small):

@@ -27,7 +27,8 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
     """Candidates around the present choice with their mean accuracy on the validation patients, best first.
 
     experiment  ``Experiment.held_out``: it trains without those patients and never sees a test image.
-    That looking is not in epsilon, and the privacy statement says so.
+    That looking is not in epsilon, and the privacy statement says so. A rate so large that local steps have no bound
+    is no candidate.
     """
     present, scored = experiment.plan(name).choice, []
     clips = [1.0] if math.isinf(present.max_grad_norm) else CLIPS
@@ -36,6 +37,10 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
         choice = replace(
             present, learning_rate=rate * present.learning_rate, max_grad_norm=clip * present.max_grad_norm
         )
+        try:
+            replace(experiment.plan(name), choice=choice)
+        except InputError:
+            continue
         runs = (experiment.training(name, run, choice=choice) for run in range(experiment.options.runs))
         scored.append((float(np.mean([_accuracy(experiment, training) for training in runs])), choice))
     return sorted(scored, key=lambda pair: -pair[0])
