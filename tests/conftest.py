@@ -82,7 +82,7 @@ def reacts():
 
     from dopamine_lib.pictures import png
 
-    def check(draw, settings, most=5):
+    def check(draw, settings, most=4):
         like, took, drawn = draw(*settings[0]), {"picture": [], "empty": []}, []
         png(like)  # Matplotlib and its fonts are loaded when a page opens
 
