@@ -341,8 +341,9 @@ def test_compiled_kernels_give_the_same_bits():
                 arguments = number, extra[0, 3:], m, bits, r_0, rho, extra[1], coarse, out[3:]
                 same("finish_maximum", arguments, [out])
         packed = [(np.empty(n, np.uint16), np.empty(n // 2, np.uint8)) for _ in range(2)]
-        for masked, into in zip((m, r_0), packed, strict=True):
-            same("pack_upper", (masked, *into), into)
+        for masked, rest, into in zip((m, r_0), (0, 4095), packed, strict=True):
+            for count in (n, n - 3, n // 2 - 1, 0):  # half as many and fewer: no element for the bytes' upper halves
+                same("pack_masked", (extra[0, :count], np.uint32(rest), masked, *into), into)
         same("open_upper", (*packed[0], *packed[1], out), [out])
         assert np.array_equal(out, (m >> COARSE) + (r_0 >> COARSE) << COARSE)
         r, rho_bits, t, rho_1 = words(n), np.empty(n, np.uint8), np.empty_like(thermometer), words(n)

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 HEADER = struct.Struct("<II")
-CHUNK = 128 * 1024  # bytes handed to the socket at once, before it is read
+CHUNK = 128 * 1024  # bytes handed to the socket at once
+TURN = 64  # calls of the socket in one direction, of at most 16 KB each where it reads TLS, before the other's turn
 BUFFER = 4 * 2**20  # bytes of kernel buffer we ask for, per direction
 FIRST = 16 * 1024  # a header and the payload's beginning share one packet and one TLS record of this size
 TIMEOUT = 60.0  # seconds a whole message may take
@@ -107,10 +108,8 @@ class SocketChannel(Channel):
             ahead = [] if outgoing is None else self._packets(tag, outgoing)
             awaited = [] if incoming is None else [memoryview(self._header), incoming]
             while ahead or awaited:
-                sent, wait_to_send = self._try(self._sock.send, ahead[0][:CHUNK]) if ahead else (0, 0)
-                got, wait_to_read = self._try(self._sock.recv_into, awaited[0]) if awaited else (0, 0)
-                if awaited and not got and not wait_to_read:
-                    raise ConnectionError
+                sent, wait_to_send = self._move(self._sock.send, ahead)
+                got, wait_to_read = self._move(self._sock.recv_into, awaited)
                 _advance(ahead, sent)
                 before = len(awaited)
                 if _advance(awaited, got) < 2 == before:
@@ -143,16 +142,26 @@ class SocketChannel(Channel):
         rest = [outgoing[head:]] if head < len(outgoing) else []
         return [memoryview(self._first)[: HEADER.size + head], *rest]
 
-    def _try(self, call: Callable[[memoryview], int], view: memoryview) -> tuple[int, int]:
-        """How many bytes went through, and for what the socket waits if none did: TLS may have to read to send."""
+    def _move(self, call: Callable[[memoryview], int], views: list[memoryview]) -> tuple[int, int]:
+        """How many bytes of the first view went through, and for what the socket waits: TLS may have to read to send.
+
+        Raises ConnectionError at the stream's end.
+        """
+        moved, view = 0, views[0] if views else b""
         try:
-            return call(view), 0
+            for _ in range(TURN):
+                if moved == len(view):
+                    break
+                if not (count := call(view[moved : moved + CHUNK])):
+                    raise ConnectionError
+                moved += count
         except ssl.SSLWantReadError:
-            return 0, selectors.EVENT_READ
+            return moved, selectors.EVENT_READ
         except ssl.SSLWantWriteError:
-            return 0, selectors.EVENT_WRITE
+            return moved, selectors.EVENT_WRITE
         except BlockingIOError:
-            return 0, selectors.EVENT_WRITE if call == self._sock.send else selectors.EVENT_READ
+            return moved, selectors.EVENT_WRITE if call == self._sock.send else selectors.EVENT_READ
+        return moved, 0
 
     def _wait(self, events: int, end: float | None) -> None:
         with _Selector() as selector:

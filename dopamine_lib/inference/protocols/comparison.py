@@ -130,21 +130,20 @@ class Comparison(Operation):
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         """Fill ``corrections.extra`` from the mask r (n,) and the bits rho (n,)."""
 
-    def rounded(self, number: int, x: np.ndarray) -> np.ndarray:
-        """This party's share of x as it is compared: the patient's rounded down, the provider's up, where coarse."""
-        rest = np.uint32(2**self.coarse - 1)
-        return (x if number == PATIENT else x + rest) & ~rest if self.coarse else x
+    def rest(self, number: int) -> np.uint32:
+        """What this party adds to its share before the lower bits go: the patient rounds down, the provider up."""
+        return np.uint32(2**self.coarse - 1 if number != PATIENT else 0)
 
     def open_masked(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
-        """Step 1 with the other party: m (n,), from this party's ``rounded`` share x (count,)."""
+        """Step 1 with the other party: m (n,), from this party's share x (count,), which it rounds where coarse."""
         space, size = party.workspace, self.padded
-        masked = space.array("masked", (size,))
-        np.add(x, own.r[: self.count], out=masked[: self.count])
-        masked[self.count :] = own.r[self.count :]
         if not self.coarse:
+            masked = space.array("masked", (size,))
+            np.add(x, own.r[: self.count], out=masked[: self.count])
+            masked[self.count :] = own.r[self.count :]
             return party.open(tag, masked)
         mine, theirs = (space.array(name, (self.masked_bytes,), np.uint8) for name in ("upper", "opened"))
-        kernels.active().pack_upper(masked, *halves(mine))
+        kernels.active().pack_masked(x, self.rest(party.number), own.r, *halves(mine))
         party.channel.exchange(tag, mine, theirs)
         m = space.array(f"opened {tag % TAGS}", (size,))
         kernels.active().open_upper(*halves(mine), *halves(theirs), m)
@@ -207,7 +206,7 @@ class RangeOperation(Comparison):
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> None:
         """Hash this party's share of whether x (count,) is near the ring's end."""
-        m = self.open_masked(party, tag, own, self.rounded(party.number, x))
+        m = self.open_masked(party, tag, own, x)
         planes = party.workspace.array("planes", (3, self.padded // 8), np.uint8)
         self.look_up_end(party.number, m, own, planes[:2], planes[2])
         self.watch(party, party.open(tag + 1, planes[:2], np.bitwise_xor), planes[2], own)

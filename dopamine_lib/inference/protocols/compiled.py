@@ -3,12 +3,17 @@
 numba widens sums of uint32 to uint64, hence the casts. It compiles them for these types only, on import, in memory.
 """
 
+from functools import partial
+
+import numba
 import numpy as np
-from numba import int64, njit, uint8, uint16, uint32, uint64, void
+from numba import int64, uint8, uint16, uint32, uint64, void
 
 _U = np.uint32
 _ROW, _ROWS = uint32[::1], uint32[:, ::1]
 _TILE = 512  # columns whose sums stay in the first-level cache
+#: Another thread runs meanwhile: the crypto-provider's, which sends.
+njit = partial(numba.njit, nogil=True)
 
 
 @njit(void(_ROWS, _ROWS, _ROWS))
@@ -65,16 +70,16 @@ def look_up(m, thermometer, planes):
     """Seven bits an element into one byte, then eight bytes turned into one byte of each plane."""
     block = np.empty(_TILE, np.uint8)
     bytes_of = block.view(np.uint64)
-    t_0, t_1, t_2, t_3 = thermometer[0], thermometer[1], thermometer[2], thermometer[3]
     for start in range(0, len(m), _TILE):
-        n = min(_TILE, len(m) - start)
+        # slices: a sum of two indices might be negative, as far as the compiler knows
+        n, here, t_0, t_1 = min(_TILE, len(m) - start), m[start:], thermometer[0, start:], thermometer[1, start:]
+        t_2, t_3 = thermometer[2, start:], thermometer[3, start:]
         for j in range(n):
-            i = start + j
-            x = m[i]
-            w_0 = _U(t_0[i] >> (x >> 15 & 15))
-            w_1 = _U(t_1[i] >> (x >> 19 & 15))
-            w_2 = _U(t_2[i] >> (x >> 23 & 15))
-            w_3 = _U(t_3[i] >> (x >> 27 & 15))
+            x = here[j]
+            w_0 = _U(t_0[j] >> (x >> 15 & 15))
+            w_1 = _U(t_1[j] >> (x >> 19 & 15))
+            w_2 = _U(t_2[j] >> (x >> 23 & 15))
+            w_3 = _U(t_3[j] >> (x >> 27 & 15))
             # bit 1 of a word is [m < r] of its nibble, bit 0 is [m <= r]; both together give [m = r]
             bits = w_0 >> 1 & 1
             bits |= (w_1 & 1 ^ w_1 >> 1 & 1) << 1 | (w_1 & 2) << 1
@@ -93,16 +98,16 @@ def look_up_end(number, m, thermometer, rho, planes, rest):
     """As ``look_up``, three bits an element."""
     block = np.empty(_TILE, np.uint8)
     bytes_of = block.view(np.uint64)
-    t_2, t_3, own = thermometer[2], thermometer[3], _U(1 - number)
+    own = _U(1 - number)
     for start in range(0, len(m), _TILE):
-        n = min(_TILE, len(m) - start)
+        n, here, its_rho = min(_TILE, len(m) - start), m[start:], rho[start:]
+        t_2, t_3 = thermometer[2, start:], thermometer[3, start:]
         for j in range(n):
-            i = start + j
-            x = _U(m[i] + _U(2**30))
-            w_2 = _U(t_2[i] >> (x >> 23 & 15))
-            w_3 = _U(t_3[i] >> (x >> 27 & 15))
+            x = _U(here[j] + _U(2**30))
+            w_2 = _U(t_2[j] >> (x >> 23 & 15))
+            w_3 = _U(t_3[j] >> (x >> 27 & 15))
             bits = (w_3 ^ w_3 >> 1) & 1 | w_2 & 2
-            block[j] = np.uint8(bits | ((w_3 >> 1 ^ rho[i] ^ (x >> 31) * own) & 1) << 2)
+            block[j] = np.uint8(bits | ((w_3 >> 1 ^ its_rho[j] ^ (x >> 31) * own) & 1) << 2)
         for k in range(n // 8):
             bytes_of[k] = _transposed(bytes_of[k])
             planes[0, start // 8 + k] = block[8 * k]
@@ -114,23 +119,30 @@ def look_up_end(number, m, thermometer, rho, planes, rest):
 def finish_relu(number, m, beta, rho, extra, shift, out):
     """Step 5 of ``relu``."""
     e_0, e_1, e_2, e_3 = extra[0], extra[1], extra[2], extra[3]
-    one, by = _U(1 - number), _U(shift)
+    two, by = _U(2 - number), _U(shift)
     for i in range(len(m)):
-        x = m[i]
-        upper = x >> _U(31)
-        selected = _U(one - rho[i]) if beta[i] else rho[i]
-        if_set, if_clear = (e_3[i], e_1[i]) if upper else (e_2[i], e_0[i])
-        out[i] = _U(_U(x >> by) * selected) + (if_set if beta[i] else if_clear)
+        # all bits of a word or none: a branch for every element would be guessed wrongly every other time
+        chosen, upper = _U(_U(0) - _U(beta[i])), _U(_U(0) - _U(m[i] >> _U(31)))
+        selected = _U((rho[i] ^ chosen) + (two & chosen))  # rho, or one minus rho
+        if_clear, if_set = e_0[i] ^ (e_0[i] ^ e_1[i]) & upper, e_2[i] ^ (e_2[i] ^ e_3[i]) & upper
+        out[i] = _U(_U(m[i] >> by) * selected) + (if_clear ^ (if_clear ^ if_set) & chosen)
 
 
-@njit(void(_ROW, uint16[::1], uint8[::1]))
-def pack_upper(masked, lower, upper):
+@njit(void(_ROW, uint32, _ROW, uint16[::1], uint8[::1]))
+def pack_masked(x, rest, r, lower, upper):
     """The upper 20 bits of each element."""
-    half = len(upper)
-    for i in range(len(masked)):
-        lower[i] = np.uint16(masked[i] >> _U(12))
-    for i in range(half):
-        upper[i] = np.uint8(masked[i] >> _U(28) | masked[half + i] >> _U(28) << _U(4))
+    half, by = len(upper), _U(12)
+    for i in range(len(x)):
+        lower[i] = np.uint16(_U(_U(x[i] + rest) >> by) + (r[i] >> by))
+    for i in range(len(x), len(r)):
+        lower[i] = np.uint16(r[i] >> by)
+    r_1, x_1 = r[half:], x[half:]
+    for i in range(len(x_1)):
+        four_0, four_1 = _U(_U(x[i] + rest) >> by) + (r[i] >> by), _U(_U(x_1[i] + rest) >> by) + (r_1[i] >> by)
+        upper[i] = np.uint8(four_0 >> 16 & 15 | (four_1 >> 16 & 15) << 4)
+    for i in range(len(x_1), half):
+        four_0 = (_U(_U(x[i] + rest) >> by) if i < len(x) else _U(0)) + (r[i] >> by)
+        upper[i] = np.uint8(four_0 >> 16 & 15 | (r_1[i] >> 28) << 4)
 
 
 @njit(void(uint16[::1], uint8[::1], uint16[::1], uint8[::1], _ROW))

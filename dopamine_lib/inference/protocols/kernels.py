@@ -98,14 +98,16 @@ def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shi
         out[part] += _pick(chosen, _pick(upper, e[3], e[2]), _pick(upper, e[1], e[0]))
 
 
-def pack_upper(masked: Words, lower: np.ndarray, upper: np.ndarray) -> None:
-    """The upper 20 bits of each element (n,): 16 in ``lower`` uint16 (n,), four in half a byte of ``upper`` (n / 2,).
+def pack_masked(x: Words, rest: np.uint32, r: Words, lower: np.ndarray, upper: np.ndarray) -> None:
+    """The upper 20 bits of x + rest, plus those of r (n,): 16 in ``lower`` uint16 (n,), four in ``upper`` (n / 2,).
 
-    Element i has the lower half of byte i, element n / 2 + i the upper one.
+    x (count,) may be shorter than r, and is 0 from there on. Element i has the lower half of byte i of ``upper``,
+    element n / 2 + i the upper one.
     """
-    kept, half = masked >> 12, len(upper)
+    kept, half = r >> 12, len(upper)
+    kept[: len(x)] += x + rest >> 12
     lower[:] = kept & 0xFFFF
-    upper[:] = kept[:half] >> 16 | kept[half:] >> 16 << 4
+    upper[:] = kept[:half] >> 16 & 15 | (kept[half:] >> 16 & 15) << 4
 
 
 def open_upper(lower_0: np.ndarray, upper_0: Bits, lower_1: np.ndarray, upper_1: Bits, m: Words) -> None:

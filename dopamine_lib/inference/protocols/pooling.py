@@ -46,9 +46,14 @@ class MaximumOperation(Comparison):
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         kernels.active().deal_maximum(r, rho, patient.extra[0], corrections.extra[0])
 
+    def rounded(self, party: Party, x: np.ndarray) -> np.ndarray:
+        """This party's share of a value as it is compared."""
+        rest = self.rest(party.number)
+        return (x + rest if rest else x) & ~np.uint32(2**self.coarse - 1) if self.coarse else x
+
     def run(self, party: Party, tag: int, own: Own, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Shares of max(a, b); a, b (count,)."""
-        a, b = self.rounded(party.number, a), self.rounded(party.number, b)
+        """Shares of max(a, b); a, b (count,). Where coarse, either is rounded first, as it is compared."""
+        a, b = self.rounded(party, a), self.rounded(party, b)
         difference = np.subtract(a, b, out=party.workspace.array("difference", a.shape))
         m, beta = self.compare(party, tag, own, difference)
         out = np.empty(self.count, np.uint32)

@@ -39,7 +39,7 @@ class ReLUOperation(Comparison):
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Shares of max(x, 0) >> shift, of x's shape."""
-        m, beta = self.compare(party, tag, own, self.rounded(party.number, x.reshape(-1)))
+        m, beta = self.compare(party, tag, own, x.reshape(-1))
         out = np.empty(self.padded, np.uint32)
         kernels.active().finish_relu(party.number, m, beta, own.rho, own.extra, self.shift, out)  # step 5
         return out[: self.count].reshape(x.shape)
