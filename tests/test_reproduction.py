@@ -24,12 +24,14 @@ from dopamine_lib.data import load
 from dopamine_lib.errors import InputError
 from dopamine_lib.federation.arguments import chosen_options
 from dopamine_lib.federation.experiment import Experiment
+from dopamine_lib.federation.hospital import NotFinite
 from dopamine_lib.federation.metrics import SCORES
 from dopamine_lib.federation.options import Options, make_plan
 from dopamine_lib.federation.own_settings import read_settings
 from dopamine_lib.federation.results_table import table
 from dopamine_lib.federation.run_folder import read_record, write_record
 from dopamine_lib.federation.settings import EPOCHS, SETTINGS
+from dopamine_lib.federation.training import Training
 from dopamine_lib.models.checkpoints import load_model
 from dopamine_lib.models.networks import squeezenet, to_input
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -408,6 +410,25 @@ def test_a_rate_without_a_bound_is_no_candidate(monkeypatch):
     present = experiment.plan("FSCDP").choice
     found = [choice.learning_rate / present.learning_rate for _, choice in tuning.tune(experiment, "FSCDP")]
     assert 1 in found and len(found) < len(tuning.LEARNING_RATES) * len(tuning.CLIPS)
+
+
+@pytest.mark.parametrize("stops", [KeyboardInterrupt(), NotFinite("as if it diverged")])
+def test_a_search_that_ends_early_keeps_what_it_has(small, tmp_path, monkeypatch, capsys, stops):
+    """Nothing of C is written: it is stopped by hand, or every candidate diverges; FSCDP was done before."""
+
+    def run(training):
+        if training.plan.setting.name == "C":
+            raise stops
+
+    monkeypatch.setattr(Training, "run", run)
+    monkeypatch.setattr(Experiment, "accuracy", lambda experiment, model: 0.5)
+    out = tmp_path / "tuned.toml"
+    words = ["--data", "aptos", "--data-dir", small["data_dir"], "--size", "32", "--weights", "random"]
+    assert main(["tune", *words, "--settings", "FSCDP,C", "--out", str(out)]) != 0
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+    assert "[FSCDP-tuned]" in out.read_text() and "[C-tuned]" not in out.read_text()
+    if isinstance(stops, NotFinite):
+        assert "C diverges at all learning rates from 0.125 to 2; --settings" in capsys.readouterr().err
 
 
 def test_a_setting_tuned_again_says_once_on_whom(small):

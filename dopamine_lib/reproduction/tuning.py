@@ -15,6 +15,7 @@ from dopamine_lib.federation.hospital import NotFinite
 from dopamine_lib.federation.own_settings import as_toml
 from dopamine_lib.federation.settings import SETTINGS, Choice
 from dopamine_lib.federation.training import Training
+from dopamine_lib.files import atomic_path
 from dopamine_lib.machine import place_for
 from dopamine_lib.progress import progress_bar
 
@@ -29,6 +30,7 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
     experiment  ``Experiment.held_out``: it trains without those patients and never sees a test image.
     That looking is not in epsilon, and the privacy statement says so. A rate so large that local steps have no bound
     is no candidate.
+    Raises InputError where training diverges with every candidate.
     """
     present, scored = experiment.plan(name).choice, []
     clips = [1.0] if math.isinf(present.max_grad_norm) else CLIPS
@@ -43,6 +45,9 @@ def tune(experiment: Experiment, name: str) -> list[tuple[float, Choice]]:
             continue
         runs = (experiment.training(name, run, choice=choice) for run in range(experiment.options.runs))
         scored.append((float(np.mean([_accuracy(experiment, training) for training in runs])), choice))
+    if not any(score for score, _ in scored):
+        tried = f"{scored[0][1].learning_rate:g} to {scored[-1][1].learning_rate:g}"
+        raise InputError(f"{name} diverges at all learning rates from {tried}; --settings FILE.toml sets smaller ones")
     return sorted(scored, key=lambda pair: -pair[0])
 
 
@@ -68,7 +73,7 @@ def name_of_tuned(name: str) -> str:
 
 @contextlib.contextmanager
 def writing_tables(out: str | None, settings: Sequence[str]) -> Iterator[Callable[[str], object]]:
-    """Yield what takes the tables of ``settings``; in the end they are the file ``out``. None keeps nothing.
+    """Yield what takes the tables of ``settings`` and writes those so far to the file ``out``. None keeps nothing.
 
     Raises InputError, before anything else is done, for a file that is not called .toml or cannot be written, and where
     two tables would have one name.
@@ -83,9 +88,15 @@ def writing_tables(out: str | None, settings: Sequence[str]) -> Iterator[Callabl
     if times > 1:
         called = [setting for setting in settings if name_of_tuned(setting).casefold() == name]
         raise InputError(f"--out would have {' and '.join(called)} under one name, {name}: tune them into two files")
-    with place_for(out, "--out") as temporary:
-        yield tables.append
-        temporary.write_text("\n".join(tables), encoding="utf-8")
+    with place_for(out, "--out") as whole:
+
+        def write(table: str) -> None:
+            tables.append(table)
+            with atomic_path(out) as so_far:  # a search that is stopped keeps the settings that it has done
+                so_far.write_text("\n".join(tables), encoding="utf-8")
+
+        yield write
+        whole.write_text("\n".join(tables), encoding="utf-8")
 
 
 def _accuracy(experiment: Experiment, training: Training) -> float:
