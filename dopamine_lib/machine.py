@@ -208,10 +208,8 @@ def safe_output() -> None:
     """
     codecs.register_error("spelt", _spell)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(
-                sys, name, open(os.devnull, mode, encoding="utf-8")
-            )  # takes the lowest free descriptor, which is the stream's
+        if getattr(sys, name) is None:  # the file takes the lowest free descriptor, which is the stream's
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has no need
             stream.reconfigure(errors="spelt")

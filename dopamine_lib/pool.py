@@ -51,8 +51,9 @@ class Child:
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         # -P: a student's random.py beside the notebook is not Python's
         start = [sys.executable, "-P", "-m", module]
-        if python is not None:
-            start = [python, "-I", "-c", ELSEWHERE.format(home=home, module=module)]
+        if python is not None:  # -I reads no environment variables: what one of them forbids is said again
+            silent = ["-B"] if sys.dont_write_bytecode else []
+            start = [python, "-I", *silent, "-c", ELSEWHERE.format(home=home, module=module)]
         self._pipe, its = Pipe()
         with its:
             self._process = subprocess.Popen(

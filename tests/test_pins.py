@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires
 
 import nbformat
 import pytest
@@ -87,6 +87,21 @@ def test_everything_that_the_requirements_bring_along_is_pinned():
                 )
                 waiting.append((canonicalize_name(need.name), frozenset(need.extras)))
     assert len(seen) > 100
+
+
+def test_every_pin_is_for_every_python_that_is_allowed():
+    """Debian 12 has Python 3.11.2: a package that asks for 3.11.5 cannot be installed there, nor what needs it."""
+    allowed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    pythons = [f"3.{minor}.0" for minor in range(30) if SpecifierSet(allowed).contains(f"3.{minor}.0")]
+    assert len(pythons) > 1
+    for name, pinned in PINNED.items():
+        try:
+            installed = metadata(name)
+        except PackageNotFoundError:  # not on this platform
+            continue
+        if Version(installed["Version"]).public == pinned:
+            wants = SpecifierSet(installed["Requires-Python"] or "")
+            assert all(map(wants.contains, pythons)), f"{name} {pinned} is for Python {wants}: pin an older one"
 
 
 def test_the_pins_hold_for_pytorch_without_cuda():

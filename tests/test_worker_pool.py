@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 from dopamine_lib import pool as pool_module
 from dopamine_lib.errors import InputError
-from dopamine_lib.pool import Child, WorkerPool, close_all, fitting_workers
+from dopamine_lib.pool import ELSEWHERE, Child, WorkerPool, close_all, fitting_workers
 
 #: Jobs that sleep for a number of seconds, among libraries that print: from Python, and past it, from C.
 SLEEPERS = """
@@ -206,6 +206,21 @@ def test_a_child_of_another_environment_has_its_packages_first(tmp_path, monkeyp
     assert said["python"] == python and said["words"] == ["one", ""]
     assert said["path"][-2:] == [str(modules), str(Path(pool_module.__file__).parents[1])]
     assert str(tmp_path) not in said["path"]
+
+
+@pytest.mark.parametrize("forbidden", [True, False])
+def test_a_child_of_another_environment_writes_bytecode_where_its_parent_does(forbidden, tmp_path, monkeypatch):
+    """No variable reaches it, and a kit may be somebody else's, in which nothing is to be written."""
+    echo = "import sys\nfrom dopamine_lib.pool import Parent\nParent(int(sys.argv[-1])).say()"
+    (tmp_path / "echo.py").write_text(echo)
+    cache = tmp_path / "cache"
+    places = f"import sys; sys.pycache_prefix = {str(cache)!r}; sys.path.append({str(tmp_path)!r}); "
+    monkeypatch.setattr(sys, "dont_write_bytecode", forbidden)
+    monkeypatch.setattr(pool_module, "ELSEWHERE", places + ELSEWHERE)
+    child = Child("echo", python=sys.executable)
+    child.hear(60)
+    child.close()
+    assert cache.exists() != forbidden
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

@@ -31,7 +31,6 @@ def load(name: str, data_dir: str | Path | None = None, *, size: int | None = No
     """Load the source called ``name``, with images of ``size`` by ``size`` pixels.
 
     name      one of ``SOURCES``, or data of one's own: a folder, a file, or ``module:function`` (``own``)
-
     data_dir  the folder of its files, by default ``data/NAME`` or ``data`` in the working directory; of "heart" the
               package's own
     size      by default the source's own (synthetic: 64)

@@ -1,6 +1,5 @@
 """APTOS 2019, the paper's data set: fundus images in Kaggle's layout; EyePACS, which preceded it, is read as well."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -70,21 +69,4 @@ def load_aptos(data_dir: str | Path, *, size: int = 224, seed: int = 0) -> Datas
             patients=APTOS_IMAGES - APTOS_TEST if published else None,
             proportions={} if eyepacs else {"grade": dict(zip(GRADES, GRADE_PROPORTIONS, strict=True))},
         ),
-    )
-
-
-def describe_duplicates(labels: np.ndarray, person: np.ndarray) -> str:
-    """How many images of a set, with labels and persons int (N,), are pixel-identical, in one sentence.
-
-    >>> describe_duplicates(np.array([0, 1, 2]), np.array([7, 7, 9]))
-    '1 groups of pixel-identical images (2 images, 1 groups with conflicting grades)'
-    """
-    grades_of = defaultdict(list)
-    for number, label in zip(person.tolist(), labels.tolist(), strict=True):
-        grades_of[number].append(label)
-    groups = [grades for grades in grades_of.values() if len(grades) > 1]
-    conflicting = sum(len(set(grades)) > 1 for grades in groups)
-    return (
-        f"{len(groups)} groups of pixel-identical images ({sum(map(len, groups))} images, {conflicting} "
-        "groups with conflicting grades)"
     )

@@ -38,8 +38,8 @@ def noise_multiplier_for(
     """The least sigma, to a relative 1e-3 and rounded up, whose epsilon is at most ``target``.
 
     accountant  one of the kit's, or a function as ``accounting.epsilon`` takes it
-    before  what is spent besides
-    draws   how many times a step draws patients
+    before      what is spent besides
+    draws       how many times a step draws patients
     Raises InputError for a target that is not positive, that no sigma in [0.2, 1000] meets, or where the accountant
     has no bound.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser
 from dopamine_lib.federation.flower.config import flower_arguments, write_app
-from dopamine_lib.federation.wires.program import load_party, run_program, train_hospital
+from dopamine_lib.federation.wires.program import load_party, run_program, tell, train_hospital
 
 if TYPE_CHECKING:
     from dopamine_lib.federation.flower.box import Box
@@ -48,10 +48,6 @@ def _parser() -> Parser:
     return top
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _letters(box: "Box", arguments: Namespace) -> AbstractContextManager:
     """Answers letters: from Flower's client in ``out``, or from the SuperLink itself."""
     if arguments.superlink is None:
@@ -61,7 +57,7 @@ def _letters(box: "Box", arguments: Namespace) -> AbstractContextManager:
     from dopamine_lib.federation.flower.node import answering, read_node_key
 
     key = read_node_key(arguments.node_key)
-    return answering(box, arguments.number, arguments.superlink, key, arguments.root_certificates, _say)
+    return answering(box, arguments.number, arguments.superlink, key, arguments.root_certificates, tell)
 
 
 def _train(arguments: Namespace) -> None:
@@ -85,7 +81,7 @@ def _train(arguments: Namespace) -> None:
             return Wire(Boxed(number, hospitals, box, arguments.patience), identity, publics)
 
         try:
-            train_hospital(arguments, number, experiment, connect, _say)
+            train_hospital(arguments, number, experiment, connect, tell)
         except BaseException:  # why is for this hospital's eyes
             box.close("it gave up, and its own log says why")
             raise
@@ -95,7 +91,7 @@ def _train(arguments: Namespace) -> None:
 def _do(words: list[str]) -> None:
     arguments = _parser().parse_args(words)
     if arguments.role == "app":
-        _say(f"{write_app(arguments.folder)} is Flower's app")
+        tell(f"{write_app(arguments.folder)} is Flower's app")
     else:
         _train(arguments)
 

@@ -25,7 +25,7 @@ from dopamine_lib.federation.flower.__main__ import SOCKET
 from dopamine_lib.federation.flower.box import hand_in
 from dopamine_lib.federation.flower.config import flower_arguments, hospital_words, words
 from dopamine_lib.federation.flower.post import Lost, Post
-from dopamine_lib.federation.wires.program import complain, ended, load_party, serve, show
+from dopamine_lib.federation.wires.program import complain, ended, load_party, serve, show, tell
 
 #: Seconds that a session after the first waits for hospitals that come back: several exchanges of stock Flower.
 LATE = 60.0
@@ -114,10 +114,6 @@ class Nodes:
                 waiting.clear()
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _serve(grid: Grid, config: dict) -> None:
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.wires.relay import Relay
@@ -128,9 +124,9 @@ def _serve(grid: Grid, config: dict) -> None:
     arguments = parser.parse_args(words(config))
     experiment, *keys = load_party(arguments, SERVER)
     relay, nodes = Relay(len(experiment.sizes)), Nodes(grid)
-    post = Post(relay, nodes.carry, say=_say)
+    post = Post(relay, nodes.carry, say=tell)
     try:
-        results = serve(arguments, experiment, keys, relay, LATE, _say)
+        results = serve(arguments, experiment, keys, relay, LATE, tell)
         post.close()
         show(results, arguments.out)
     finally:

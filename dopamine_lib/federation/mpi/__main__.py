@@ -37,12 +37,11 @@ import shutil
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, chosen_options, party_arguments
-from dopamine_lib.federation.wires.program import one_setting
+from dopamine_lib.federation.wires.program import one_setting, show, tell
 from dopamine_lib.machine import safe_output
 
 PROGRAM = "python -m dopamine_lib.federation.mpi"
@@ -117,10 +116,7 @@ def _rank(arguments, rank: int) -> int:
     from dopamine_lib.federation.mpi.ranks import wait_for_all
 
     if results is not None:
-        from dopamine_lib.federation.results_table import table
-
-        print(table(results))
-        print(f"{results['seconds']} s; results.json, metrics.csv and the model are in {arguments.out}", flush=True)
+        show(results, arguments.out)
     wait_for_all(comm, arguments.patience)  # the server has more to do, and a rank that waits in Finalize spins
     watcher.ended()
     MPI.Finalize()
@@ -153,8 +149,7 @@ def _train(comm, arguments):
     def connect() -> Wire:
         return Wire(Ranks(comm, arguments.patience), *keys)
 
-    say = partial(print, flush=True)
-    return take_part(experiment, connect, arguments.out, party=party, resume=arguments.resume, say=say)
+    return take_part(experiment, connect, arguments.out, party=party, resume=arguments.resume, say=tell)
 
 
 def _remedy(arguments) -> str:

@@ -20,7 +20,7 @@ import sys
 
 from dopamine_lib.errors import InputError, not_installed
 from dopamine_lib.federation.arguments import Parser, party_arguments
-from dopamine_lib.federation.wires.program import load_party, run_program, serve, show, train_hospital
+from dopamine_lib.federation.wires.program import load_party, run_program, serve, show, tell, train_hospital
 
 PROGRAM, ADDRESS = "python -m dopamine_lib.federation.remote", "127.0.0.1:50051"
 LOST_AFTER = 30.0
@@ -76,10 +76,6 @@ def _take_part(arguments) -> None:
     take(arguments, experiment, identity, publics, credentials, certificates)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 def _serve(arguments, experiment, identity, publics, credentials, certificates) -> None:
     from dopamine_lib.encryption.messages import SERVER
     from dopamine_lib.federation.remote.service import Service, longest_message, most_bytes
@@ -89,9 +85,9 @@ def _serve(arguments, experiment, identity, publics, credentials, certificates) 
     certificates = {k: pem for k, pem in certificates.items() if k != SERVER}
     relay, limit = Relay(len(certificates), most_bytes(d)), longest_message(d)
     service = Service(relay, arguments.address, credentials, certificates, limit, arguments.lost_after)
-    _say(f"listening on {service.address}")
+    tell(f"listening on {service.address}")
     try:
-        results = serve(arguments, experiment, (identity, publics), relay, arguments.lost_after, _say)
+        results = serve(arguments, experiment, (identity, publics), relay, arguments.lost_after, tell)
         relay.drain(10.0)
         show(results, arguments.out)
     finally:
@@ -108,13 +104,13 @@ def _train(arguments, experiment, identity, publics, credentials, certificates) 
 
     number, plan = arguments.number, experiment.plan(experiment.options.settings[0])
     limit, patience = longest_message(plan.d), arguments.patience
-    calls = Dialled(arguments.server, credentials, certificates[SERVER], limit, patience, _say)
+    calls = Dialled(arguments.server, credentials, certificates[SERVER], limit, patience, tell)
 
     def connect() -> Wire:
         return Wire(HospitalEnd(number, plan.hospitals, calls, patience, most_bytes(plan.d)), identity, publics)
 
     try:
-        train_hospital(arguments, number, experiment, connect, _say)
+        train_hospital(arguments, number, experiment, connect, tell)
     finally:
         calls.close()
 

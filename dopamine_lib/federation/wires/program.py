@@ -138,6 +138,11 @@ def run_program(words: list[str] | None, take_part: Callable[[list[str]], object
     return status
 
 
+def tell(line: str) -> None:
+    """Print a line at once: it may be read in a log, while the program runs."""
+    print(line, flush=True)
+
+
 def complain(line: str) -> None:
     """Say on stderr why a program ends, if there is anything to say."""
     if line:
