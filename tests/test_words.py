@@ -57,7 +57,13 @@ def test_a_run_in_the_words_of_its_data(made, heart, capsys):
     assert not any(word in text for word in ("grade", "image", "±")), text
     assert "290 test rows" in text and "| rows |" in text and "class: Disease" in text
     assert "in the place of batch normalisation, layers: 2 (bn1, layer1.0.bn2)" in text
-    assert "Without a score of their own: sex: other (few)" in text
+    assert "Without a score of their own: sex: other (few). " in text
+    facts["sheet"]["grades"]["Disease"] = LEAST - 1
+    assert f"sex: other (few); class: Disease (fewer than {LEAST} test rows). " in markdown(facts)
+    facts["subgroups"]["Quick"].append(facts["subgroups"]["Quick"][1] | {"by": "sharpness", "group": "blurred"})
+    facts["subgroups"]["Quick"][-1]["accuracy"] = {"mean": 0.0, "low": 0.0, "high": 0.1}
+    text = markdown(facts)
+    assert "| sharpness: blurred |" in text and "Worst group by what is recorded: Quick: blurred" not in text
     facts["results"]["settings"]["Quick"]["test_accuracy"]["runs"] *= 2
     assert "±" in markdown(facts) and "±" in table(facts["results"])
 

@@ -1,7 +1,7 @@
 """The report's words: from the facts that ``collect`` gathered to Markdown."""
 
 from dopamine_lib.federation.bounds import accounted_mean_noise
-from dopamine_lib.federation.metrics import SCREENING
+from dopamine_lib.federation.metrics import LEAST, SCREENING
 from dopamine_lib.federation.results_table import on_the_papers_task
 from dopamine_lib.federation.statement import ACCOUNTANT_NAMES, APART, HOW, in_words, not_covered, once_summed, unit
 from dopamine_lib.privacy.accounting import ACCOUNTANTS
@@ -233,11 +233,19 @@ def _subgroups(facts: dict) -> str:
         rows.append([plain(group), str(first["patients"]), *(_interval(tables[name][i]["accuracy"]) for name in names)])
     worst = [f"{name}: {found}" for name in names if (found := _worst(tables[name], _ones(results)))]
     told = f"Worst group by what is recorded: {'; '.join(worst)}. " if worst else ""
-    if results.get("groups_left_out"):
-        told += f"Without a score of their own: {plain('; '.join(results['groups_left_out']))}. "
+    left_out, small = list(results.get("groups_left_out", [])), _few(facts["sheet"]["grades"])
+    if small:
+        left_out.append(f"{_label(results)}: {', '.join(small)} (fewer than {LEAST} test {_ones(results)})")
+    if left_out:
+        told += f"Without a score of their own: {plain('; '.join(left_out))}. "
     cannot = plain(facts["sheet"]["cannot"])
     header = ["accuracy in %, 95 % interval", _ones(results), *map(plain, names)]
     return markdown_table(header, rows) + f"\n\n{told}{cannot}"
+
+
+def _few(grades: dict[str, int]) -> list[str]:
+    """The grades that too few test images have for a score, a rare one often among them."""
+    return [grade for grade, count in grades.items() if count < LEAST]
 
 
 def _interval(score: dict | None) -> str:
@@ -247,7 +255,7 @@ def _interval(score: dict | None) -> str:
 
 
 def _worst(rows: list[dict], ones: str) -> str | None:
-    recorded = [row for row in rows if row["by"] not in ("all", "grade") and row["accuracy"] is not None]
+    recorded = [row for row in rows if row["by"] not in ("all", "grade", "sharpness") and row["accuracy"] is not None]
     if not recorded:
         return None
     worst = min(recorded, key=lambda row: row["accuracy"]["mean"])
