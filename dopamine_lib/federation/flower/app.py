@@ -49,7 +49,7 @@ class Nodes:
         if number not in self._nodes:
             self._find()
         if number not in self._nodes:
-            raise Lost("no SuperNode has its partition-id")
+            raise Lost("no node says that it is this hospital's")
         try:
             return self._ask(self._nodes[number], {"letter": letter}, "letter", bytes).result()
         except Lost:  # another node may be this hospital's by now
