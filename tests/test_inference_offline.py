@@ -19,14 +19,14 @@ from dopamine_lib.inference.offline.correlations import Correlations, Direction
 from dopamine_lib.inference.offline.products import N, PatientProducts, ProviderProducts, pack
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import ChannelError, Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import COARSE, RangeOperation
+from dopamine_lib.inference.protocols.comparison import COARSE
 from dopamine_lib.inference.protocols.convolution import Branch, Convolution, ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own, Workspace
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation
-from dopamine_lib.inference.protocols.truncation import TruncationOperation
+from dopamine_lib.inference.protocols.truncation import RangeOperation, TruncationOperation
 from dopamine_lib.models.features import NormalisedFeatures
 
 CLEAN = 1e-9
@@ -86,10 +86,10 @@ OPERATIONS = [
     ReLUOperation(40, 0),
     ReLUOperation(7, 30),
     ReLU6Operation((2, 3, 3), 9),
-    RangeOperation(77),
     RoomOperation(),
     TruncationOperation((3, 5, 7), 13),
     TruncationOperation((9, 1, 1), 0, bits=64),
+    RangeOperation([105, 9]),
     NormalisedOperation(33, 5, 20),
 ]
 

@@ -25,11 +25,13 @@ from dopamine_lib.inference.network.plan import ANSWER, DIGEST, MODEL, QUERY, We
 from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import Comparison, RangeOperation, halves
+from dopamine_lib.inference.protocols.comparison import Comparison, halves
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import TAGS, BufferLayout
+from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import query_key
-from dopamine_lib.inference.protocols.truncation import TruncationOperation
+from dopamine_lib.inference.protocols.relu import ReLUOperation
+from dopamine_lib.inference.protocols.truncation import RangeOperation, TruncationOperation
 
 QUERIES, MANY = 256, 4000
 CLEAN, CAUGHT = 1e-6, 1e-12
@@ -82,26 +84,40 @@ class Run:
     def received(self):
         return {(side, tag): rows for (side, direction, tag), rows in self.messages.items() if direction == "received"}
 
+    @property
+    def truncations(self):
+        return [
+            i for i, (_, operation) in enumerate(self.plan.operations) if isinstance(operation, TruncationOperation)
+        ]
+
     def opened(self):
         """Per side and message that opens a value: the opened bytes (N, n), and the side's own mask of them."""
         for i, (_, operation) in enumerate(self.plan.operations):
-            if not isinstance(operation, Comparison | TruncationOperation):
+            if not isinstance(operation, Comparison | TruncationOperation | RangeOperation):
                 continue
-            for side, party, layout in (
-                ("patient", self.session.patient, operation.patient),
-                ("provider", self.session.provider, operation.provider),
+            for side, party, part in (
+                ("patient", self.session.patient, "patient"),
+                ("provider", self.session.provider, "provider"),
             ):
-                own = [layout.draw(query_key(party._seed, query), i) for query in range(self.queries)]
-                masks = [np.stack([o["r"].reshape(-1).view(np.uint8) for o in own])]
+
+                def drawn(i, name, party=party, part=part):
+                    """One array of all queries, in bytes (N, n)."""
+                    layout = getattr(self.plan.operations[i][1], part)
+                    rows = [layout.draw(query_key(party._seed, query), i)[name] for query in range(self.queries)]
+                    return np.stack([row.reshape(-1).view(np.uint8) for row in rows])
+
                 if isinstance(operation, RangeOperation):
-                    masks += [np.stack([o["bits"][7:].reshape(-1) for o in own])]
-                elif isinstance(operation, Comparison):
+                    masks = [np.hstack([drawn(j, "bits") for j in self.truncations])]
+                else:
+                    masks = [drawn(i, "r")]
+                if isinstance(operation, Comparison):
+                    bits = drawn(i, "bits").reshape(self.queries, -1, operation.padded // 8)
                     six = [7, 8, *range(6)] if operation.watched else [*range(6)]
-                    masks += [np.stack([o["bits"][part].reshape(-1) for o in own]) for part in (six, [6])]
+                    masks += [bits[:, some].reshape(self.queries, -1) for some in (six, [6])]
                 for k, mask in enumerate(masks):
                     mine = self.messages[side, "sent", TAGS * i + k]
                     theirs = self.messages[side, "received", TAGS * i + k]
-                    if k:
+                    if k or isinstance(operation, RangeOperation):
                         both = mine ^ theirs
                     elif getattr(operation, "coarse", 0):
                         both, mask = added_upper(mine, theirs), packed_upper(mask.view("<u4"))
@@ -165,7 +181,7 @@ def honest():
 def test_every_message_was_looked_at(honest):
     kinds = {tag for _, _, tag in honest[0].messages}
     wanted = {TAGS * i + k for i, (_, operation) in enumerate(PLAN.operations) for k in range(len(operation.messages))}
-    assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1 + 2 + 2
+    assert kinds == wanted and len(wanted) == 1 + 3 + 3 + 1 + 1 + 1 + 1 + 2
 
 
 def test_what_each_party_sees_is_uniform(honest):
@@ -326,7 +342,7 @@ def test_a_reused_comparison_mask_is_caught(monkeypatch):
     freeze(monkeypatch, "r")
     run = Run(IMAGES[0])
     tags = {tag for (side, tag), rows, _ in run.opened() if p_uniform(rows) < CAUGHT}
-    assert len(tags) == 3 + 3 + 1 + 2  # maximum, ReLU, truncation, range
+    assert len(tags) == 3 + 3 + 1 + 1  # maximum, ReLU, truncation, and its two bits, which are drawn with its mask
 
 
 def test_upper_bits_that_no_mask_covers_are_caught(monkeypatch):
@@ -341,7 +357,7 @@ def test_upper_bits_that_no_mask_covers_are_caught(monkeypatch):
 
     monkeypatch.setattr(BufferLayout, "draw", short)
     caught = {tag for (_, tag), rows, _ in Run(IMAGES[0]).opened() if p_uniform(rows) < CAUGHT}
-    assert len(caught) == 3 and all(tag % TAGS == 0 for tag in caught)  # maximum, ReLU, range
+    assert len(caught) == 3 and all(tag % TAGS == 0 for tag in caught)  # maximum, ReLU, truncation
 
 
 def test_the_two_bits_about_the_ring_s_end_without_masks_are_caught(monkeypatch):
@@ -350,13 +366,15 @@ def test_the_two_bits_about_the_ring_s_end_without_masks_are_caught(monkeypatch)
 
     def bare(layout, key, operation, buffer=None):
         arrays = draw(layout, key, operation, buffer)
-        if "bits" in arrays:
-            arrays["bits"][7:] = 0
+        if "bits" in arrays:  # the last two of a comparison's nine, and both of a truncation's
+            arrays["bits"][-2:] = 0
         return arrays
 
     monkeypatch.setattr(BufferLayout, "draw", bare)
-    caught = {tag % TAGS for (_, tag), rows, _ in Run(IMAGES[0]).opened() if p_uniform(rows) < CAUGHT}
-    assert caught == {1}
+    run = Run(IMAGES[0])
+    kinds = [type(operation) for _, operation in PLAN.operations]
+    caught = {(kinds[tag // TAGS], tag % TAGS) for (_, tag), rows, _ in run.opened() if p_uniform(rows) < CAUGHT}
+    assert caught == {(MaximumOperation, 1), (ReLUOperation, 1), (RangeOperation, 0)}
 
 
 def test_one_seed_at_both_parties_is_caught():

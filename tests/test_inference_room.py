@@ -13,12 +13,12 @@ from dopamine_lib.inference.network.rehearsal import Rehearsal, at_once, deal
 from dopamine_lib.inference.network.serving import calibration_images, extremes, load
 from dopamine_lib.inference.protocols import kernels
 from dopamine_lib.inference.protocols.channel import Recorded, local_pair
-from dopamine_lib.inference.protocols.comparison import RangeOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Party
 from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.sharing import share
+from dopamine_lib.inference.protocols.truncation import RangeOperation, TruncationOperation
 from dopamine_lib.models.features import NormalisedFeatures, backbone
 from dopamine_lib.models.networks import HALF, IMAGENET, build, to_input
 from dopamine_lib.models.weights import load_weights
@@ -140,6 +140,8 @@ def asked(operation, *values, spoil=lambda own: None):
     def play(number):
         party = Party(number, ends[number])
         operation.run(party, 0, own[number], *shares[number])
+        if party.asked:
+            RangeOperation([operation.watched]).run(party, 8, None)
         return check.run(party, 16, last[number])
 
     try:
@@ -153,7 +155,8 @@ KINDS = {
     "ReLU": lambda x: (ReLUOperation(x.size, 7), x),
     "ReLU6": lambda x: (ReLU6Operation((1, 1, x.size), 7), x.reshape(1, 1, -1)),
     "maximum": lambda x: (MaximumOperation(x.size), x + 5, np.full(x.shape, 5)),
-    "range": lambda x: (RangeOperation(x.size), x),
+    "truncation": lambda x: (TruncationOperation((x.size, 1, 1), 7), x.reshape(-1, 1, 1)),
+    "to a larger ring": lambda x: (TruncationOperation((1, x.size, 1), 0, bits=64), x.reshape(1, -1, 1)),
 }
 INSIDE = (0, -1, 2**20, 2**30 - FUZZY - 1, FUZZY - 2**30, 3 * 2**28, -3 * 2**28)
 OUTSIDE = (2**30 + FUZZY, -(2**30) - FUZZY - 1, 2**31 - 1, -(2**31), 3 * 2**29, -3 * 2**29)
@@ -174,7 +177,7 @@ def test_one_value_near_the_end_is_enough_wherever_it_is(kind):
 
 def test_millions_of_values_inside_are_never_reported():
     x = np.random.default_rng(5).integers(FUZZY - 2**30, 2**30 - FUZZY, 2**21)
-    assert not asked(RangeOperation(x.size), x)
+    assert not asked(TruncationOperation(x.shape, 0), x)
 
 
 def test_of_scores_compared_for_the_grade_only_the_scores_themselves_are_looked_at():
@@ -183,7 +186,8 @@ def test_of_scores_compared_for_the_grade_only_the_scores_themselves_are_looked_
     x = torch.rand(8, 1, 4, 4)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     plan, weights = compile_model(net, 4, x, answer="grade")
-    assert isinstance(plan.operations[-2][1], RangeOperation) and plan.operations[-2][1].count == 3
+    *_, (_, scores), (_, last), _ = plan.operations
+    assert isinstance(last, RangeOperation) and isinstance(scores, TruncationOperation) and scores.shape == (3,)
     assert Plan.from_json(plan.to_json()).costs() == plan.costs()
     weights.biases[0][1] = 3 * 2**29  # as if a picture drove it there
     with Rehearsal(plan, weights) as session:

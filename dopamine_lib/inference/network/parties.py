@@ -128,8 +128,11 @@ class _Evaluator:
                     values[source] = None  # a residual network's values together take 100 MB
             if progress:
                 progress(len(values) - 1, len(self.plan.layers), layer.name)
-        for run in runs[-1][:-1]:
-            run(np.concatenate(watched))
+        ends = runs[-1][:-1]
+        if watched:
+            ends.pop(0)(np.concatenate(watched))
+        for run in ends:
+            run()
         return values[-1]
 
 

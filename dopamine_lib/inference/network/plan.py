@@ -19,7 +19,6 @@ from functools import cached_property
 import numpy as np
 
 from dopamine_lib.errors import InputError
-from dopamine_lib.inference.protocols.comparison import RangeOperation
 from dopamine_lib.inference.protocols.convolution import Convolution
 from dopamine_lib.inference.protocols.normalised import NormalisedLinear
 from dopamine_lib.inference.protocols.opening import GRADE, SCORES, ArgMax
@@ -28,7 +27,14 @@ from dopamine_lib.inference.protocols.pooling import AveragePool, MaxPool
 from dopamine_lib.inference.protocols.relu import ReLU, ReLU6
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.sharing import encode, signed
-from dopamine_lib.inference.protocols.truncation import Concatenate, Raise, Sum, Truncate
+from dopamine_lib.inference.protocols.truncation import (
+    Concatenate,
+    Raise,
+    RangeOperation,
+    Sum,
+    Truncate,
+    TruncationOperation,
+)
 
 #: Every kind of layer there is.
 LAYERS: tuple[type[Layer], ...] = (
@@ -110,7 +116,8 @@ class Plan:
     def operations(self) -> list[tuple[int, Operation]]:
         """All operations in order, each with the number of its layer; the last ones are no layer's.
 
-        They ask whether values came near the ring's end: those ``watched``, and then any at all (``room``).
+        They ask whether values came near the ring's end: those ``watched``, which are truncated by nothing for that;
+        then those of every truncation; and then any at all (``room``).
 
         Raises InputError for too many.
         """
@@ -122,7 +129,10 @@ class Plan:
         ]
         if self.watched:
             count = sum(math.prod(shapes[self.layers[number].sources[0]]) for number in self.watched)
-            operations.append((len(self.layers), RangeOperation(count)))
+            operations.append((len(self.layers), TruncationOperation((count,), 0)))
+        truncated = [one.watched for _, one in operations if isinstance(one, TruncationOperation)]
+        if truncated:
+            operations.append((len(self.layers), RangeOperation(truncated)))
         if any(operation.watched for _, operation in operations):
             operations.append((len(self.layers), RoomOperation()))
         if len(operations) * TAGS > DIGEST:
@@ -131,7 +141,7 @@ class Plan:
 
     @cached_property
     def watched(self) -> list[int]:
-        """Numbers of the layers that neither compare nor widen what they read, which must fit all the same."""
+        """Numbers of the layers that neither compare nor truncate what they read, which must fit all the same."""
         return [number for number, layer in enumerate(self.layers) if layer.uncompared]
 
     @cached_property

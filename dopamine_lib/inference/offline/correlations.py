@@ -42,7 +42,6 @@ from dopamine_lib.inference.protocols.comparison import (
     RANGE,
     SIGMA,
     Comparison,
-    RangeOperation,
 )
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Own
@@ -50,7 +49,7 @@ from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
 from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
-from dopamine_lib.inference.protocols.truncation import TruncationOperation
+from dopamine_lib.inference.protocols.truncation import UPPER, TruncationOperation
 
 Words = np.ndarray
 #: Elements worked on at once.
@@ -64,7 +63,7 @@ TOGETHER = ((L0, E1, E2, E3), (L1, E2, E3), (L2, E3))
 #: The two mask bits of values that are watched; their product is the last one.
 WATCHED = (RANGE.start, RANGE.start + 1)
 #: How many words rho multiplies, by the kind of comparison.
-FACTORS = {ReLUOperation: 2, ReLU6Operation: 2, MaximumOperation: 1, RangeOperation: 0}
+FACTORS = {ReLUOperation: 2, ReLU6Operation: 2, MaximumOperation: 1}
 #: Thermometers of 0 … 15.
 THERMOMETERS = np.uint16(2**16 - 1) >> np.arange(16, dtype=np.uint16)[::-1]
 
@@ -219,12 +218,10 @@ class Correlations:
                 own.products[number, packed] = np.packbits(words >> k & 1, bitorder="little")
         own.bits[masks, packed] = choices[masks_at:]
         own.bits[SIGMA, packed] = choices[rho_at] ^ choices[rho_at - 1]  # step 3
-        s = ([top - upper, -upper] if factors == 2 else [own.r[part]])[:factors]  # step 4
+        s = [top - upper, -upper] if factors == 2 else [own.r[part]]  # step 4
         turned = [(1 - rho - rho) * one for one in s]
         chosen = [rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)]
         forward.sent()
-        if not factors:
-            return
         self._backward.extend(choices[plane])
         answer = self._backward.message(s=("u4", (factors, 1, n)))
         for i in range(factors):
@@ -235,18 +232,31 @@ class Correlations:
         self._backward.sent()
 
     def truncation(self, operation: TruncationOperation, own: Own) -> None:
-        """Fill all that a party holds for a truncation."""
+        """Fill all that a party holds for a truncation: numbers as in step 1, thermometers and product as in step 2."""
         size = prod(operation.shape)
         r, v = np.empty(size, np.uint32), np.empty((2, size), operation.ring)
         for start in range(0, size, BLOCK):
             part = slice(start, min(start + BLOCK, size))
             n = -(-(part.stop - part.start) // 8) * 8
-            choices = self._draw(WORD, n // 8)
-            self._forward.extend(choices)
-            message = self._forward.message(d=(operation.ring, (WORD, n)), t=(operation.ring, (1, n)))
+            here, packed, forward = slice(start, start + n), slice(start // 8, (start + n) // 8), self._forward
+            choices = self._draw(WORD + 2, n // 8)
+            choices[:WORD, -1] &= 0xFF >> (start - part.stop) % 8  # beyond the last element r is 0
+            forward.extend(choices)
+            message = forward.message(
+                d=(operation.ring, (WORD, n)), t=(operation.ring, (1, n)),
+                nibbles=("u2", (2, 15, n)), group=("u2", (3, n)),
+            )  # fmt: skip
             bits = np.unpackbits(choices, axis=1, bitorder="little")
             numbers = self._numbers(message, bits, operation.shift)
-            self._forward.sent()
+            for k, first in enumerate(UPPER):
+                planes = [*range(first, first + 4)]
+                looked_up = forward.look_up(message.nibbles[k], planes, NIBBLES, bits[planes], THERMOMETERS)
+                own.thermometer[k, here] = looked_up
+            planes = [WORD, WORD + 1]
+            product = forward.look_up(message.group, planes, GROUPS, bits[planes], products_of(WATCHED)[1])
+            own.product[packed] = np.packbits(product & 1, bitorder="little")
+            own.top[packed], own.bits[:, packed] = choices[WORD - 1], choices[WORD:]
+            forward.sent()
             r[part], upper, top = (one[: part.stop - part.start] for one in numbers)
             v[:, part] = top - upper, -upper
         own.r[:], own.v[:] = r.reshape(own.r.shape), v.reshape(own.v.shape)

@@ -19,7 +19,7 @@ from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
 from dopamine_lib.inference.protocols.room import RoomOperation
-from dopamine_lib.inference.protocols.truncation import TruncationOperation
+from dopamine_lib.inference.protocols.truncation import RangeOperation, TruncationOperation
 from dopamine_lib.progress import progress_bar
 
 #: The tag of all messages ahead of a query: their order and sizes follow from the plan.
@@ -27,6 +27,7 @@ OFFLINE = 0xD000
 #: How the randomness of each kind of operation but convolutions is made: a method of ``Correlations``.
 MADE = dict.fromkeys(FACTORS, Correlations.comparison) | {
     TruncationOperation: Correlations.truncation,
+    RangeOperation: lambda *_: None,  # truncations have what it takes
     RoomOperation: Correlations.room,
     NormalisedOperation: Correlations.normalised,
 }

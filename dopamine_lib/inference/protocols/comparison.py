@@ -35,7 +35,7 @@ same m it is asked whether x lies outside [-2^30, 2^30), where msb(x + 2^30) = 1
        step 2, each under a mask bit of its own.
     b. o = msb(m') ^ msb(r) ^ l3 ^ e3 l2, with a share of the product of the two mask bits, and msb(r) = rho ^ sigma:
        the last bits of two shares of the number rho are shares of the bit. Each party keeps its share of o for the end
-       (``room``). No message.
+       (``room``). No message. (``truncation`` asks the same.)
 
 Why this hides x: two more bits are opened, under masks of their own. What is dropped: bits 0 … 22, so within 2^23 of
 the two bounds o may be either.
@@ -179,37 +179,28 @@ class Comparison(Operation):
 
     def look_up_end(self, number: int, m: Words, own: Own, planes: Bits, rest: Bits) -> None:
         """Step a: fill in this party's shares (2, n / 8) of e3 and l2 of m', masked, and the rest of o (n / 8,)."""
-        kernels.active().look_up_end(number, m, own.thermometer, own.rho, planes, rest)
+        kernels.active().look_up_end(number, m, own.thermometer[2:], own.rho, planes, rest)
         planes ^= own.bits[RANGE]
 
     def watch(self, party: Party, opened: Bits, rest: Bits, own: Own) -> None:
-        """Step b, for ``opened`` (2, n / 8) and ``rest`` (n / 8,): hash this party's share of o, packed."""
-        (e3, l2), (mask_e3, mask_l2) = opened, own.bits[RANGE]
-        o = rest ^ e3 & mask_l2 ^ l2 & mask_e3 ^ own.products[-1] ^ own.bits[SIGMA]
-        if party.number == PATIENT:
-            o ^= e3 & l2
-        o = o[: -(-self.watched // 8)]
-        o[-1] &= 0xFF >> -self.watched % 8
-        party.outside.update(o)
+        """Step b, for ``opened`` (2, n / 8) and ``rest`` (n / 8,): keep this party's shares of o, packed."""
+        rest ^= own.bits[SIGMA]
+        keep_outside(party, self.watched, opened, rest, own.bits[RANGE], own.products[-1])
 
 
-class RangeOperation(Comparison):
-    """Steps 1, a and b alone, for values that nothing compares; what it is dealt for steps 2 and 3 is left over."""
+def keep_outside(party: Party, count: int, opened: Bits, rest: Bits, masks: Bits, product: Bits) -> None:
+    """Hash this party's share of o of the first ``count`` elements, all packed.
 
-    rounds = 2
-
-    def __init__(self, count: int):
-        super().__init__(count, watched=count, coarse=COARSE)
-        self.comparisons = 0
-        self.messages = "m = x + r", "two masked bits"
-        self.sent_by_patient = self.sent_by_provider = self.masked_bytes + 2 * (self.padded // 8)
-
-    def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> None:
-        """Hash this party's share of whether x (count,) is near the ring's end."""
-        m = self.open_masked(party, tag, own, x)
-        planes = party.workspace.array("planes", (3, self.padded // 8), np.uint8)
-        self.look_up_end(party.number, m, own, planes[:2], planes[2])
-        self.watch(party, party.open(tag + 1, planes[:2], np.bitwise_xor), planes[2], own)
+    opened  masked e3 and l2 (2, n / 8); masks: its shares of what masks them; product (n / 8,): of the product of that
+    rest    its share of all in o that does not depend on them
+    """
+    (e3, l2), (mask_e3, mask_l2) = opened, masks
+    o = rest ^ e3 & mask_l2 ^ l2 & mask_e3 ^ product
+    if party.number == PATIENT:
+        o ^= e3 & l2
+    o = o[: -(-count // 8)]
+    o[-1] &= 0xFF >> -count % 8
+    party.outside.update(o)
 
 
 def halves(message: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -101,7 +101,7 @@ def look_up_end(number, m, thermometer, rho, planes, rest):
     own = _U(1 - number)
     for start in range(0, len(m), _TILE):
         n, here, its_rho = min(_TILE, len(m) - start), m[start:], rho[start:]
-        t_2, t_3 = thermometer[2, start:], thermometer[3, start:]
+        t_2, t_3 = thermometer[0, start:], thermometer[1, start:]
         for j in range(n):
             x = _U(here[j] + _U(2**30))
             w_2 = _U(t_2[j] >> (x >> 23 & 15))

@@ -79,11 +79,12 @@ def look_up(m: np.ndarray, thermometer: np.ndarray, planes: np.ndarray) -> None:
 def look_up_end(number: int, m: Words, thermometer: np.ndarray, rho: Words, planes: Bits, rest: Bits) -> None:
     """Steps a and b of ``comparison`` for opened m (n,), as packed bits: this party's shares of e3 and l2 of m'.
 
-    planes  uint8 (2, n / 8); rest (n / 8,): its share of msb(m') ^ rho ^ l3
+    thermometer  of the two upper nibbles (2, n)
+    planes       uint8 (2, n / 8); rest (n / 8,): its share of msb(m') ^ rho ^ l3
     """
     for part in _blocks(len(m)):
         packed, moved = slice(part.start // 8, part.stop // 8), m[part] + np.uint32(2**30)
-        next_word, word = (thermometer[k, part] >> (moved >> (15 + 4 * k) & 15).astype(np.uint16) for k in (2, 3))
+        next_word, word = (thermometer[k, part] >> (moved >> (23 + 4 * k) & 15).astype(np.uint16) for k in (0, 1))
         last = word >> 1 ^ rho[part].astype(np.uint16) ^ (moved >> 31).astype(np.uint16) * np.uint16(1 - number)
         for out, bits in ((planes[0], word ^ word >> 1), (planes[1], next_word >> 1), (rest, last)):
             out[packed] = np.packbits(bits & 1 == 1, bitorder="little")

@@ -109,7 +109,7 @@ class NormalisedLinear(Layer):
     inverse_bits: int
 
     bits = 64
-    input_limit, uncompared = 2**30, True
+    input_limit = 2**30
     torch_layers, on_normalised = ("Linear",), True
 
     @classmethod

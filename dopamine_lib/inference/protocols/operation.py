@@ -89,11 +89,12 @@ class Party:
     """One of the two parties in one query: its number, its channel to the other, its scratch memory.
 
     outside  hash of its shares of the bits that say which values were near the ring's end: see ``room``
+    asked    what ``truncation.RangeOperation`` opens at the end, of every truncation
     """
 
     def __init__(self, number: int, channel: Channel, workspace: Workspace | None = None):
         self.number, self.channel, self.workspace = number, channel, workspace or Workspace()
-        self.outside = hashlib.blake2b(digest_size=HASH_BYTES)
+        self.outside, self.asked = hashlib.blake2b(digest_size=HASH_BYTES), []
 
     def open(self, tag: int, mine: np.ndarray, combine: np.ufunc = np.add) -> np.ndarray:
         """Swap shares and combine them: both parties end with the same array. One round."""
@@ -150,7 +151,7 @@ class Layer:
     bits = 32
     #: Inputs must stay below this in absolute value; where it is None, the output must stay below 2^31.
     input_limit = None
-    #: Whether its input must stay below 2^30 without being compared, so that it is asked for at the end (``room``).
+    #: Whether its input must stay below 2^30 without being looked at by an operation: then it is at the end (``room``).
     uncompared = False
     #: Names in torch.nn of what becomes this layer, and whether it does so on normalised features or elsewhere.
     torch_layers, on_normalised = (), False
