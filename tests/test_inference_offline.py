@@ -287,11 +287,22 @@ class Spied:
         views = [*self.pair.log("sent"), *self.pair.log("received"), *self.columns()]
         views += [columns[:-1] ^ columns[1:] for columns in self.columns()]  # choices without a mask would cancel
         forward, backward = self.parts
-        views += [forward.d[-1] - forward.t[0], forward.rho - forward.s, backward.s[0] - backward.s[1]]
+        for lower, other in ((forward.d[-1], forward.t[0]), (forward.rho, forward.s1), (backward.s0, backward.s1)):
+            words = lower.astype("<u4").view("<u2").reshape(*lower.shape, 2)
+            views += [words[..., 0] - other, words[..., 1] - other]
+        views += [forward.rho - forward.s0]
         views += [forward.d ^ forward.rho, forward.group1[:, :] ^ forward.group2[:1]]
         one, other = self.patient, self.provider
         views += [own.__dict__[name] for own in (one, other) for name in ("bits", "rho", "thermometer", "products")]
-        views += [one.extra, other.extra, one.bits ^ other.bits, one.rho - one.r, other.rho - other.r]
+        views += [
+            one.extra,
+            other.extra,
+            one.tops,
+            other.tops,
+            one.bits ^ other.bits,
+            one.rho - one.r,
+            other.rho - other.r,
+        ]
         for r in (one.r, other.r, one.r - other.r):  # its lower 12 bits are 0
             assert not (r & 2**COARSE - 1).any()
             views += [(r >> COARSE).astype(np.uint16), (r >> 24).astype(np.uint8)]

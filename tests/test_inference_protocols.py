@@ -336,7 +336,8 @@ def test_compiled_kernels_give_the_same_bits():
         for number in (PATIENT, PROVIDER):
             ends, rest = np.empty((2, n // 8), np.uint8), np.empty(n // 8, np.uint8)
             same("look_up_end", (number, m, thermometer[2:], rho, ends, rest), [ends, rest])
-            same("finish_relu", (number, m, bits, rho, extra, 15, out), [out])
+            for shift in (0, 15, 16):
+                same("finish_relu", (number, m, bits, rho, extra[:2], thermometer[:2], shift, out), [out])
             for coarse in (0, COARSE):
                 arguments = number, extra[0, 3:], m, bits, r_0, rho, extra[1], coarse, out[3:]
                 same("finish_maximum", arguments, [out])
@@ -350,9 +351,9 @@ def test_compiled_kernels_give_the_same_bits():
         for coarse in (0, COARSE):
             outs = r, rho_bits, t, rho_1
             same("deal_comparison", (r_0, m, bits, thermometer, rho, *outs, coarse), outs)
-        four = np.empty_like(extra)
-        for shift in (0, 1, 15, 31):
-            same("deal_relu", (m, bits, shift, extra, four), [four])
+        outs = np.empty((2, n), np.uint32), np.empty((2, n), np.uint16)
+        for shift in (0, 1, 15, 16):
+            same("deal_relu", (m, bits, shift, extra[:2], thermometer[:2], *outs), outs)
         same("deal_maximum", (m, bits, rho, out), [out])
     for rows, depth, columns in ((1, 1, 1), (3, 5, 700), (5, 27, 1000), (64, 144, 513), (7, 6, 9000)):
         w, x, out = words(rows, depth), words(depth, columns), np.empty((rows, columns), np.uint32)

@@ -13,16 +13,16 @@ A comparison (``protocols.comparison``), for each element, from the patient's bi
 and the provider's q_0 … q_31, rho_1 and six: 39 transfers, 27 where the lower 12 bits of r are left out (coarse).
 
     1. r has the bits p_i ^ q_i. As a number p ^ q = p + q - 2 p q, so one product for each bit gives shares of r, of
-       r >> f, and of msb(r) 2^(32 - f); and of rho, whose bits are rho_0 and rho_1.
+       r >> f, and of msb(r); and of rho, whose bits are rho_0 and rho_1.
     2. Thermometers of the nibbles of r, and products of mask bits, are look-ups.
     3. sigma = rho ^ msb(r), each party with its own bits.
-    4. rho s, for s = r (maximum) or s[0], s[1] (ReLU): with s = s_0 + s_1, (rho_0 ^ rho_1) s_1 is rho_1 s_1 and a
+    4. rho s, for s = r (maximum) or s[1], msb(r) (ReLU): with s = s_0 + s_1, (rho_0 ^ rho_1) s_1 is rho_1 s_1 and a
        product of the patient's bit with (1 - 2 rho_1) s_1; (rho_0 ^ rho_1) s_0 the same with exchanged roles, for which
        the provider chooses in one transfer of its own.
 
 Why this hides: all that is sent is either columns of an extension or masked by a pad that the receiver does not have.
-What either party ends with is uniform given what the other has, as from the crypto-provider. 1.1 kilobytes an element;
-the crypto-provider's corrections have 31 bytes.
+What either party ends with is uniform given what the other has, as from the crypto-provider. 0.75 to 1 kilobyte an
+element; the crypto-provider's corrections have 18 to 26 bytes.
 """
 
 from math import prod
@@ -45,9 +45,8 @@ from dopamine_lib.inference.protocols.comparison import (
 )
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, BufferLayout, Own
-from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
-from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
+from dopamine_lib.inference.protocols.relu import ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation, times
 from dopamine_lib.inference.protocols.truncation import UPPER, TruncationOperation
 
@@ -62,8 +61,6 @@ NIBBLES, GROUPS = 1, 2
 TOGETHER = ((L0, E1, E2, E3), (L1, E2, E3), (L2, E3))
 #: The two mask bits of values that are watched; their product is the last one.
 WATCHED = (RANGE.start, RANGE.start + 1)
-#: How many words rho multiplies, by the kind of comparison.
-FACTORS = {ReLUOperation: 2, ReLU6Operation: 2, MaximumOperation: 1}
 #: Thermometers of 0 … 15.
 THERMOMETERS = np.uint16(2**16 - 1) >> np.arange(16, dtype=np.uint16)[::-1]
 
@@ -165,21 +162,23 @@ class Correlations:
         self._draws += 1
         return drawn
 
-    def _numbers(self, message: Own, bits: np.ndarray, shift: int, first: int = 0) -> tuple[Words, Words, Words]:
-        """Step 1: shares of r uint32 (n,), and in the ring of ``message.d`` of r >> shift and msb(r) 2^(32 - shift).
+    def _numbers(self, message: Own, bits: np.ndarray, shift: int, first: int = 0) -> tuple[Words, Words]:
+        """Step 1: shares of r uint32 (n,), and in the ring of ``message.d`` of r >> shift.
 
         bits  of r, from bit number ``first`` <= shift on; those before it are 0 in r and in both shares
         """
-        ring, forward, count = message.d.dtype.type, self._forward, WORD - first
+        ring, count = message.d.dtype.type, WORD - first
         weights = np.array([1 << (i - (shift if i >= shift else first)) for i in range(first, WORD)], ring)[:, None]
         own = weights * bits[:count]
-        own += forward.product(message.d, slice(count), 0, bits[:count], -(own + own))
+        own += self._forward.product(message.d, slice(count), 0, bits[:count], -(own + own))
         below = shift - first
         upper, low = (part.sum(0, dtype=ring) for part in (own[below:], own[:below]))
-        last = slice(count - 1, count)
-        top = (bits[last].astype(ring) << ring(31 - shift)) << ring(1)
-        top = top + forward.product(message.t, last, 1, bits[last], -(top + top))
-        return ((upper << ring(below)) + low << ring(first)).astype(np.uint32), upper, top[0]
+        return ((upper << ring(below)) + low << ring(first)).astype(np.uint32), upper
+
+    def _top(self, message: Own, bits: np.ndarray, last: int) -> Words:
+        """Step 1: shares (n,) of msb(r), plane number ``last`` of its bits, in the ring of ``message.t``."""
+        own, ahead = bits[last:][:1].astype(message.t.dtype), message.d.itemsize // message.t.itemsize
+        return (own + self._forward.product(message.t, slice(last, last + 1), ahead, own, -(own + own)))[0]
 
     def comparison(self, operation: Comparison, own: Own) -> None:
         """Fill all that a party holds for a comparison."""
@@ -189,8 +188,8 @@ class Correlations:
 
     def _compare(self, operation: Comparison, own: Own, part: slice, packed: slice) -> None:
         n, forward = part.stop - part.start, self._forward
-        factors = FACTORS[type(operation)]
-        shift = operation.shift if isinstance(operation, ReLUOperation) else operation.coarse
+        relu = isinstance(operation, ReLUOperation)
+        shift = operation.shift if relu else operation.coarse
         masks = [bit for bit in range(len(own.bits)) if bit != SIGMA]
         together = (*TOGETHER, WATCHED) if operation.watched else TOGETHER
         rho_at = WORD - operation.coarse
@@ -199,11 +198,12 @@ class Correlations:
         bits = np.unpackbits(choices, axis=1, bitorder="little")
         forward.extend(choices)
         groups = {f"group{i}": ("u2", (2 ** len(group) - 1, n)) for i, group in enumerate(together)}
+        factors = {"s0": ("u4", (1, n))} | ({"s1": (operation.top, (1, n))} if relu else {})
+        top = {"t": factors["s1"]} if relu else {}
         message = forward.message(
-            d=("u4", (rho_at, n)), t=("u4", (1, n)), rho=("u4", (1, n)), s=("u4", (factors, 1, n)),
-            nibbles=("u2", (4, 15, n)), **groups,
-        )  # fmt: skip
-        own.r[part], upper, top = self._numbers(message, bits, shift, operation.coarse)
+            d=("u4", (rho_at, n)), rho=("u4", (1, n)), nibbles=("u2", (4, 15, n)), **factors, **top, **groups
+        )
+        own.r[part], upper = self._numbers(message, bits, shift, operation.coarse)
         rho, plane = bits[rho_at].astype(np.uint32), slice(rho_at, masks_at)
         own.rho[part] = rho + forward.product(message.rho, plane, 0, rho, -(rho + rho))[0]
         for k in range(4):  # step 2
@@ -218,18 +218,22 @@ class Correlations:
                 own.products[number, packed] = np.packbits(words >> k & 1, bitorder="little")
         own.bits[masks, packed] = choices[masks_at:]
         own.bits[SIGMA, packed] = choices[rho_at] ^ choices[rho_at - 1]  # step 3
-        s = [top - upper, -upper] if factors == 2 else [own.r[part]]  # step 4
-        turned = [(1 - rho - rho) * one for one in s]
-        chosen = [rho * one + forward.product(message.s[i], plane, 1 + i, rho, turned[i])[0] for i, one in enumerate(s)]
+        s = [-upper, self._top(message, bits, rho_at - 1)] if relu else [own.r[part]]  # step 4
+        turned = [(1 - rho - rho).astype(one.dtype) * one for one in s]
+        chosen = []
+        for i, one in enumerate(s):  # behind rho's own pad: every number of a use has a place of its own in the pad
+            d, bit = getattr(message, f"s{i}"), rho.astype(one.dtype)
+            chosen.append(bit * one + forward.product(d, plane, 4 * (1 + i) // d.itemsize, bit, turned[i])[0])
         forward.sent()
         self._backward.extend(choices[plane])
-        answer = self._backward.message(s=("u4", (factors, 1, n)))
-        for i in range(factors):
-            chosen[i] = chosen[i] + self._backward.product(answer.s[i], slice(1), i, rho, turned[i])[0]
-            own.extra[i, part] = chosen[i]
-            if factors == 2:
-                own.extra[2 + i, part] = s[i] - chosen[i]
+        answer = self._backward.message(**factors)
+        for i, one in enumerate(chosen):
+            d, bit = getattr(answer, f"s{i}"), rho.astype(one.dtype)
+            one += self._backward.product(d, slice(1), 4 * i // d.itemsize, bit, turned[i])[0]
         self._backward.sent()
+        own.extra[0, part] = chosen[0]
+        if relu:
+            own.extra[1, part], own.tops[0, part], own.tops[1, part] = s[0], chosen[1], s[1]
 
     def truncation(self, operation: TruncationOperation, own: Own) -> None:
         """Fill all that a party holds for a truncation: numbers as in step 1, thermometers and product as in step 2."""
@@ -247,7 +251,7 @@ class Correlations:
                 nibbles=("u2", (2, 15, n)), group=("u2", (3, n)),
             )  # fmt: skip
             bits = np.unpackbits(choices, axis=1, bitorder="little")
-            numbers = self._numbers(message, bits, operation.shift)
+            numbers, top = self._numbers(message, bits, operation.shift), self._top(message, bits, WORD - 1)
             for k, first in enumerate(UPPER):
                 planes = [*range(first, first + 4)]
                 looked_up = forward.look_up(message.nibbles[k], planes, NIBBLES, bits[planes], THERMOMETERS)
@@ -257,7 +261,9 @@ class Correlations:
             own.product[packed] = np.packbits(product & 1, bitorder="little")
             own.top[packed], own.bits[:, packed] = choices[WORD - 1], choices[WORD:]
             forward.sent()
-            r[part], upper, top = (one[: part.stop - part.start] for one in numbers)
+            top <<= operation.ring(31 - operation.shift)
+            top <<= operation.ring(1)
+            r[part], upper, top = (one[: part.stop - part.start] for one in (*numbers, top))
             v[:, part] = top - upper, -upper
         own.r[:], own.v[:] = r.reshape(own.r.shape), v.reshape(own.v.shape)
 

@@ -11,13 +11,15 @@ No weights are sent masked: the patient's share of A * W comes out of its own ci
 from dopamine_lib.errors import InputError
 from dopamine_lib.inference.network import parties
 from dopamine_lib.inference.network.plan import Plan, Weights
-from dopamine_lib.inference.offline.correlations import FACTORS, Correlations
+from dopamine_lib.inference.offline.correlations import Correlations
 from dopamine_lib.inference.offline.products import PatientProducts, ProviderProducts, pack
 from dopamine_lib.inference.protocols.channel import Channel
 from dopamine_lib.inference.protocols.convolution import ConvolutionOperation
 from dopamine_lib.inference.protocols.normalised import NormalisedOperation
 from dopamine_lib.inference.protocols.operation import PATIENT, PROVIDER, Own
+from dopamine_lib.inference.protocols.pooling import MaximumOperation
 from dopamine_lib.inference.protocols.randomness import fill, fresh_seed
+from dopamine_lib.inference.protocols.relu import ReLU6Operation, ReLUOperation
 from dopamine_lib.inference.protocols.room import RoomOperation
 from dopamine_lib.inference.protocols.truncation import RangeOperation, TruncationOperation
 from dopamine_lib.progress import progress_bar
@@ -25,7 +27,7 @@ from dopamine_lib.progress import progress_bar
 #: The tag of all messages ahead of a query: their order and sizes follow from the plan.
 OFFLINE = 0xD000
 #: How the randomness of each kind of operation but convolutions is made: a method of ``Correlations``.
-MADE = dict.fromkeys(FACTORS, Correlations.comparison) | {
+MADE = dict.fromkeys((ReLUOperation, ReLU6Operation, MaximumOperation), Correlations.comparison) | {
     TruncationOperation: Correlations.truncation,
     RangeOperation: lambda *_: None,  # truncations have what it takes
     RoomOperation: Correlations.room,

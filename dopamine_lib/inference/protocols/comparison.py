@@ -85,14 +85,14 @@ PRODUCTS = [chosen for chosen in _NEEDED if len(chosen) > 1]
 class Comparison(Operation):
     """[x >= 0] for ``count`` elements, as the pair (beta, rho). Subclasses say what follows from it.
 
-    extra    words of an element that a subclass has shared besides
+    extra    what a subclass has shared besides, name=(dtype, numbers of an element)
     watched  of how many elements, the first ones, it is asked whether they are near the ring's end
     coarse   bits of x and r that are left out: 0 or ``COARSE``
     """
 
     rounds = 3
 
-    def __init__(self, count: int, extra: int = 0, watched: int = 0, coarse: int = 0):
+    def __init__(self, count: int, watched: int = 0, coarse: int = 0, **extra: tuple[str, int]):
         self.count, self.comparisons, self.watched, self.coarse = count, count, watched, coarse
         self.opened, masks, products = (8, 9, len(PRODUCTS) + 1) if watched else (6, 7, len(PRODUCTS))
         self.messages = "m = x + r", f"{'eight' if watched else 'six'} masked bits", "beta"
@@ -102,9 +102,8 @@ class Comparison(Operation):
             "thermometer": ("u2", (4, size)),
             "rho": ("u4", (size,)),
             "products": ("u1", (products, packed)),
+            **{name: (dtype, (numbers, size)) for name, (dtype, numbers) in extra.items()},
         }
-        if extra:
-            shares["extra"] = ("u4", (extra, size))
         self.provider = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)))
         self.patient = BufferLayout(r=("u4", (size,)), bits=("u1", (masks, packed)), **shares)
         self.corrections = BufferLayout(**shares)
@@ -128,7 +127,7 @@ class Comparison(Operation):
         self.deal_extra(r, rho, patient, corrections)
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
-        """Fill ``corrections.extra`` from the mask r (n,) and the bits rho (n,)."""
+        """Fill the corrections of ``extra`` from the mask r (n,) and the bits rho (n,)."""
 
     def rest(self, number: int) -> np.uint32:
         """What this party adds to its share before the lower bits go: the patient rounds down, the provider up."""

@@ -115,17 +115,18 @@ def look_up_end(number, m, thermometer, rho, planes, rest):
             rest[start // 8 + k] = block[8 * k + 2]
 
 
-@njit(void(int64, _ROW, uint8[::1], _ROW, _ROWS, int64, _ROW))
-def finish_relu(number, m, beta, rho, extra, shift, out):
+@njit(void(int64, _ROW, uint8[::1], _ROW, _ROWS, uint16[:, ::1], int64, _ROW))
+def finish_relu(number, m, beta, rho, extra, tops, shift, out):
     """Step 5 of ``relu``."""
-    e_0, e_1, e_2, e_3 = extra[0], extra[1], extra[2], extra[3]
-    two, by = _U(2 - number), _U(shift)
+    products, words, products_of_top, top = extra[0], extra[1], tops[0], tops[1]
+    two, by, rest = _U(2 - number), _U(shift), _U(31 - shift)
     for i in range(len(m)):
         # all bits of a word or none: a branch for every element would be guessed wrongly every other time
-        chosen, upper = _U(_U(0) - _U(beta[i])), _U(_U(0) - _U(m[i] >> _U(31)))
+        chosen, clear = _U(_U(0) - _U(beta[i])), _U((m[i] >> _U(31)) - _U(1))
         selected = _U((rho[i] ^ chosen) + (two & chosen))  # rho, or one minus rho
-        if_clear, if_set = e_0[i] ^ (e_0[i] ^ e_1[i]) & upper, e_2[i] ^ (e_2[i] ^ e_3[i]) & upper
-        out[i] = _U(_U(m[i] >> by) * selected) + (if_clear ^ (if_clear ^ if_set) & chosen)
+        product = _U(products[i] + (_U(_U(_U(products_of_top[i]) << rest) << _U(1)) & clear))
+        s = _U(words[i] + (_U(_U(_U(top[i]) << rest) << _U(1)) & clear))
+        out[i] = _U(_U(m[i] >> by) * selected) + (product ^ (product ^ _U(s - product)) & chosen)
 
 
 @njit(void(_ROW, uint32, _ROW, uint16[::1], uint8[::1]))
@@ -181,18 +182,14 @@ def deal_comparison(r_0, r_1, sigma, thermometer_0, rho_0, r, rho, thermometer, 
             after[i] = before[i] ^ np.uint16(_U(_U(2) << (_U(r[i] >> by) & _U(15))) - _U(1))
 
 
-@njit(void(_ROW, uint8[::1], int64, _ROWS, _ROWS))
-def deal_relu(r, rho, shift, extra_0, extra):
+@njit(void(_ROW, uint8[::1], int64, _ROWS, uint16[:, ::1], _ROWS, uint16[:, ::1]))
+def deal_relu(r, rho, shift, extra_0, tops_0, extra, tops):
     """What it deals on top for a ReLU."""
-    by, rest = _U(shift), _U(31 - shift)
+    by = _U(shift)
     for i in range(len(r)):
-        s_1 = _U(_U(0) - _U(r[i] >> by))
-        s_0 = _U(s_1 + _U(_U(_U(r[i] >> _U(31)) << rest) << _U(1)))
-        clear_0, clear_1, set_0, set_1 = (s_0, s_1, _U(0), _U(0)) if rho[i] else (_U(0), _U(0), s_0, s_1)
-        extra[0, i] = _U(clear_0 - extra_0[0, i])
-        extra[1, i] = _U(clear_1 - extra_0[1, i])
-        extra[2, i] = _U(set_0 - extra_0[2, i])
-        extra[3, i] = _U(set_1 - extra_0[3, i])
+        s, top = _U(_U(0) - _U(r[i] >> by)), np.uint16(r[i] >> _U(31))
+        extra[0, i], extra[1, i] = _U(s * rho[i] - extra_0[0, i]), _U(s - extra_0[1, i])
+        tops[0, i], tops[1, i] = np.uint16(top * rho[i] - tops_0[0, i]), np.uint16(top - tops_0[1, i])
 
 
 @njit(void(_ROW, uint8[::1], _ROW, _ROW))

@@ -90,13 +90,20 @@ def look_up_end(number: int, m: Words, thermometer: np.ndarray, rho: Words, plan
             out[packed] = np.packbits(bits & 1 == 1, bitorder="little")
 
 
-def finish_relu(number: int, m: Words, beta: Bits, rho: Words, extra: Words, shift: int, out: Words) -> None:
-    """Step 5 of ``relu``: out (n,) = (m >> shift) [beta ^ rho] + extra[2 beta + msb m]."""
+def finish_relu(
+    number: int, m: Words, beta: Bits, rho: Words, extra: Words, tops: np.ndarray, shift: int, out: Words
+) -> None:
+    """Step 5 of ``relu``: out (n,) = ((m >> shift) + s) [beta ^ rho].
+
+    extra, tops  shares (2, n) of rho s[1] and s[1], and of rho msb(r) and msb(r)
+    """
     for part in _blocks(len(m)):
-        chosen, x, e = beta[part], m[part], extra[:, part]
-        upper = x >> 31
-        out[part] = (x >> shift) * _selected(number, chosen, rho[part])
-        out[part] += _pick(chosen, _pick(upper, e[3], e[2]), _pick(upper, e[1], e[0]))
+        clear = (m[part] >> 31) - np.uint32(1)  # all bits where msb(m) is 0
+        product, s = (
+            e[part] + (t[part].astype(np.uint32) << (31 - shift) << 1 & clear) for e, t in zip(extra, tops, strict=True)
+        )
+        out[part] = (m[part] >> shift) * _selected(number, beta[part], rho[part])
+        out[part] += _pick(beta[part], s - product, product)
 
 
 def pack_masked(x: Words, rest: np.uint32, r: Words, lower: np.ndarray, upper: np.ndarray) -> None:
@@ -149,15 +156,14 @@ def deal_comparison(
             thermometer[k, part] = thermometer_0[k, part] ^ (np.uint16(2**16 - 1) >> (np.uint16(15) - nibble))
 
 
-def deal_relu(r: Words, rho: Bits, shift: int, extra_0: Words, extra: Words) -> None:
-    """extra[2 b + c] = (b ^ rho) s[c] - extra_0[2 b + c], with s as in step 5 of ``relu``."""
+def deal_relu(
+    r: Words, rho: Bits, shift: int, extra_0: Words, tops_0: np.ndarray, extra: Words, tops: np.ndarray
+) -> None:
+    """extra (2, n) = rho s[1] and s[1], with s as in step 5 of ``relu``, less extra_0; tops so of msb(r)."""
     for part in _blocks(len(r)):
-        s_1 = -(r[part] >> shift)
-        s_0 = s_1 + ((r[part] >> 31) << (31 - shift) << 1)
-        for i, s in enumerate((s_0, s_1)):
-            if_set = s & -rho[part].astype(np.uint32)
-            extra[i, part] = if_set - extra_0[i, part]
-            extra[2 + i, part] = s - if_set - extra_0[2 + i, part]
+        s, top = -(r[part] >> shift), (r[part] >> 31).astype(tops.dtype)
+        for i, (word, bit) in enumerate(((s * rho[part], top * rho[part]), (s, top))):
+            extra[i, part], tops[i, part] = word - extra_0[i, part], bit - tops_0[i, part]
 
 
 def deal_maximum(r: Words, rho: Bits, rho_r_0: Words, rho_r: Words) -> None:

@@ -41,7 +41,7 @@ class MaximumOperation(Comparison):
     """
 
     def __init__(self, count: int, watch: bool = True, coarse: int = 0):
-        super().__init__(count, extra=1, watched=count if watch else 0, coarse=coarse)
+        super().__init__(count, count if watch else 0, coarse, extra=("u4", 1))
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
         kernels.active().deal_maximum(r, rho, patient.extra[0], corrections.extra[0])

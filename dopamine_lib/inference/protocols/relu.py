@@ -1,11 +1,12 @@
 """ReLU and truncation in one: shares of x at a fine scale become shares of max(x, 0) >> shift at a coarse one.
 
     5. Where x >= 0, x >> shift is (m >> shift) + s with s = -(r >> shift), plus 2^(32 - shift) if m wrapped around,
-       which for x >= 0 is the case where msb(r) = 1 and msb(m) = 0. So s depends on msb(m) only: s[0] or s[1].
-       Shares of all four u[beta][msb m] = (beta ^ rho) s[msb m] come from the crypto-provider;
-       y = (m >> shift) (beta ^ rho) + u[beta][msb m]. No message.
+       which for x >= 0 is the case where msb(r) = 1 and msb(m) = 0. So s depends on msb(m) only: s[0] or s[1]. From
+       the crypto-provider come shares of s[1], msb(r) and rho times either; of the bits modulo 2^16 where shift allows
+       it, since 2^(32 - shift) times them is all that counts. (beta ^ rho) s[msb m] is rho s[msb m], or s[msb m] less
+       that; y = (m >> shift) (beta ^ rho) + (beta ^ rho) s[msb m]. No message.
 
-Why this hides x: nothing is opened beyond the comparison, and u is shared afresh.
+Why this hides x: nothing is opened beyond the comparison, and all four are shared afresh.
 
 The result is x / 2^shift rounded down or up, at random with the right mean. If each party truncated its own share, it
 would be wrong by 2^(32 - shift) with probability |x| / 2^32. A negative x above -2^15 may come out as x >> shift
@@ -15,6 +16,7 @@ ReLU6 is max(x, 0) - max(x - 6, 0): two such, side by side, where 6 is the provi
 
 from dataclasses import dataclass
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,17 +33,24 @@ class ReLUOperation(Comparison):
 
     def __init__(self, count: int, shift: int, watched: int | None = None):
         watched = count if watched is None else watched
-        super().__init__(count, extra=4, watched=watched, coarse=COARSE if shift >= COARSE else 0)
-        self.shift = shift
+        self.shift, self.top = shift, "u2" if shift <= 16 else "u4"
+        extra = {"extra": ("u4", 2), "tops": (self.top, 2)}
+        super().__init__(count, watched, COARSE if shift >= COARSE else 0, **extra)
+
+    @property
+    def kernels(self) -> ModuleType:
+        """Those in use; NumPy's for shifts that no network needs: the others are compiled for bits modulo 2^16."""
+        return kernels.active() if self.top == "u2" else kernels
 
     def deal_extra(self, r: np.ndarray, rho: np.ndarray, patient: Own, corrections: Own) -> None:
-        kernels.active().deal_relu(r, rho, self.shift, patient.extra, corrections.extra)
+        mine = patient.extra, patient.tops
+        self.kernels.deal_relu(r, rho, self.shift, *mine, corrections.extra, corrections.tops)
 
     def run(self, party: Party, tag: int, own: Own, x: np.ndarray) -> np.ndarray:
         """Shares of max(x, 0) >> shift, of x's shape."""
         m, beta = self.compare(party, tag, own, x.reshape(-1))
         out = np.empty(self.padded, np.uint32)
-        kernels.active().finish_relu(party.number, m, beta, own.rho, own.extra, self.shift, out)  # step 5
+        self.kernels.finish_relu(party.number, m, beta, own.rho, own.extra, own.tops, self.shift, out)  # step 5
         return out[: self.count].reshape(x.shape)
 
 
