@@ -1,7 +1,6 @@
 """The crypto-provider of a session: it hands out randomness, and sees neither image nor model nor answer."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class CryptoProvider:
         self._weight_masks = {i: list(layout.draw(key, i).values()) for i, layout in layouts.items()}
 
     def deal(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The next query's corrections: (number of the operation, bytes) for each; valid until the next but one."""
+        """The next query's corrections: (number of the operation, bytes) for each; valid until the next one."""
         query, self._queries = self._queries, self._queries + 1
         return self._deal(query_key(self.patient_seed, query), query_key(self.provider_seed, query))
 
@@ -43,21 +42,16 @@ class CryptoProvider:
         for i, (_, operation) in enumerate(self.plan.operations):
             patient = operation.patient.draw(patient_key, i, self._scratch("patient", operation.patient))
             provider = operation.provider.draw(provider_key, i, self._scratch("provider", operation.provider))
-            buffer = self._scratch(f"corrections {i % 2}", operation.corrections)
+            buffer = self._scratch("corrections", operation.corrections)
             corrections = operation.corrections.arrays(buffer)
             masks = self._weight_masks.get(i, [])
             operation.deal(Own(**patient), Own(**provider), Own(**corrections), masks, self._space)
             yield i, buffer
 
     def send(self, provider: Channel) -> None:
-        """Send the next query's corrections to the provider over a channel, each while the next are computed."""
-        sending: Future | None = None
-        with ThreadPoolExecutor(1) as sender:
-            for i, corrections in self.deal():
-                if sending:
-                    sending.result()
-                sending = sender.submit(provider.send, TAGS * i, corrections)
-            sending.result()
+        """Send the next query's corrections to the provider over a channel."""
+        for i, corrections in self.deal():
+            provider.send(TAGS * i, corrections)
 
     def _scratch(self, name: str, layout) -> np.ndarray:
         return self._space.array(name, (layout.nbytes,), np.uint8)

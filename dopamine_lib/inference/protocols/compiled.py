@@ -3,17 +3,12 @@
 numba widens sums of uint32 to uint64, hence the casts. It compiles them for these types only, on import, in memory.
 """
 
-from functools import partial
-
-import numba
 import numpy as np
-from numba import int64, uint8, uint16, uint32, uint64, void
+from numba import int64, njit, uint8, uint16, uint32, uint64, void
 
 _U = np.uint32
 _ROW, _ROWS = uint32[::1], uint32[:, ::1]
 _TILE = 512  # columns whose sums stay in the first-level cache
-#: Another thread runs meanwhile: the crypto-provider's, which sends.
-njit = partial(numba.njit, nogil=True)
 
 
 @njit(void(_ROWS, _ROWS, _ROWS))
