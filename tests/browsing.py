@@ -211,6 +211,20 @@ def tab_to(page, name: str, most: int = 15) -> list[str]:
     raise AssertionError(f"Tab does not reach '{name}', only {passed}")
 
 
+def spilling(page) -> list[str]:
+    """What sticks out of the patient's page sideways, whether or not its edge hides that."""
+    return page.evaluate(
+        """() => {
+            const page = document.querySelector('.dopamine-page');
+            const right = page.getBoundingClientRect().right - parseFloat(getComputedStyle(page).paddingRight);
+            return [...page.querySelectorAll('*')].filter(e => {
+                const box = e.getBoundingClientRect();
+                return box.width && box.height && box.right > right + 1 && e.checkVisibility();
+            }).map(e => e.outerHTML.slice(0, 200));
+        }"""
+    )
+
+
 def too_wide(page) -> list[str]:
     """What does not fit into the width of the window."""
     return page.evaluate(

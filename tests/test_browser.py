@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from browsing import Watched, browser, contrasts, names_of_controls, running, tab_to, too_wide
+from browsing import Watched, browser, contrasts, names_of_controls, running, spilling, tab_to, too_wide
 from PIL import Image
 
 from dopamine_lib.data.images import prepare
@@ -233,14 +233,20 @@ def test_keyboard_alone_is_enough(visit, eyes):
 @pytest.mark.slow
 def test_a_phone_need_not_scroll_sideways(visit, eyes):
     page = visit(**PHONE)
-    assert not too_wide(page)
+    assert not too_wide(page) and not spilling(page)
     upload(page, eyes[0].data, "a-rather-long-file-name-without-any-space-in-it-0123456789.jpg")
     ask(page)
     check_answer(page, eyes[0])
     for folded in page.locator("summary").all():
         folded.click()
     page.get_by_role("table", name="The three workers").wait_for()
-    assert not too_wide(page)
+    assert not too_wide(page) and not spilling(page)
+    for element in page.locator("th, .dopamine-page pre").all():  # words stay whole
+        assert element.evaluate("e => getComputedStyle(e).wordBreak") == "normal"
+    role = page.get_by_role("rowheader", name="provider").first
+    assert role.bounding_box()["width"] > 55, "names of workers are broken into letters"
+    page.add_style_tag(content=".dopamine-page button.widget-upload { margin-left: 8px !important; }")
+    assert spilling(page) and not too_wide(page)  # what the page's own edge hides
     page.evaluate("document.querySelector('.dopamine-page').style.minWidth = '400px'")
     assert too_wide(page)  # the check sees what is too wide
 

@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from homework_marks import marks
 from nbclient import NotebookClient
@@ -285,6 +286,33 @@ def test_the_copies_in_the_repository_are_those_of_the_sources(source, copies):
     rounded = [FRACTION.sub(lambda found: f"{float(found[0]):.8f}", text) for text in (stored, made)]
     checksums = [re.sub('"checksum": ".*"', "", text) for text in rounded]
     assert checksums[0] == checksums[1]
+
+
+def test_no_right_answer_fails_for_drawing_oftener_than_the_solution():
+    """Numbers in a student's copy must not depend on how often an answer above draws from the tests' generator."""
+    drawing = [path for path in SOURCES if re.search(r"def \w+\([^)]*\brng\b", path.read_text(encoding="utf-8"))]
+    assert len(drawing) >= 2
+    for path in drawing:
+        names: dict = {}
+        for cell in homework.numbered(path, homework.YEAR).cells:
+            if cell.cell_type != "code":
+                continue
+            visible = re.sub(r"### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS", "", cell.source, flags=re.DOTALL)
+            exec(compile(visible, path.stem, "exec"), names)
+            assert "### BEGIN HIDDEN" not in cell.source or names["points"] == visible.count("passes(") + 1
+            for name in re.findall(r"^def (\w+)\([^)]*\brng\b", cell.source, re.MULTILINE):
+                names[name] = _drawing_once_more(names[name])
+
+
+def _drawing_once_more(answer):
+    """The answer, as somebody writes it who draws one number more."""
+
+    def other(*given):
+        found = answer(*given)
+        [one.random() for one in given if isinstance(one, np.random.Generator)]
+        return found
+
+    return other
 
 
 @every

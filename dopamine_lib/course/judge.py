@@ -239,7 +239,7 @@ class Judge:
 
     def _difference(self, call: Call) -> str:
         if '"generator"' in json.dumps(call.arguments):
-            return f"{call.name}(…): {call.error}" if call.error else ""
+            return f"{call.name}(…): found {call.error or show(unpack(call.outcome))}"  # chance has no right value
         text = f"{call.name}({', '.join(map(show, unpack(call.arguments, lambda at: Named(call.kept[at]))))})"
         expected, right = self._expected(call)
         again, other = self._expected(call) if call.kept else (expected, right)

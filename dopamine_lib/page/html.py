@@ -46,7 +46,8 @@ DISEASES = {"referable": "moderate disease or worse", "sight_threatening": "seve
 STYLE = f"""<style>
 .dopamine-page {{ background: #fff; max-width: 74rem; width: 100%; box-sizing: border-box; padding: 0.5rem 1rem; }}
 .dopamine-page, .dopamine-page .widget-html-content {{ font: 1rem/1.5 sans-serif; color: {INK}; }}
-.dopamine-page .widget-html, .dopamine-page .jupyter-widgets {{ max-width: 100%; overflow: visible; }}
+.dopamine-page .widget-html, .dopamine-page .jupyter-widgets {{ max-width: 100%; overflow: visible;
+  margin-left: 0 !important; margin-right: 0 !important; }}
 .dopamine-page .widget-html-content {{ width: 100%; overflow-wrap: anywhere; }}
 .dopamine-page h1, .dopamine-page h2, .dopamine-page h3 {{ line-height: 1.25; margin: 0.6em 0 0.3em; color: {INK}; }}
 .dopamine-page p, .dopamine-page ul {{ margin: 0.4em 0; max-width: 44rem; }}
@@ -60,7 +61,8 @@ STYLE = f"""<style>
 .dopamine-page table {{ border-collapse: collapse; width: 100%; }}
 .dopamine-page caption {{ text-align: left; font-weight: bold; padding: 0.3em 0; }}
 .dopamine-page th, .dopamine-page td {{ text-align: left; vertical-align: top; padding: 0.25em 0.5em 0.25em 0;
-  font-size: 0.95rem; color: {INK}; background: #fff; }}
+  font-size: 0.95rem; color: {INK}; background: #fff; overflow-wrap: break-word; }}
+.dopamine-page pre {{ white-space: pre-wrap; word-break: normal; }}
 .dopamine-page .bar {{ background: {BLUE}; height: 0.8rem; min-width: 1px; }}
 .dopamine-page .track {{ width: 40%; }}
 .dopamine-page .said {{ border-left: 0.3rem solid {BLUE}; padding-left: 0.7rem; }}
@@ -125,7 +127,7 @@ def about(model: dict) -> str:
             f"What it tells about its training patients is bounded by differential privacy: epsilon {epsilon:.2f} at "
             f"delta {model['delta']:g}, setting {model['setting']}. A bound above 5 excludes hardly any attack."
         )
-    statement = f"<pre style='white-space: pre-wrap'>{html.escape(model['statement'])}</pre>"
+    statement = f"<pre>{html.escape(model['statement'])}</pre>"
     return (
         f"<details><summary>About the model</summary><p>{html.escape(' '.join(said))}</p>"
         f"<p>Its privacy statement:</p>{statement}</details>"
