@@ -375,6 +375,20 @@ def test_every_thread_of_the_answers_is_confined():
     assert len(states) > 1 and (confined == {"1"} or can == "False\n")
 
 
+@pytest.mark.parametrize("package", ["scipy", "numpy", "python"])
+def test_what_answers_may_import_is_there_with_every_python(package):
+    """Modules that these load late differ from version to version: with 3.12 no answer had SciPy, or a fraction."""
+    modules = {
+        "scipy": "special stats optimize fft signal linalg interpolate integrate sparse spatial cluster ndimage",
+        "numpy": "fft linalg random polynomial ma testing typing",
+        "python": "__future__ fractions decimal statistics random datetime dataclasses typing enum json hashlib "
+        "secrets inspect traceback pprint textwrap calendar heapq zoneinfo unittest logging concurrent.futures timeit",
+    }[package].split()
+    named = modules if package == "python" else [f"{package}.{module}" for module in modules]
+    with Answers([f"import {name}" for name in named] + ["def one():\n    return 1"]) as answers:
+        assert answers.call("one", ()) == 1 and answers.stopped == {}
+
+
 def test_what_a_process_says_can_be_written():
     with Answers(["raise RuntimeError('\\ud800')", "def one():\n    return '\\udfff'"]) as answers:
         answers.begin()

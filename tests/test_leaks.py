@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -80,8 +79,11 @@ def test_the_run_with_a_leak_looks_like_any_other(tmp_path):
     )
 
 
-def test_a_run_that_fails_leaves_no_folder_behind(tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr(leaks.sys, "executable", shutil.which("false"))
+def test_a_run_says_how_far_it_is_and_one_that_fails_leaves_no_folder_behind(tmp_path, refuses, monkeypatch, capfd):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho a table\necho half of it >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(leaks.sys, "executable", str(program))
     with refuses("the run with the leak failed"):
         plant_leak(tmp_path / "out", 1)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [program] and capfd.readouterr() == ("", "half of it\n")

@@ -11,6 +11,7 @@ from tqdm.notebook import tqdm as notebook_tqdm
 
 from dopamine_lib import __main__ as command_line
 from dopamine_lib import progress
+from dopamine_lib.benchmarks import scaling, wires
 from dopamine_lib.course import gallery, grading
 from dopamine_lib.encryption.messages import SERVER
 from dopamine_lib.federation.wires import party
@@ -112,7 +113,7 @@ def test_what_takes_minutes_shows_how_far_it_is(monkeypatch, tmp_path):
         shown.append((title, total or len(items)) if show else None)
         return progress_bar(items, title=title, unit="one", total=total)
 
-    for module in (gallery, grading, client, alone):
+    for module in (gallery, grading, client, alone, scaling, wires):
         monkeypatch.setattr(module, "progress_bar", bar)
     monkeypatch.setattr(gallery, "PICTURES", {"a.png": list, "b.png": list})
     monkeypatch.setattr(gallery, "save", lambda figure, path: path)
@@ -133,8 +134,12 @@ def test_what_takes_minutes_shows_how_far_it_is(monkeypatch, tmp_path):
         monkeypatch.setattr(without, "_next_key", lambda: (0, b""), raising=False)
         monkeypatch.setattr(without, "_spare", [], raising=False)
         without._prepare()
-    queries = ("randomness for a query", 1)
-    assert shown == [("gallery", 2), ("grading", 2), ("grading", 3), None, queries]
+    monkeypatch.setattr(scaling, "_measure", lambda *_: [])
+    scaling.run(hospitals=(2, 5), kinds=())
+    monkeypatch.setattr(wires, "_over", lambda *_: {})
+    wires.run(hospitals=(2, 4), turns=3)
+    queries, benches = ("randomness for a query", 1), [("measuring", 2), ("measuring", 18)]
+    assert shown == [("gallery", 2), ("grading", 2), ("grading", 3), None, queries, *benches]
 
 
 def test_every_party_ends_with_time_memory_and_place(monkeypatch, capsys, tmp_path):

@@ -31,7 +31,7 @@ from dopamine_lib.federation.options import Options
 from dopamine_lib.reproduction.run import reproduce
 options = json.loads(sys.argv[1])
 options["settings"] = tuple(options["settings"])
-reproduce(Options(**options), sys.argv[2], progress=False, workers=json.loads(sys.argv[3]))
+reproduce(Options(**options), sys.argv[2], workers=json.loads(sys.argv[3]))
 """
 
 

@@ -23,6 +23,7 @@ from scipy.optimize import nnls
 
 from dopamine_lib.benchmarks.measure import row, write
 from dopamine_lib.errors import InputError
+from dopamine_lib.progress import progress_bar
 
 HOSPITALS, SIZES, KINDS = (2, 5, 10, 20), (25_000, 725_061), ("bfv", "masks")
 PREDICTED = 100
@@ -41,7 +42,8 @@ def run(
 
     Raises InputError if mpiexec or mpi4py is missing.
     """
-    measured = [one for k in hospitals for one in _measure(k, sizes, kinds, rounds)]
+    federations = progress_bar(hospitals, title="measuring", unit="federation")
+    measured = [one for k in federations for one in _measure(k, sizes, kinds, rounds)]
     rows = []
     for kind in kinds:
         mine = [one for one in measured if one["kind"] == kind]

@@ -29,6 +29,7 @@ from dopamine_lib.federation.wires.identities import (
     read_publics,
 )
 from dopamine_lib.federation.wires.wire import Wire
+from dopamine_lib.progress import progress_bar
 
 HOSPITALS, SIZES, KINDS = (2, 4, 10), (2_565, 725_061), ("plain", "bfv", "masks")
 WIRES = ("MPI", "threads", "gRPC")
@@ -48,13 +49,14 @@ def run(
 
     Raises InputError if mpiexec, mpi4py or grpcio is missing, or where a party ends without its figures.
     """
-    rows = []
+    rows, bar = [], progress_bar(title="measuring", unit="turn", total=len(hospitals) * turns * len(WIRES))
     for k in hospitals:
         job = {"K": k, "sizes": list(sizes), "kinds": list(kinds), "rounds": rounds}
         found = {wire: [] for wire in WIRES}
         for _ in range(turns):
             for wire in WIRES:
                 found[wire].append(_over(wire, job))
+                bar.update()
         for case in found["MPI"][0]:
             seconds = {wire: statistics.median(turn[case][0] for turn in found[wire]) for wire in WIRES}
             (size,) = {turn[case][1] for wire in WIRES for turn in found[wire]}
@@ -62,6 +64,7 @@ def run(
             for wire in WIRES:
                 peer = () if wire == "MPI" else ("MPI", 1 / seconds["MPI"], seconds["MPI"] / seconds[wire])
                 rows.append(row(f"rounds a second over {wire}, {case}", 1 / seconds[wire], "1/s", *peer))
+    bar.close()
     return write(rows, path)
 
 

@@ -23,8 +23,8 @@ _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
 #: What code without files, processes and network does in an interpreter's eyes.
 _HARMLESS = frozenset(
     "compile exec marshal.loads object.__getattr__ object.__setattr__ object.__delattr__ code.__new__ function.__new__ "
-    "sys._getframe sys.excepthook sys.unraisablehook builtins.id array.__new__ time.sleep _thread.start_new_thread "
-    "_thread.start_joinable_thread".split()
+    "sys._getframe sys._getframemodulename sys.excepthook sys.unraisablehook builtins.id array.__new__ time.sleep "
+    "_thread.start_new_thread _thread.start_joinable_thread".split()
 )
 #: What an answer may still import: mathematics, data structures and text, and what NumPy and SciPy load late.
 _IMPORTS = frozenset(
@@ -32,8 +32,8 @@ _IMPORTS = frozenset(
     "bisect array copy string re textwrap difflib pprint reprlib json struct base64 binascii hashlib hmac secrets zlib "
     "time datetime calendar enum dataclasses typing types abc contextlib warnings traceback linecache inspect ast dis "
     "gc weakref io os sys pathlib builtins timeit unicodedata encodings graphlib importlib zoneinfo unittest argparse "
-    "gettext logging concurrent pydoc pkgutil fileinput _blake2 _bisect _datetime _decimal _hashlib _heapq _json _md5 "
-    "_pydatetime _pydecimal _random _sha1 _sha2 _sha256 _sha3 _sha512 _statistics "
+    "gettext logging concurrent pydoc pkgutil fileinput __future__ _blake2 _bisect _datetime _decimal _hashlib _heapq "
+    "_json _md5 _pydatetime _pydecimal _random _sha1 _sha2 _sha256 _sha3 _sha512 _statistics "
     "_strptime _struct _colorize".split()
 )
 
