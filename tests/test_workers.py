@@ -22,6 +22,7 @@ from PIL import Image
 
 from dopamine_lib.inference.network.compiler import compile_model
 from dopamine_lib.inference.network.parties import Provider
+from dopamine_lib.inference.network.plan import Plan
 from dopamine_lib.inference.network.serving import load as load_served
 from dopamine_lib.inference.network.serving import thresholds
 from dopamine_lib.inference.protocols import kernels
@@ -489,6 +490,16 @@ def test_without_a_crypto_provider(model, start):
         workers.client(0, at=workers.client.crypto_provider)
     with pytest.raises(ChannelError, match="give its address"):
         start().client(0, at=None)
+
+
+@pytest.mark.parametrize(
+    ("alone", "line"), [(False, "of this version of dopamine-kit"), (True, "another version|closed")]
+)
+def test_a_patient_of_another_version_is_told_so(start, monkeypatch, alone, line):
+    other = type("Plan", (Plan,), {"digest": lambda self: bytes(32)})
+    monkeypatch.setattr("dopamine_lib.inference.workers.client.Plan", other)
+    with pytest.raises(ChannelError, match=line):
+        start(alone=alone).client(0)
 
 
 def test_a_seed_goes_to_its_patient_only_and_once(start, identities, model):

@@ -97,7 +97,10 @@ class _Evaluator:
         mine, theirs = np.frombuffer(self.plan.digest(), np.uint8), np.empty(32, np.uint8)
         self.channel.exchange(DIGEST, mine, theirs)
         if not np.array_equal(mine, theirs):
-            raise ChannelError("the other side follows another plan; get the provider's plan again")
+            raise ChannelError(
+                "the other side follows another plan, or another version of the protocols: get the provider's plan "
+                "again, and install the provider's version of dopamine-kit"
+            )
 
     def _next_key(self) -> tuple[int, bytes]:
         query, self._drawn = self._drawn, self._drawn + 1

@@ -50,6 +50,8 @@ MOST_BYTES = 2**32
 MOST_WORK = 2**34
 #: Tags of the messages that belong to no operation. Tags from 0xC000 on are free for other uses of the channel.
 DIGEST, MODEL, QUERY, ANSWER = 0xBFFC, 0xBFFD, 0xBFFE, 0xBFFF
+#: To be raised by a change of the protocols after which parties would misunderstand messages of the same sizes.
+PROTOCOL = 1
 _NAMES = {DIGEST: "plan's digest", MODEL: "masked weights", QUERY: "query's number", ANSWER: "answer's share"}
 
 
@@ -242,8 +244,12 @@ class Plan:
             raise InputError(f"this is no network's plan ({type(error).__name__}): get it from the provider") from None
 
     def digest(self) -> bytes:
-        """32 bytes that two parties compare to know that they hold the same plan."""
-        return hashlib.sha256(self.to_json().encode()).digest()
+        """32 bytes that two parties compare to know that they hold the same plan, and mean the same by it.
+
+        Another version of the library may draw, deal or send something else for the same layers.
+        """
+        steps = [operation.signature() for _, operation in self.operations]
+        return hashlib.sha256("\n".join([str(PROTOCOL), self.to_json(), *steps]).encode()).digest()
 
 
 def _tuples(value, name: str = ""):

@@ -56,6 +56,11 @@ class BufferLayout:
             at += _rounded(arrays[name].nbytes)
         return arrays
 
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name} {dtype.str} {'x'.join(map(str, shape))}" for name, (dtype, shape) in self.fields.items()
+        )
+
     def draw(self, key: bytes, operation: int, buffer: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The arrays filled with one operation's stream of randomness, in ``buffer`` (nbytes,) where one is given."""
         buffer = np.empty(self.nbytes, np.uint8) if buffer is None else buffer
@@ -116,6 +121,12 @@ class Operation:
     sent_by_patient = sent_by_provider = rounds = comparisons = watched = 0
     #: What its messages are called, in order of their tags.
     messages: tuple[str, ...] = ()
+
+    def signature(self) -> str:
+        """What is drawn, dealt and sent for it, in a line: parties whose libraries differ here must not meet."""
+        layouts = self.patient, self.provider, self.corrections, self.weight_masks
+        sent = f"{self.sent_by_patient}, {self.sent_by_provider}: {', '.join(self.messages)}"
+        return "; ".join([type(self).__name__, *map(str, layouts), sent])
 
     def deal(
         self, patient: Own, provider: Own, corrections: Own, weight_masks: list[np.ndarray], space: Workspace

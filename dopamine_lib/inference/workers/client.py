@@ -240,6 +240,8 @@ class PatientClient:
             channel.send(Tag.JOIN, session)
             channel.send(Tag.JOIN, self.plan.digest())
             return control.receive_bytes(channel, Tag.SEED, control.SEED_BYTES)
+        except ChannelError as error:
+            raise ChannelError(f"{error}; is it the provider's own, and of this version of dopamine-kit?") from None
         finally:
             channel.close()
 

@@ -76,7 +76,11 @@ class CryptoProviderServer(ThreadingServer):
         digest = control.receive_bytes(channel, Tag.JOIN, control.DIGEST_BYTES)
         with self._waiting_lock:
             patient, plan_digest, seed = self._waiting.get(session, (None, None, None))
-            if patient != self.fingerprints[name] or plan_digest != digest:
+            if patient != self.fingerprints[name]:
                 raise ChannelError("asked for a session that is not open for it")
+            if plan_digest != digest:
+                raise ChannelError(
+                    "follows another plan than its provider, or another version of the protocols than we"
+                )
             del self._waiting[session]  # a seed is handed out once
         channel.send(Tag.SEED, seed)
