@@ -83,6 +83,11 @@ def added_to_others(net, x):
     return torch.add(F.adaptive_avg_pool2d(joined + x, 3), net.strided(x)) + net.strided(F.relu(x + x))
 
 
+def pooled_beside(net, x):
+    """A pooling whose output is as large as its input, which is read again."""
+    return F.max_pool2d(x, 5, 1, 2) + x
+
+
 SMALL = {
     "residual blocks": lambda: Written(
         residual, norm=nn.BatchNorm2d(8), norm2=nn.BatchNorm2d(8), conv=nn.Conv2d(8, 8, 3, padding=1),
@@ -103,6 +108,7 @@ SMALL = {
         added_to_others, strided=nn.Conv2d(8, 8, 3, stride=3), one_half=nn.Conv2d(8, 4, 1),
         other_half=nn.Conv2d(8, 4, 1),
     ),
+    "pooling beside what it pools": lambda: Written(pooled_beside),
 }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ OPERATIONS = [
     ReLUOperation(7, 30),
     ReLU6Operation((2, 3, 3), 9),
     RoomOperation(),
-    TruncationOperation((3, 5, 7), 13),
+    TruncationOperation((3, 5, 47), 13),
     TruncationOperation((9, 1, 1), 0, bits=64),
     RangeOperation([105, 9]),
     NormalisedOperation(33, 5, 20),

@@ -140,12 +140,12 @@ def test_messages_are_as_long_as_announced_and_a_mask_bit_masks_one_place(operat
     end = RangeOperation([operation.watched]).sent_by_patient if isinstance(operation, TruncationOperation) else 0
     assert sum(map(len, before.values())) == operation.sent_by_patient + end
     assert len(before) == len(operation.messages) + bool(end)
-    turned = RNG.integers(0, 256, own[0].bits.shape, np.uint8)
+    turned = RNG.integers(1, 256, own[0].bits.shape, np.uint8)
     if isinstance(operation, Comparison):
         turned[SIGMA] = 0  # masks the message that comes after, which depends on the others
     own[0].bits ^= turned
     after, masked = sent(operation, own), 8 if end else 1
-    assert np.array_equal(before[0], after[0]) and ones(before[masked] ^ after[masked]) == ones(turned) > 0
+    assert np.array_equal(before[0], after[0]) and ones(before[masked] ^ after[masked]) == ones(turned)
     if isinstance(operation, Comparison):
         own[0].bits[SIGMA] ^= 0xFF
         assert (sent(operation, own)[2] == ~after[2]).all()

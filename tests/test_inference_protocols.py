@@ -203,6 +203,8 @@ def test_borrow_is_the_lexicographic_comparison_of_nibbles():
         ((3, 2), (2, 3), (1, 1), True),
         ((4, 2), (3, 1), (2, 1), False),
         ((3, 3), (7, 9), (1, 0), True),
+        ((3, 3), (1, 1), (1, 1), False),
+        ((5, 4), (1, 1), (2, 2), False),
     ],
 )
 @pytest.mark.parametrize("shape", [(2, 7, 8), (1, 6, 6), (3, 3, 5)])
@@ -220,8 +222,9 @@ def test_pooling_matches_torch_in_shapes_and_values(shape, kernel, stride, paddi
     wanted = F.max_pool2d(torch.tensor(x).double()[None], kernel, stride, padding, ceil_mode=ceil)[0].numpy()
     axes = tuple(Axis(*one, ceil) for one in zip(kernel, stride, padding, strict=True))
     counts = pair_counts(shape, axes)
+    before = x.copy()
     assert np.array_equal(max_pool(x, axes, [maximum] * len(counts)), wanted)
-    assert sizes == counts
+    assert sizes == counts and np.array_equal(x, before)
 
 
 @pytest.mark.parametrize("outputs", [(1, 1), (2, 3), (4, 4)])

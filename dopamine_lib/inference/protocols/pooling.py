@@ -176,7 +176,7 @@ def max_pool(x: np.ndarray, axes: tuple[Axis, Axis], maxima: list) -> np.ndarray
     for axis in (2, 1):
         first, others = axes[axis - 1].candidates(x.shape[axis])
         before = (slice(None),) * axis
-        best = np.ascontiguousarray(x[(*before, first)])
+        best = x[(*before, first)].copy()  # x itself is still to be read, by the next windows and by other layers
         for windows, elements in others:
             candidate, part = np.ascontiguousarray(x[(*before, elements)]), best[(*before, windows)]
             part[...] = next(remaining)(candidate.reshape(-1), part.reshape(-1)).reshape(part.shape)
